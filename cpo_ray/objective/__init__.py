@@ -1,0 +1,1 @@
+"""The mathematics of CPO in plain torch: token trees, log-probs, losses. No Ray, no vLLM."""

@@ -1,0 +1,119 @@
+"""Log-probs of continuations from packed token trees, without ever holding [tokens, vocabulary].
+
+The LM head runs over chunks of sources, forward and backward; each chunk's logits are recomputed in the backward pass.
+Log-sum-exp, log-probs and their sums are float32 whatever the model's dtype.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cpo_ray.objective.packing import PackedGroups, Tokens, pack_groups, tree_mask
+
+CHUNK_ELEMENTS = 2**23  # logits of one chunk: 32 MiB in float32
+
+
+class EdgeLogProbs(torch.autograd.Function):
+    """log softmax(hidden @ weight.T)[source, target] for E edges whose sources ascend."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_SD: Tensor, weight_VD: Tensor, edge_source_E: Tensor, edge_target_E: Tensor) -> Tensor:
+        """-> (E,) float32, nats."""
+        logp_E = torch.empty(len(edge_source_E), dtype=torch.float32, device=hidden_SD.device)
+        normalizer_S = torch.empty(len(hidden_SD), dtype=torch.float32, device=hidden_SD.device)
+        if hidden_SD.dtype == torch.float64:  # for tests that need more than float32 can show
+            logp_E, normalizer_S = logp_E.double(), normalizer_S.double()
+        for sources, edges in _chunks(hidden_SD, weight_VD, edge_source_E):
+            logits_CV = _logits(hidden_SD[sources], weight_VD)
+            normalizer_S[sources] = torch.logsumexp(logits_CV, dim=-1)
+            source_C, target_C = edge_source_E[edges], edge_target_E[edges]
+            logp_E[edges] = logits_CV[source_C - sources.start, target_C] - normalizer_S[source_C]
+        ctx.save_for_backward(hidden_SD, weight_VD, edge_source_E, edge_target_E, normalizer_S)
+        return logp_E
+
+    @staticmethod
+    def backward(ctx: Any, grad_E: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """d logp[s, t] / d logits[s, v] = [v = t] - softmax(s)[v]."""
+        hidden_SD, weight_VD, edge_source_E, edge_target_E, normalizer_S = ctx.saved_tensors
+        grad_hidden_SD = torch.empty_like(hidden_SD)
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=normalizer_S.dtype)
+        outflow_S = torch.zeros_like(normalizer_S).index_add_(0, edge_source_E, grad_E)
+        for sources, edges in _chunks(hidden_SD, weight_VD, edge_source_E):
+            grad_CV = torch.exp(_logits(hidden_SD[sources], weight_VD) - normalizer_S[sources, None])
+            grad_CV *= -outflow_S[sources, None]
+            grad_CV.index_put_(
+                (edge_source_E[edges] - sources.start, edge_target_E[edges]), grad_E[edges], accumulate=True
+            )
+            grad_CV = grad_CV.to(weight_VD.dtype)
+            grad_hidden_SD[sources] = grad_CV @ weight_VD
+            grad_weight_VD += grad_CV.T @ hidden_SD[sources]
+        return grad_hidden_SD, grad_weight_VD.to(weight_VD.dtype), None, None
+
+
+def candidate_logps(model: PreTrainedModel, packed: PackedGroups) -> Tensor:
+    """Sums of log-probs over each continuation's tokens, EOS included: (B, K) float32, nats."""
+    hidden_SD = source_hidden(model, packed)
+    logp_E: Tensor = EdgeLogProbs.apply(  # type: ignore[no-untyped-call]
+        hidden_SD, lm_head_weight(model), packed.edge_source_E, packed.edge_target_E
+    )
+    sums = torch.zeros(packed.groups * packed.candidates, dtype=logp_E.dtype, device=logp_E.device)
+    return sums.index_add(0, packed.member_candidate_M, logp_E[packed.member_edge_M]).view(packed.groups, -1)
+
+
+def source_hidden(model: PreTrainedModel, packed: PackedGroups) -> Tensor:
+    """Last hidden states at the sources, (S, D)."""
+    hidden_RND = model.get_decoder()(
+        input_ids=packed.input_ids_RN,
+        position_ids=packed.position_ids_RN,
+        attention_mask=tree_mask(packed.subtree_end_RN),
+        use_cache=False,
+    ).last_hidden_state
+    return hidden_RND.flatten(0, 1)[packed.source_S]
+
+
+def gold_logits(
+    model: PreTrainedModel, prompts: Sequence[Tokens], golds: Sequence[Tokens], positions: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """Teacher-forced next-token logits: for row b, (len(positions[b]), V) float32 that predict `golds[b][position]`.
+
+    One forward pass over all rows (the meanfield distribution of section 3 of the paper).
+    """
+    packed = pack_groups(prompts, [[gold] for gold in golds]).to(model.device)
+    hidden_SD = source_hidden(model, packed)
+    # With one candidate a group, the edges of row b in path order are members b, and edge e leaves source e.
+    edges = packed.member_edge_M.split([len(gold) for gold in golds])
+    return [
+        _logits(hidden_SD[packed.edge_source_E[edge[list(where)]]], lm_head_weight(model))
+        for edge, where in zip(edges, positions, strict=True)
+    ]
+
+
+def lm_head_weight(model: PreTrainedModel) -> Tensor:
+    """The LM head's weight, (V, D). Raises ValueError for a head that is more than a matrix."""
+    head: Any = model.get_output_embeddings()
+    extras = [
+        name
+        for name in ("final_logit_softcapping", "logits_scaling", "logit_scale")
+        if getattr(model.config, name, None)
+    ]
+    if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None or extras:
+        raise ValueError(f"{type(model).__name__}: the LM head is not a plain matrix ({extras or head})")
+    weight: Tensor = head.weight
+    return weight
+
+
+def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
+    logits_CV = hidden_CD @ weight_VD.T
+    return logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
+
+
+def _chunks(hidden_SD: Tensor, weight_VD: Tensor, edge_source_E: Tensor) -> list[tuple[slice, slice]]:
+    """Slices of sources with the slices of their edges."""
+    size = max(1, CHUNK_ELEMENTS // weight_VD.shape[0])
+    bounds = torch.arange(0, len(hidden_SD) + size, size).clamp(max=len(hidden_SD))
+    edge_bounds = torch.searchsorted(edge_source_E, bounds.to(edge_source_E.device)).tolist()
+    pairs = zip(bounds.tolist(), bounds.tolist()[1:], edge_bounds, edge_bounds[1:], strict=False)
+    return [(slice(a, b), slice(c, d)) for a, b, c, d in pairs if b > a]

@@ -1,0 +1,90 @@
+"""The rows that pass between the stages.
+
+Shape legend, used as suffixes throughout:
+    B prompts of a batch    K candidates of a group    T tokens    V vocabulary    D hidden size
+    R packed rows           N nodes of a token tree    S sources (positions whose hidden state meets the LM head)
+    E edges (source, target token)
+"""
+
+from typing import Literal, TypedDict, get_args
+
+import pyarrow as pa
+
+CandidateKind = Literal["gold", "autoregressive", "batch", "meanfield", "truncation", "unhelpful"]
+CANDIDATE_KINDS: tuple[str, ...] = get_args(CandidateKind)
+NEGATIVE_KINDS = CANDIDATE_KINDS[1:]
+
+
+class Example(TypedDict):
+    """One prompt with its ground-truth response, as text and as tokens."""
+
+    id: str  # sha256 of the content, 16 hex digits, stable across runs
+    source: str
+    category: str
+    prompt: str  # with the template applied
+    response: str
+    prompt_ids: list[int]
+    response_ids: list[int]  # ends with EOS
+
+
+class Group(TypedDict):
+    """One prompt with its K candidates: the atom from sampling to the optimizer. Candidate 0 is the gold."""
+
+    id: str
+    prompt: str
+    prompt_ids: list[int]
+    candidate_kind: list[str]  # (K,)
+    candidate_ids: list[list[int]]  # (K, T_k)
+    candidate_text: list[str]  # (K,)
+    similarity: list[float]  # (K,) cosine to the gold's embedding
+    rank: list[int]  # (K,) a permutation; lower is better; rank[0] = 0
+    ref_logps: list[float]  # (K,) nats, summed over the continuation's tokens
+
+
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("category", pa.string()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("response_ids", pa.list_(pa.int32())),
+    ]
+)
+
+GROUP_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("candidate_kind", pa.list_(pa.string())),
+        ("candidate_ids", pa.list_(pa.list_(pa.int32()))),
+        ("candidate_text", pa.list_(pa.string())),
+        ("similarity", pa.list_(pa.float32())),
+        ("rank", pa.list_(pa.int32())),
+        ("ref_logps", pa.list_(pa.float64())),
+    ]
+)
+
+
+class Generation(TypedDict):
+    """One model's answer to one test prompt: a line of generations/<model>/<decoding>.jsonl."""
+
+    id: str
+    prompt: str
+    reference: str  # the ground-truth response
+    response: str
+    tokens: int  # generated tokens, EOS not counted
+    finish_reason: str  # "stop" or "length"
+
+
+class Verdict(TypedDict):
+    """The judge's word on one pair: a line of verdicts/<model>/<decoding>.jsonl."""
+
+    id: str
+    outcome: Literal["win", "loss", "tie", "invalid"]  # of the candidate
+    answers: list[str]  # what the judge said, one per order asked
+    flipped: bool  # the two orders disagreed
+    candidate_words: int  # whitespace-separated
+    reference_words: int

@@ -1,0 +1,123 @@
+"""A run: one configuration, one directory, one owner at a time."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cpo_ray.artifacts import (
+    Artifact,
+    Builder,
+    canonical,
+    describe_environment,
+    find_artifact,
+    lock_run,
+    make_artifact,
+    write_json,
+)
+from cpo_ray.cluster import LazyRay, ray_cluster
+from cpo_ray.config import RunConfig, parse_config, stage_inputs
+from cpo_ray.errors import ArtifactError, ConfigError, RunMismatchError
+from cpo_ray.metrics import MetricsLog
+from cpo_ray.progress import say
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage is given."""
+
+    config: RunConfig
+    root: Path
+    ray: LazyRay
+
+    @cached_property
+    def metrics(self) -> MetricsLog:
+        """The run's metrics.jsonl."""
+        return MetricsLog(self.root / "metrics.jsonl")
+
+    def make(self, name: str, inputs: dict[str, Any], build: Builder) -> Artifact:
+        """Reuse the artifact `name` where its inputs are the same, else build it; say which, and why."""
+        before = find_artifact(self.root, name)
+        artifact = make_artifact(self.root, name, inputs, build)
+        if artifact.reused:
+            say(f"  [green]reused[/] {name}: same inputs, made {artifact.manifest.created}")
+        else:
+            why = "" if before is None else f" again: {_changed(before.manifest.inputs, inputs)} changed"
+            say(
+                f"  [green]made[/] {name}{why} in {artifact.manifest.seconds:.0f} s: {_brief(artifact.manifest.summary)}"
+            )
+        for warning in artifact.manifest.summary.get("warnings", []):
+            say(f"  [yellow]warning[/] {warning}")
+        return artifact
+
+    def current(self, name: str, inputs: dict[str, Any]) -> bool:
+        """Would `make` reuse this artifact?"""
+        artifact = find_artifact(self.root, name)
+        return artifact is not None and artifact.manifest.inputs == json.loads(canonical(inputs))
+
+    def need(self, name: str, stage: str) -> Artifact:
+        """An artifact that an earlier stage has made. Raises ArtifactError naming the stage where it has not."""
+        artifact = find_artifact(self.root, name)
+        if artifact is None:
+            raise ArtifactError(f"{self.root / name} is not there yet: run the stage `{stage}` first")
+        return artifact
+
+
+@contextlib.contextmanager
+def open_run(config: RunConfig, root: Path, *, accept_changes: bool) -> Iterator[Run]:
+    """Own the run directory and check that it belongs to this configuration.
+
+    Raises RunInUseError naming the owner, or RunMismatchError listing every field that differs.
+    """
+    with lock_run(root), ray_cluster(config.cluster) as ray:
+        stored = root / "config.json"
+        if stored.exists() and not accept_changes:
+            _refuse_changes(root, json.loads(stored.read_text(encoding="utf-8")), config)
+        write_json(stored, config.model_dump(mode="json"))
+        write_json(root / "environment.json", describe_environment(config.seed))
+        yield Run(config, root, ray)
+
+
+def _refuse_changes(root: Path, stored: dict[str, Any], config: RunConfig) -> None:
+    try:
+        before = _flatten(stage_inputs(parse_config(stored, str(root / "config.json"))))
+    except ConfigError:  # written by a version with other keys: compare what it says, word for word
+        before = _flatten(stored)
+    after = _flatten(stage_inputs(config))
+    differing = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    if differing:
+        width = max(len(key) for key in differing)
+        lines = [f"  {key:<{width}}  {before.get(key)!r} -> {after.get(key)!r}" for key in differing]
+        raise RunMismatchError(
+            f"{root} was made with another configuration:\n" + "\n".join(lines) + "\n"
+            "Give another --run-dir, or --accept-changes to redo in place what these fields touch."
+        )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> str:
+    old, new = _flatten(before), _flatten(json.loads(canonical(after)))
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+
+
+def _brief(summary: dict[str, Any]) -> str:
+    words = []
+    for key, value in summary.items():
+        if isinstance(value, bool | int | str):
+            words.append(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}")
+        elif isinstance(value, float):
+            words.append(f"{key} {value:.4g}")
+    return ", ".join(words)

@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from cpo_ray.objective import logprobs
+from cpo_ray.objective.logprobs import candidate_logps, gold_logits, lm_head_weight
+from cpo_ray.objective.packing import pack_groups
+from tests.objective.conftest import random_groups, separate_logps, tiny_model
+
+
+def gradients(model, scalar):
+    return torch.cat([g.flatten() for g in torch.autograd.grad(scalar, list(model.parameters()))])
+
+
+@pytest.mark.parametrize("chunk", [logprobs.CHUNK_ELEMENTS, 7 * 97, 97])
+def test_packed_equals_separate_in_float64(model_name, chunk, monkeypatch):
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk)
+    model = tiny_model(model_name, torch.float64)
+    prompts, candidates = random_groups(seed=1)
+    separate = separate_logps(model, prompts, candidates)
+    packed = candidate_logps(model, pack_groups(prompts, candidates))
+    torch.testing.assert_close(packed, separate, rtol=1e-9, atol=1e-9)
+    weights = torch.randn_like(separate)
+    expected = gradients(model, (separate * weights).sum())
+    # Llama's norm computes in float32 whatever the dtype, so its gradients agree to that.
+    tolerance = 1e-9 if model_name == "gpt2" else 1e-5
+    assert (gradients(model, (packed * weights).sum()) - expected).norm() <= tolerance * expected.norm()
+
+
+def test_packed_equals_separate_in_float32(model_name):
+    model = tiny_model(model_name, torch.float32)
+    prompts, candidates = random_groups(seed=2)
+    with torch.no_grad():
+        packed = candidate_logps(model, pack_groups(prompts, candidates))
+        separate = separate_logps(model, prompts, candidates)
+    assert packed.dtype == torch.float32
+    torch.testing.assert_close(packed.double(), separate, rtol=1e-4, atol=1e-4)
+
+
+def test_packing_with_others_changes_nothing(model_name):
+    model = tiny_model(model_name, torch.float64)
+    prompts, candidates = random_groups(seed=3, groups=6)
+    together = candidate_logps(model, pack_groups(prompts, candidates))
+    alone = [candidate_logps(model, pack_groups([p], [c]))[0] for p, c in zip(prompts, candidates, strict=True)]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-9, atol=1e-9)
+
+
+def test_log_probs_are_float32_under_bf16():
+    model = tiny_model("llama", torch.bfloat16)
+    prompts, candidates = random_groups(seed=4)
+    with torch.no_grad():
+        packed = candidate_logps(model, pack_groups(prompts, candidates))
+    assert packed.dtype == torch.float32
+    torch.testing.assert_close(packed.double(), separate_logps(model, prompts, candidates), rtol=2e-2, atol=0.5)
+
+
+def test_gold_logits_predict_the_asked_positions(model_name):
+    model = tiny_model(model_name, torch.float32)
+    prompts, candidates = random_groups(seed=5)
+    golds = [group[0] for group in candidates]
+    positions = [[0, len(gold) - 1] for gold in golds]
+    with torch.no_grad():
+        logits = gold_logits(model, prompts, golds, positions)
+        for got, prompt, gold, where in zip(logits, prompts, golds, positions, strict=True):
+            full = model(torch.tensor([prompt + gold])).logits[0]
+            torch.testing.assert_close(got, full[[len(prompt) - 1 + p for p in where]], rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_that_is_more_than_a_matrix_is_refused():
+    model = tiny_model("llama", torch.float32)
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(ValueError, match="final_logit_softcapping"):
+        lm_head_weight(model)

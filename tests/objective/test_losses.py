@@ -1,0 +1,80 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpo_ray.objective.losses import cpo_loss, gold_first, initial_cpo_loss, mle_loss, reward_margin
+
+
+def test_equation_1_by_hand():
+    # s = 2 * (policy - ref) = (2, 0, -2)
+    policy, ref = torch.tensor([[-1.0, -3.0, -5.0]]), torch.tensor([[-2.0, -3.0, -4.0]])
+    by_hand = math.log(math.exp(2) + 1 + math.exp(-2)) - 2
+    assert cpo_loss(policy, ref, beta=2.0).item() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_equation_6_by_hand():
+    # s = (2, 0, -2); ranks put candidate 2 second: the order is 0, 2, 1.
+    policy, ref = torch.tensor([[-1.0, -3.0, -5.0]]), torch.tensor([[-2.0, -3.0, -4.0]])
+    first = math.log(math.exp(2) + math.exp(-2) + 1) - 2
+    second = math.log(math.exp(-2) + 1) + 2
+    loss = cpo_loss(policy, ref, 2.0, ranks_BK=torch.tensor([[0, 2, 1]]))
+    assert loss.item() == pytest.approx(first + second, abs=1e-6)
+
+
+def test_two_candidates_are_dpo():
+    policy, ref = torch.randn(6, 2), torch.randn(6, 2)
+    dpo = -F.logsigmoid(0.3 * ((policy[:, 0] - ref[:, 0]) - (policy[:, 1] - ref[:, 1])))
+    torch.testing.assert_close(cpo_loss(policy, ref, 0.3), dpo)
+    torch.testing.assert_close(cpo_loss(policy, ref, 0.3, ranks_BK=torch.tensor([[0, 1]] * 6)), dpo)
+
+
+@given(st.integers(2, 16))
+def test_the_loss_starts_at_log_k(k):
+    logps, valid = torch.randn(3, k), torch.ones(3, k, dtype=torch.bool)
+    ranks = torch.stack([torch.cat([torch.tensor([0]), 1 + torch.randperm(k - 1)]) for _ in range(3)])
+    assert cpo_loss(logps, logps, 5.0).mean().item() == pytest.approx(math.log(k), abs=1e-4)
+    assert cpo_loss(logps, logps, 5.0, ranks).mean().item() == pytest.approx(math.lgamma(k + 1), abs=1e-4)
+    assert initial_cpo_loss(valid, ranked=False) == pytest.approx(math.log(k))
+    assert initial_cpo_loss(valid, ranked=True) == pytest.approx(math.lgamma(k + 1))
+
+
+def test_the_paper_s_k_starts_at_the_known_numbers():
+    valid = torch.ones(1, 12, dtype=torch.bool)
+    assert initial_cpo_loss(valid, ranked=False) == pytest.approx(2.4849, abs=1e-4)
+    assert initial_cpo_loss(valid, ranked=True) == pytest.approx(19.9872, abs=1e-4)
+
+
+@pytest.mark.parametrize("ranked", [False, True])
+def test_a_masked_candidate_is_as_if_absent(ranked):
+    policy = torch.randn(4, 5, requires_grad=True)
+    ref = torch.randn(4, 5)
+    ranks = torch.tensor([[0, 3, 1, 4, 2]] * 4) if ranked else None
+    valid = torch.tensor([[True, True, False, True, True]] * 4)
+    kept = [0, 1, 3, 4]
+    fewer = torch.tensor([[0, 2, 3, 1]] * 4) if ranked else None
+    masked = cpo_loss(policy, ref, 2.0, ranks, valid)
+    torch.testing.assert_close(masked, cpo_loss(policy[:, kept], ref[:, kept], 2.0, fewer))
+    (gradient,) = torch.autograd.grad(masked.sum(), policy)
+    assert gradient.isfinite().all()
+    assert (gradient[:, 2] == 0).all()
+
+
+def test_all_negatives_masked_is_no_loss():
+    valid = torch.tensor([[True, False, False]])
+    policy, ref = torch.randn(1, 3, requires_grad=True), torch.randn(1, 3)
+    for ranks in (None, torch.tensor([[0, 1, 2]])):
+        assert cpo_loss(policy, ref, 5.0, ranks, valid).item() == pytest.approx(0.0, abs=1e-6)
+    assert initial_cpo_loss(valid, ranked=True) == 0.0
+
+
+def test_metrics_by_hand():
+    scores = torch.tensor([[1.0, 0.0, 4.0], [2.0, 0.0, -2.0]])
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+    assert reward_margin(scores, valid).item() == pytest.approx(((1 - 0) + (2 - -1)) / 2)
+    assert gold_first(scores, valid).tolist() == [True, True]
+    assert gold_first(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)).tolist() == [False]
+    assert mle_loss(torch.tensor([-3.0, -5.0]), tokens=4).item() == 2.0
