@@ -1,0 +1,1 @@
+"""From groups to models: Ray Train carries DeepSpeed."""

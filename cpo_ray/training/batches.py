@@ -1,0 +1,39 @@
+"""Which rows a step trains on, and which of them each worker takes: a pure function of (seed, step).
+
+The global batch does not depend on the number of workers, so a run that resumes on another topology sees the same data.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches of `size` row numbers out of `rows`, reshuffled every epoch; an epoch's end may fall within a batch."""
+
+    rows: int
+    size: int
+    seed: int
+
+    def at(self, step: int) -> list[int]:
+        """The global batch of a step, counted from 0."""
+        first = step * self.size
+        return [int(self._epoch(i // self.rows)[i % self.rows]) for i in range(first, first + self.size)]
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+
+
+def deal(batch: list[int], costs: list[int], workers: int, microbatches: int) -> list[list[list[int]]]:
+    """Share a global batch out: [worker][microbatch] -> row numbers, equally many each, evenly by cost.
+
+    costs: one number per entry of `batch`. Rows go out from the costliest down, back and forth, so that the forward
+    passes that all workers run side by side take alike. len(batch) must be a multiple of workers * microbatches.
+    """
+    hands: list[list[int]] = [[] for _ in range(workers * microbatches)]
+    order = sorted(range(len(batch)), key=lambda i: (-costs[i], i))
+    for turn, index in enumerate(order):
+        lap, seat = divmod(turn, len(hands))
+        hands[seat if lap % 2 == 0 else -1 - seat].append(batch[index])
+    return [[hands[m * workers + w] for m in range(microbatches)] for w in range(workers)]

@@ -1,0 +1,93 @@
+"""DeepSpeed: the only file that imports it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cpo_ray.config import TrainingConfig
+from cpo_ray.objective.logprobs import candidate_logps, lm_head_weight
+from cpo_ray.objective.packing import PackedGroups
+from cpo_ray.training.models import export_model, load_model
+from cpo_ray.training.task import Task
+
+
+class Policy(nn.Module):
+    """The model seen as a function from packed groups to log-probs: what DeepSpeed wraps."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, packed: PackedGroups) -> Tensor:
+        """(B, K) float32, nats."""
+        return candidate_logps(self.model, packed)
+
+
+def start_engine(task: Task) -> Any:
+    """Load the model and hand it to DeepSpeed with its AdamW. The process group is Ray Train's."""
+    import deepspeed  # here, because importing it costs seconds and the driver never needs it
+
+    model = load_model(task.model, task.training.precision)
+    policy = Policy(model)
+    if task.training.zero_stage == 3:
+        # The head is used outside its own module's forward, where ZeRO-3 would not gather it.
+        deepspeed.zero.register_external_parameter(policy, lm_head_weight(model))
+    engine, *_ = deepspeed.initialize(
+        model=policy,
+        model_parameters=parameter_groups(policy, task.training.weight_decay),
+        config=deepspeed_config(task.training, cuda=task.cuda),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def deepspeed_config(training: TrainingConfig, *, cuda: bool) -> dict[str, Any]:
+    """Our section in DeepSpeed's words. The schedule is ours (`schedule.py`): DeepSpeed holds no scheduler."""
+    adam = {"lr": training.learning_rate, "weight_decay": training.weight_decay, "torch_adam": not cuda}
+    return {
+        "train_batch_size": training.prompts_per_step,
+        "train_micro_batch_size_per_gpu": training.prompts_per_microbatch,
+        "gradient_clipping": training.clip_norm,
+        "optimizer": {"type": "AdamW", "params": adam},
+        "zero_optimization": {"stage": training.zero_stage},
+        "bf16": {"enabled": training.precision == "bf16"},
+        "steps_per_print": 10**9,
+    }
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases and norms do not."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def set_learning_rate(engine: Any, rate: float) -> None:
+    """For the next optimizer step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def export_final(engine: Any, source: str | Path, folder: Path) -> None:
+    """Gather the weights (every worker takes part) and write them on rank 0 as a Hugging Face directory."""
+    weights = None
+    if engine.zero_optimization_stage() == 3:
+        gathered = engine._zero3_consolidated_16bit_state_dict()  # noqa: SLF001 - DeepSpeed has no public name for it
+        weights = {name.removeprefix("model."): tensor for name, tensor in (gathered or {}).items()}
+    if dist.get_rank() == 0:
+        export_model(engine.module.model, weights, source, folder)
+
+
+def optimizer_step(engine: Any) -> float:
+    """Finish a microbatch; on the last of a step, clip and update. Returns the gradient's global norm before clipping."""
+    plain = 0.0
+    if engine.zero_optimization_stage() == 0:  # DeepSpeed keeps no norm there, and the gradients are gone afterwards
+        plain = float(nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
+    engine.step()
+    norm = engine.get_global_grad_norm()
+    return plain if norm is None else float(norm)
