@@ -1,0 +1,242 @@
+"""The embedded task's families: what is asked, in which words, and what the right answer is.
+
+A family draws a question and words it; a response is one of its phrasings around the answer. Phrasings never hold an
+answer word, so a judge who drops the phrasings' words from a response is left with the answer alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+NAMES = ("Mara", "Otto", "Fern", "Ivan", "Lena", "Hugo", "Nina", "Omar", "Ruth", "Sven", "Tara", "Yuri")
+TOWNS = ("Arlen", "Corby", "Delft", "Exton", "Fairby", "Genoa", "Holm", "Kelso", "Luton", "Morley")
+HERD = ("goats", "hens", "cows", "ducks", "pigs", "bees", "cats", "ponies")
+KINDS = {
+    "animals": ("goat", "hen", "wolf", "rabbit", "fox", "donkey", "tiger"),
+    "fruits": ("apple", "pear", "plum", "lemon", "cherry", "banana", "fig"),
+    "tools": ("hammer", "drill", "wrench", "ladder", "shovel", "axe", "knife"),
+    "colours": ("red", "blue", "green", "yellow", "purple", "black", "white"),
+    "vehicles": ("car", "bus", "truck", "boat", "bicycle", "plane", "tram"),
+    "furniture": ("chair", "bed", "desk", "sofa", "cupboard", "bench", "stool"),
+}
+WORDS = tuple(word for words in KINDS.values() for word in words)
+ORDINALS = ("first", "second", "third")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: the words for the phrasing's slots, the right answer as it is written, and the passage, if any."""
+
+    slots: dict[str, str]
+    answer: tuple[str, ...]
+    context: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of question. Phrasings are this file's own, so `str.format` meets no foreign text."""
+
+    name: str
+    draw: Callable[[Random], Question]
+    instructions: tuple[str, ...]
+    responses: tuple[str, ...]
+
+
+def _numbers(rng: Random, count: int, low: int = 1, high: int = 30) -> list[int]:
+    return rng.sample(range(low, high + 1), count)
+
+
+def _items(values: list[str] | list[int]) -> dict[str, str]:
+    return {"items": ", ".join(map(str, values))}
+
+
+def _addition(rng: Random) -> Question:
+    a, b = rng.randint(1, 20), rng.randint(1, 20)
+    return Question({"a": str(a), "b": str(b)}, (str(a + b),))
+
+
+def _subtraction(rng: Random) -> Question:
+    b, a = sorted(_numbers(rng, 2, 1, 25))
+    return Question({"a": str(a), "b": str(b)}, (str(a - b),))
+
+
+def _extreme(rng: Random) -> Question:
+    numbers = _numbers(rng, rng.randint(2, 3))
+    extreme, pick = rng.choice([("largest", max), ("smallest", min)])
+    return Question({"extreme": extreme, **_items(numbers)}, (str(pick(numbers)),))
+
+
+def _sequence(rng: Random) -> Question:
+    start, step = rng.randint(1, 30), rng.randint(1, 6)
+    terms = [start + step * n for n in range(5)]
+    if rng.random() < 0.3:
+        terms.reverse()
+    return Question(_items(terms[:4]), (str(terms[4]),))
+
+
+def _two_step(rng: Random) -> Question:
+    had, bought, sold = rng.randint(6, 15), rng.randint(1, 5), rng.randint(1, 5)
+    slots = {
+        "name": rng.choice(NAMES),
+        "thing": rng.choice(HERD),
+        "had": str(had),
+        "more": str(bought),
+        "sold": str(sold),
+    }
+    return Question(slots, (str(had + bought - sold),))
+
+
+def _sort_numbers(rng: Random) -> Question:
+    numbers = _numbers(rng, 3)
+    order, descending = rng.choice([("smallest to largest", False), ("largest to smallest", True)])
+    answer = tuple(map(str, sorted(numbers, reverse=descending)))
+    return Question({"order": order, **_items(numbers)}, answer)
+
+
+def _sort_words(rng: Random) -> Question:
+    words = rng.sample(WORDS, rng.randint(2, 3))
+    return Question(_items(words), tuple(sorted(words)))
+
+
+def _reverse(rng: Random) -> Question:
+    words = rng.sample(WORDS, rng.randint(2, 3))
+    return Question(_items(words), tuple(reversed(words)))
+
+
+def _position(rng: Random) -> Question:
+    words = rng.sample(WORDS, rng.randint(3, 4))
+    place, word = rng.choice([*zip(ORDINALS, words, strict=False), ("last", words[-1])])
+    return Question({"place": place, **_items(words)}, (word,))
+
+
+def _count(rng: Random) -> Question:
+    word, other = rng.sample(WORDS, 2)
+    items = [word] * rng.randint(1, 4) + [other] * rng.randint(1, 3)
+    rng.shuffle(items)
+    return Question({"word": word, **_items(items)}, (str(items.count(word)),))
+
+
+def _odd_one_out(rng: Random) -> Question:
+    common, strange = rng.sample(sorted(KINDS), 2)
+    odd = rng.choice(KINDS[strange])
+    items = [*rng.sample(KINDS[common], 3), odd]
+    rng.shuffle(items)
+    return Question(_items(items), (odd,))
+
+
+def _word_length(rng: Random) -> Question:
+    extreme, pick = rng.choice([("longest", max), ("shortest", min)])
+    while True:
+        words = rng.sample(WORDS, rng.randint(2, 3))
+        length = pick(map(len, words))
+        if [len(word) for word in words].count(length) == 1:
+            return Question({"extreme": extreme, **_items(words)}, (pick(words, key=len),))
+
+
+def _left_out(rng: Random) -> Question:
+    words = rng.sample(WORDS, rng.randint(2, 3))
+    missing = rng.choice(words)
+    kept = [word for word in words if word != missing]
+    return Question({"items": ", ".join(words), "kept": ", ".join(kept)}, (missing,))
+
+
+def _farm(rng: Random) -> tuple[list[str], list[str], list[int], str]:
+    """Two keepers, their kinds of animals, how many of them, and the passage that tells it."""
+    names, herd, counts = rng.sample(NAMES, 2), rng.sample(HERD, 2), _numbers(rng, 2)
+    verb = rng.choice(["keeps", "owns", "has"])
+    told = zip(names, counts, herd, strict=True)
+    return names, herd, counts, " ".join(f"{name} {verb} {count} {things}." for name, count, things in told)
+
+
+def _how_many(rng: Random) -> Question:
+    names, herd, counts, passage = _farm(rng)
+    n = rng.randrange(2)
+    return Question({"name": names[n], "thing": herd[n]}, (str(counts[n]),), passage)
+
+
+def _who(rng: Random) -> Question:
+    names, herd, _, passage = _farm(rng)
+    n = rng.randrange(2)
+    return Question({"thing": herd[n]}, (names[n],), passage)
+
+
+def _fill_in(rng: Random) -> Question:
+    names, towns = rng.sample(NAMES, 2), rng.sample(TOWNS, 2)
+    pets, colours = rng.sample(KINDS["animals"], 2), rng.sample(KINDS["colours"], 2)
+    lines = [
+        f"{name}: {town}, {pet}, {colour}" for name, town, pet, colour in zip(names, towns, pets, colours, strict=True)
+    ]
+    n = rng.randrange(2)
+    sentence, answer = rng.choice(
+        [
+            (f"{names[n]} lives in", towns[n]),
+            (f"The pet of {names[n]} is a", pets[n]),
+            (f"The door of {names[n]} is painted", colours[n]),
+        ]
+    )
+    return Question({"sentence": sentence}, (answer,), "\n".join(lines))
+
+
+_PICK = ("It is {answer}.", "The right choice is {answer}.", "I would pick {answer}.", "{answer} is what you want.",
+         "That would be {answer}.", "My answer is {answer}.")  # fmt: skip
+_RESULT = ("The result is {answer}.", "That makes {answer}.", "You get {answer}.", "It comes to {answer} in all.",
+           "{answer} is the result.", "My answer is {answer}.")  # fmt: skip
+_LISTED = ("The list becomes {answer}.", "Here is the new order: {answer}.", "You get {answer}.", "In that order: {answer}.",
+           "It should read {answer}.", "The result is {answer}.")  # fmt: skip
+_NOTED = ("The text says {answer}.", "According to the passage, it is {answer}.", "That would be {answer}.",
+          "It says {answer} there.", "{answer}, as the passage tells.", "My answer is {answer}.")  # fmt: skip
+
+FAMILIES = (
+    Family("addition", _addition, (
+        "What is {a} plus {b}?", "Add {a} and {b}.", "Work out {a} + {b}.", "Find the sum of {a} and {b}.",
+        "How much do {a} and {b} make together?"), (*_RESULT, "The sum is {answer}.", "They add up to {answer}.")),
+    Family("subtraction", _subtraction, (
+        "What is {a} minus {b}?", "Take {b} away from {a}.", "Work out {a} - {b}.", "Subtract {b} from {a}.",
+        "How much is left of {a} without {b}?"), (*_RESULT, "The difference is {answer}.", "What remains is {answer}.")),
+    Family("extreme", _extreme, (
+        "Which number is the {extreme}: {items}?", "Pick the {extreme} number: {items}.", "Find the {extreme} of {items}.",
+        "Of the numbers {items}, which is the {extreme}?"), _PICK),
+    Family("sequence", _sequence, (
+        "What comes next: {items}?", "Continue the sequence {items}.", "Which number follows {items}?",
+        "{items} - what is the next number?"), (*_PICK, "The next number is {answer}.", "It goes on with {answer}.")),
+    Family("two_step", _two_step, (
+        "{name} had {had} {thing}, bought {more} more and sold {sold}. How many are left?",
+        "Of {had} {thing} and {more} new ones, {name} sold {sold}. How many remain?",
+        "{name} has {had} {thing}, gets {more} more, then sells {sold}. What is left?"),
+        (*_RESULT, "There are {answer} left.", "What remains is {answer}.")),
+    Family("sort_numbers", _sort_numbers, (
+        "Sort from {order}: {items}.", "Put these numbers in order, {order}: {items}.", "Order {items} from {order}.",
+        "Arrange the numbers {items} from {order}."), (*_LISTED, "Sorted, they are {answer}.")),
+    Family("sort_words", _sort_words, (
+        "Sort alphabetically: {items}.", "Put these words in alphabetical order: {items}.", "Order {items} from A to Z.",
+        "Arrange the words {items} alphabetically."), (*_LISTED, "Sorted, they are {answer}.")),
+    Family("reverse", _reverse, (
+        "Reverse this list: {items}.", "Say {items} backwards.", "Turn the list {items} around.",
+        "List {items} from last to first."), (*_LISTED, "Backwards it goes {answer}.")),
+    Family("position", _position, (
+        "Which is the {place} word: {items}?", "Name the {place} item of {items}.", "What comes {place} in {items}?",
+        "Give me the {place} of these: {items}."), _PICK),
+    Family("count", _count, (
+        "How often does {word} appear: {items}?", "Count the word {word} in {items}.", "How many times is {word} in {items}?",
+        "In {items}, how many are {word}?"), (*_RESULT, "I count {answer}.", "It appears {answer} times.")),
+    Family("odd_one_out", _odd_one_out, (
+        "Which is the odd one out: {items}?", "Find the word that does not fit: {items}.",
+        "One of these is not like the others: {items}.", "Of {items}, which does not belong?"),
+        (*_PICK, "The odd one out is {answer}.", "{answer} does not fit.")),
+    Family("word_length", _word_length, (
+        "Which word is the {extreme}: {items}?", "Find the {extreme} word: {items}.",
+        "Of {items}, which word is the {extreme}?", "Name the {extreme} of the words {items}."), _PICK),
+    Family("left_out", _left_out, (
+        "Which word of {items} is missing from {kept}?", "{items} became {kept}. What was left out?",
+        "What is in {items} but not in {kept}?", "From {items} to {kept}: which word is gone?"),
+        (*_PICK, "The missing word is {answer}.", "What is gone is {answer}.")),
+    Family("how_many", _how_many, (
+        "How many {thing} does {name} have?", "Tell me the number of {thing} of {name}.", "Count the {thing} of {name}.",
+        "What number of {thing} belongs to {name}?"), (*_NOTED, "The number is {answer}.", "There are {answer} of them.")),
+    Family("who", _who, (
+        "Who has {thing}?", "Name the owner of the {thing}.", "To whom do the {thing} belong?", "Whose are the {thing}?"),
+        (*_NOTED, "The owner is {answer}.", "They belong to {answer}.")),
+    Family("fill_in", _fill_in, (
+        "Complete the sentence: {sentence} ...", "Finish this: {sentence} ...", "Fill the gap: {sentence} ___.",
+        "Which word is missing? {sentence} ___."), (*_NOTED, "The missing word is {answer}.", "The gap takes {answer}.")),
+)  # fmt: skip

@@ -1,0 +1,146 @@
+"""How text becomes tokens: a tokenizer trained on the training split, or one that is loaded."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cpo_ray.config import TokenizerConfig
+from cpo_ray.errors import DataError
+
+EOS = "<|endoftext|>"
+PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""Words and punctuation keep the space before them, as in GPT-2. Digits stand alone, as in Llama, so numbers share them."""
+
+LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
+
+Tokenizer = Any  # transformers.PreTrainedTokenizerFast, which has no types to import
+
+
+def make_tokenizer(config: TokenizerConfig, training_texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that `config` asks for, with EOS and padding set. `training_texts` serve only where it is trained.
+
+    Raises DataError where it cannot be loaded or has no EOS token.
+    """
+    if config.path is None:
+        return train_tokenizer(training_texts, config.vocabulary_size)
+    return load_tokenizer(config.path)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
+    """A byte-level BPE: any text survives a round trip. Equal texts give equal tokenizers.
+
+    The vocabulary is smaller than `vocabulary_size` where the texts run out of pairs to merge.
+    """
+    from tokenizers import Regex, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return _wrap(backend)
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+    """A directory (Hugging Face, or `*vocab.json` and `*merges.txt`) or a hub id. No remote code is run.
+
+    Raises DataError where it cannot be loaded or has no EOS token.
+    """
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "tokenizer.json").exists() and not (folder / "tokenizer_config.json").exists():
+        vocabularies, merges = sorted(folder.glob("*vocab.json")), sorted(folder.glob("*merges.txt"))
+        if len(vocabularies) == len(merges) == 1:
+            return _load_gpt2(vocabularies[0], merges[0])
+    elif not folder.is_dir() and (folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1):
+        raise DataError(f"data.tokenizer.path: there is no directory {path}")
+    return _load_pretrained(path)
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+    """Token ids of each text. `special` adds what the tokenizer puts around a text (a Llama's BOS).
+
+    A text that spells out a special token (`<|endoftext|>`) stays text: it never becomes that token.
+    """
+    encoded = tokenizer(list(texts), add_special_tokens=special, split_special_tokens=True, verbose=False)
+    return [list(ids) for ids in encoded["input_ids"]]
+
+
+def _wrap(backend: Any) -> Tokenizer:
+    from tokenizers import decoders
+    from transformers import PreTrainedTokenizerFast
+
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=EOS, pad_token=EOS, clean_up_tokenization_spaces=False
+    )
+
+
+def _load_gpt2(vocabulary_file: Path, merges_file: Path) -> Tokenizer:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, pre_tokenizers
+
+    vocabulary = _read_vocabulary(vocabulary_file)
+    merges = _read_merges(merges_file, vocabulary)
+    backend = Backend(models.BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return _wrap(backend)
+
+
+def _read_vocabulary(file: Path) -> dict[str, int]:
+    try:
+        vocabulary = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is not a JSON vocabulary: {error}") from None
+    if not isinstance(vocabulary, dict) or not all(type(index) is int and index >= 0 for index in vocabulary.values()):
+        raise DataError(f"{file} is not a vocabulary: an object from token to id is expected")
+    if EOS not in vocabulary:
+        raise DataError(f"{file} has no {EOS}, so a response could not end")
+    return vocabulary
+
+
+def _read_merges(file: Path, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8: byte {error.start}") from None
+    merges = []
+    for number, line in enumerate(lines, 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        left, _, right = line.partition(" ")
+        if not {left, right, left + right} <= vocabulary.keys():
+            raise DataError(f"{file}:{number}: the merge {line!r} does not fit the vocabulary beside it")
+        merges.append((left, right))
+    return merges
+
+
+def _load_pretrained(path: str) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:
+        # `tokenizers` raises bare Exception for a file it cannot read. Its subclasses are named one by one.
+        if type(error) is not Exception and not isinstance(error, LOAD_ERRORS):
+            raise
+        first_line = str(error).strip().split("\n")[0]
+        raise DataError(
+            f"data.tokenizer.path: {path} cannot be loaded as a tokenizer, neither as a directory (with tokenizer.json, "
+            f"or with one *vocab.json and one *merges.txt) nor as a hub id: {type(error).__name__}: {first_line}"
+        ) from None
+    if tokenizer.eos_token_id is None:
+        raise DataError(f"data.tokenizer.path: the tokenizer {path} has no EOS token, so a response could not end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

@@ -1,0 +1,74 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpo_ray.data.splits import split_prompts
+from cpo_ray.errors import DataError
+
+Sizes = dict[str, int]
+
+
+@st.composite
+def prompts_and_sizes(draw: st.DrawFn) -> tuple[list[str], Sizes]:
+    """Prompts of which some recur, but with enough unique ones that every size can be met."""
+    counts = draw(st.lists(st.integers(2, 4), max_size=6))
+    recurring = [f"again {n}" for n, count in enumerate(counts) for _ in range(count)]
+    prompts = draw(st.permutations([*recurring, *(f"once {n}" for n in range(12 + len(recurring)))]))
+    wanted = {name: draw(st.integers(0, 4)) for name in ("train", "validation", "test")}
+    return prompts, wanted
+
+
+@given(prompts_and_sizes(), st.integers(0, 2**32))
+def test_sizes_are_exact_and_no_prompt_is_on_two_sides(case: tuple[list[str], Sizes], seed: int) -> None:
+    prompts, sizes = case
+    splits = split_prompts(prompts, sizes, seed)
+    assert {name: len(rows) for name, rows in splits.items()} == sizes
+    placed = [row for rows in splits.values() for row in rows]
+    assert len(set(placed)) == len(placed)
+    sides = [{prompts[row] for row in rows} for rows in splits.values()]
+    assert sum(map(len, sides)) == len(set.union(*sides))
+
+
+@given(prompts_and_sizes(), st.integers(0, 2**32), st.randoms(use_true_random=False))
+def test_order_of_the_file_does_not_matter(case: tuple[list[str], Sizes], seed: int, rng: object) -> None:
+    prompts, sizes = case
+    shuffled = list(prompts)
+    rng.shuffle(shuffled)  # type: ignore[attr-defined]
+
+    def texts(rows: list[str]) -> dict[str, list[str]]:
+        return {name: [rows[index] for index in indices] for name, indices in split_prompts(rows, sizes, seed).items()}
+
+    assert texts(prompts) == texts(shuffled)
+
+
+def test_seed_decides() -> None:
+    prompts = [f"prompt {n}" for n in range(100)]
+    sizes = {"train": 50, "validation": 0, "test": 50}
+    assert split_prompts(prompts, sizes, 1) == split_prompts(prompts, sizes, 1)
+    assert split_prompts(prompts, sizes, 1)["test"] != split_prompts(prompts, sizes, 2)["test"]
+
+
+def test_other_sizes_leave_the_test_rows_alone() -> None:
+    prompts = [f"prompt {n}" for n in range(100)]
+    alone = split_prompts(prompts, {"train": 10, "validation": 0, "test": 30}, 17)
+    beside = split_prompts(prompts, {"train": 40, "validation": 30, "test": 30}, 17)
+    assert alone["test"] == beside["test"]
+
+
+def test_rows_of_one_prompt_do_not_stay_neighbours() -> None:
+    prompts = ["the same"] * 50 + [f"prompt {n}" for n in range(50)]
+    rows = split_prompts(prompts, {"train": 100, "validation": 0, "test": 0}, 17)["train"]
+    assert Counter(rows) == Counter(range(100))
+    assert len({prompts[row] for row in rows[:20]}) > 3
+
+
+def test_too_few_rows_shows_the_arithmetic() -> None:
+    with pytest.raises(DataError, match=r"9 usable rows, but train 5 \+ validation 2 \+ test 3 = 10: 1 too few"):
+        split_prompts([str(n) for n in range(9)], {"train": 5, "validation": 2, "test": 3}, 17)
+
+
+def test_whole_prompts_that_do_not_fit_are_explained() -> None:
+    with pytest.raises(DataError, match=r"data.test_rows 3 cannot be filled: 2 rows fit"):
+        split_prompts(["a", "a", "b", "b", "c", "c"], {"train": 2, "validation": 0, "test": 3}, 17)
