@@ -1,0 +1,1 @@
+"""From models to endpoints: the weight-space ensemble and Ray Serve."""
