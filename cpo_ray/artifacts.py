@@ -87,7 +87,6 @@ def make_artifact(root: Path, name: str, inputs: dict[str, Any], build: Builder)
     _prepare_partial(partial, inputs)
     started = time.monotonic()
     summary = build(partial)
-    (partial / INPUTS).unlink()
     manifest = Manifest(
         inputs=inputs,
         files=_describe_files(partial),
@@ -97,6 +96,7 @@ def make_artifact(root: Path, name: str, inputs: dict[str, Any], build: Builder)
     )
     write_json(partial / MANIFEST, asdict(manifest))
     _replace_folder(partial, path)
+    (path / INPUTS).unlink()
     return Artifact(name, path, manifest)
 
 
@@ -241,6 +241,8 @@ def _prepare_partial(partial: Path, inputs: dict[str, Any]) -> None:
     """Keep a partial folder that was begun with the same inputs; else begin anew."""
     begun = partial / INPUTS
     if begun.is_file() and begun.read_text(encoding="utf-8") == canonical(inputs):
+        for torn in partial.rglob(".*.tmp"):  # a killed writer's
+            torn.unlink()
         return
     if partial.exists():
         shutil.rmtree(partial)
@@ -252,6 +254,8 @@ def _prepare_partial(partial: Path, inputs: dict[str, Any]) -> None:
 def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     described = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if file in (folder / INPUTS, folder / MANIFEST):
+            continue
         entry: dict[str, Any] = {"sha256": _sha256(file), "bytes": file.stat().st_size}
         if file.suffix == ".parquet":
             entry["rows"] = pq.ParquetFile(file).metadata.num_rows

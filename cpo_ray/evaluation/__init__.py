@@ -1,0 +1,1 @@
+"""From endpoints to numbers one can believe: generation, judge, MAUVE, statistics, report."""

@@ -1,0 +1,167 @@
+"""Asking an OpenAI-compatible API many things at once: bounded, patient, resumable."""
+
+import asyncio
+import email.utils
+import hashlib
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from cpo_ray.artifacts import canonical, read_jsonl, write_atomically
+from cpo_ray.errors import ServiceError
+
+RETRIED = {408, 409, 425, 429}  # and every 5xx
+FIRST_WAIT_S = 0.5
+LONGEST_WAIT_S = 60.0
+LONGEST_RETRY_AFTER_S = 600.0
+
+Item = TypeVar("Item")
+
+
+class Client:
+    """POSTs JSON with a key, trying again after 429, 5xx, timeouts and dropped connections. An async context manager."""
+
+    def __init__(self, url: str, key: str, retries: int, timeout_s: float = 600.0) -> None:
+        self.retries = retries
+        self.url = url.rstrip("/")
+        self.http = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=httpx.Timeout(timeout_s, connect=30.0),
+            limits=httpx.Limits(max_connections=None),
+            trust_env=False,  # a proxy from the environment would see the key
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.http.aclose()
+
+    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The JSON object answered to `body`.
+
+        Raises ServiceError after 1 + `retries` tries, and at once for a refusal that trying again cannot cure (401, 404, ...).
+        """
+        problem = ""
+        for attempt in range(1 + self.retries):
+            wanted = 0.0
+            try:
+                response = await self.http.post(f"{self.url}{path}", json=body)
+                if response.is_success:
+                    answer = response.json()
+                    if isinstance(answer, dict):
+                        return answer
+                    problem = f"answered {type(answer).__name__}, not an object"
+                else:
+                    problem = f"HTTP {response.status_code}: {response.text[:300]}"
+                    if response.status_code not in RETRIED and not response.is_server_error:
+                        raise ServiceError(f"{self.url}{path} refused the request: {problem}")
+                    wanted = retry_after(response.headers.get("retry-after", ""))
+            except httpx.TransportError as error:
+                problem = f"{type(error).__name__}: {error}"
+            except json.JSONDecodeError as error:
+                problem = f"the answer is not JSON: {error}"
+            if wanted > LONGEST_RETRY_AFTER_S:
+                raise ServiceError(f"{self.url}{path} asks to wait {wanted:.0f} s ({problem}). Run again later.")
+            if attempt < self.retries:
+                await asyncio.sleep(wanted + jittered(attempt))
+        raise ServiceError(f"{self.url}{path} failed {1 + self.retries} times; the last: {problem}")
+
+
+def jittered(attempt: int) -> float:
+    """Seconds to wait after try `attempt` (from 0): doubling, capped, and spread so that clients do not return together."""
+    return random.uniform(0.5, 1.0) * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)
+
+
+def retry_after(header: str) -> float:
+    """Seconds that a Retry-After header asks for, given as seconds or as a date; 0 where it says nothing usable."""
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def run_bounded(items: Iterable[Item], concurrency: int, work: Callable[[Item], Awaitable[None]]) -> Awaitable[None]:
+    """`await work(item)` for every item, at most `concurrency` at once. The first error ends the others and is raised."""
+
+    async def run() -> None:
+        queue = iter(items)
+
+        async def worker() -> None:
+            for item in queue:
+                await work(item)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(worker())
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+
+    return run()
+
+
+class Journal:
+    """Answers on disk as they come, found again by the content of what was asked. A kill loses only the line being written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        _drop_torn_line(path)
+        self.entries: dict[str, Any] = {row["key"]: row["value"] for row in read_jsonl(path)}
+        self.file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.entries
+
+    def __getitem__(self, key: str) -> Any:
+        return self.entries[key]
+
+    def add(self, key: str, value: Any) -> None:
+        """Keep `value`, handed to the operating system before this returns."""
+        self.entries[key] = value
+        self.file.write(canonical({"key": key, "value": value}) + "\n")
+        self.file.flush()
+
+    def sort(self) -> None:
+        """Rewrite the file in key order, so that equal answers make equal files whatever order they came in."""
+        self.file.close()
+        with write_atomically(self.path) as temporary:
+            lines = [canonical({"key": key, "value": value}) + "\n" for key, value in sorted(self.entries.items())]
+            temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def content_key(content: Any) -> str:
+    """SHA-256 of a JSON value, hexadecimal."""
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def write_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Write JSONL atomically, one line per row, in the rows' order."""
+    with write_atomically(path) as temporary:
+        temporary.write_text("".join(canonical(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut what a killed writer left after the last newline: a line appended to it would be lost with it."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)

@@ -1,0 +1,113 @@
+"""Every model answers the test prompts through the endpoint: same prompts, same seeds, same order."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cpo_ray.artifacts import Summary
+from cpo_ray.config import DecodingConfig
+from cpo_ray.errors import ServiceError
+from cpo_ray.evaluation.client import Client, Journal, content_key, run_bounded, write_rows
+from cpo_ray.records import Generation
+
+RETRIES = 8
+
+
+def generate_answers(
+    url: str,
+    key: str,
+    model: str,
+    examples: Sequence[Mapping[str, Any]],
+    decoding: DecodingConfig,
+    max_tokens: int,
+    seed: int,
+    concurrency: int,
+    out: Path,
+    on_row: Callable[[], None],
+) -> Summary:
+    """Ask `model` at `url` (ending in /v1) to continue each example's `prompt_ids`; write records.Generation rows to `out`.
+
+    `examples` have the fields of records.Example. Answers are at most `max_tokens` tokens, EOS included. Row i's draws
+    are seeded by (`seed`, its id), so they do not depend on `concurrency` or on what was asked before. Finished rows
+    wait in `<out>.partial` and are not asked again after a kill; `out` appears whole, in the order of `examples`.
+    `on_row()` is called once per row. Returns {"rows", "tokens", "mean_tokens", "truncated", "empty"}.
+
+    Raises ServiceError where the endpoint refuses or keeps failing.
+    """
+    bodies = [
+        {
+            "model": model,
+            "prompt": [int(token) for token in example["prompt_ids"]],
+            "max_tokens": max_tokens,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "top_k": decoding.top_k,
+            "seed": row_seed(seed, example["id"]),
+        }
+        for example in examples
+    ]
+    journal_path = out.with_name(f"{out.name}.partial")
+    with Journal(journal_path) as journal:
+        asyncio.run(_ask_all(Client(url, key, RETRIES), bodies, journal, concurrency, on_row))
+        rows = [_to_row(example, journal[content_key(body)]) for example, body in zip(examples, bodies, strict=True)]
+    write_rows(out, rows)
+    journal_path.unlink()
+    return _summarise(rows)
+
+
+def row_seed(seed: int, row_id: str) -> int:
+    """A 31-bit seed from the run's seed and the row's id."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:generation:{row_id}".encode()).digest()[:4], "big") >> 1
+
+
+async def _ask_all(
+    client: Client, bodies: list[dict[str, Any]], journal: Journal, concurrency: int, on_row: Callable[[], None]
+) -> None:
+    async def ask(body: dict[str, Any]) -> None:
+        key = content_key(body)
+        if key not in journal:
+            journal.add(key, _read_answer(await client.post("/completions", body), body))
+        on_row()
+
+    async with client:
+        await run_bounded(bodies, concurrency, ask)
+
+
+def _read_answer(answer: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    """Text, tokens and finish reason. The API counts the EOS that ended an answer; we do not."""
+    try:
+        choice, completion_tokens = answer["choices"][0], int(answer["usage"]["completion_tokens"])
+        text, finish_reason = str(choice["text"]), str(choice["finish_reason"])
+    except (KeyError, IndexError, TypeError) as error:
+        raise ServiceError(f"{body['model']} answered without {error}: {str(answer)[:300]}") from None
+    if finish_reason not in {"stop", "length"}:
+        raise ServiceError(f"{body['model']} stopped for an unknown reason: {finish_reason}")
+    return {
+        "response": text,
+        "tokens": completion_tokens - (finish_reason == "stop"),
+        "finish_reason": finish_reason,
+    }
+
+
+def _to_row(example: Mapping[str, Any], answer: dict[str, Any]) -> Generation:
+    return Generation(
+        id=example["id"],
+        prompt=example["prompt"],
+        reference=example["response"],
+        response=answer["response"],
+        tokens=answer["tokens"],
+        finish_reason=answer["finish_reason"],
+    )
+
+
+def _summarise(rows: list[Generation]) -> Summary:
+    tokens = sum(row["tokens"] for row in rows)
+    return {
+        "rows": len(rows),
+        "tokens": tokens,
+        "mean_tokens": round(tokens / len(rows), 2) if rows else 0.0,
+        "truncated": sum(row["finish_reason"] == "length" for row in rows),
+        "empty": sum(not row["response"].strip() for row in rows),
+    }

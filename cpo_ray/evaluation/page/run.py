@@ -1,0 +1,177 @@
+"""What a run directory holds, read for the report. Whatever a run that stopped early lacks is simply not there."""
+
+import json
+import re
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from cpo_ray.artifacts import read_jsonl
+from cpo_ray.errors import ArtifactError
+from cpo_ray.evaluation.statistics import INVALID, SCORES
+from cpo_ray.records import Generation, Verdict
+
+Rows = list[dict[str, Any]]
+ByModel = dict[str, dict[str, Rows]]  # model -> decoding -> rows
+
+EXAMPLE_GROUPS = 2
+MERGED = re.compile(r"merged-(\d+(?:\.\d+)?)$")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training stage's metrics, by step."""
+
+    train: Rows
+    validation: Rows
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the report is made from. Empty or None is what the run directory does not hold."""
+
+    root: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    curves: dict[str, Curve]  # stage -> curve
+    manifests: dict[str, dict[str, Any]]  # artifact -> manifest
+    kinds: dict[str, dict[str, Any]]  # candidate kind -> sampling statistics
+    groups: Rows  # the first few, as examples
+    categories: dict[str, str]  # test row -> category
+    generations: ByModel
+    verdicts: ByModel
+    mauve: dict[str, dict[str, dict[str, Any]]]  # model -> decoding -> scores
+
+    @property
+    def name(self) -> str:
+        """The run's name, or its directory's."""
+        return str(self.config.get("name") or self.root.resolve().name)
+
+    @property
+    def models(self) -> list[str]:
+        """Models with answers, verdicts or scores: reference, mle, cpo, merged by alpha, then others."""
+        return sorted({*self.generations, *self.verdicts, *self.mauve}, key=_model_order)
+
+    @property
+    def decodings(self) -> list[str]:
+        """Decodings in the configuration's order; the first is the one that the summary shows."""
+        there = {
+            name for part in (self.generations, self.verdicts, self.mauve) for found in part.values() for name in found
+        }
+        known = [name for name in (self.config.get("generation") or {}).get("decodings") or {} if name in there]
+        return known + sorted(there - set(known))
+
+    @property
+    def candidates(self) -> int | None:
+        """K, or None where the configuration does not say."""
+        negatives = (self.config.get("sampling") or {}).get("negatives")
+        return 1 + sum(negatives.values()) if negatives else None
+
+
+def alpha_of(model: str) -> float | None:
+    """The weight of MLE in a model of the weight-space ensemble: cpo is 0, mle is 1."""
+    merged = MERGED.match(model)
+    return float(merged[1]) if merged else {"cpo": 0.0, "mle": 1.0}.get(model)
+
+
+def read_run(root: Path) -> Run:
+    """Read a run directory. Raises ArtifactError where it is not there, or a file in it is damaged (naming the file)."""
+    if not root.is_dir():
+        raise ArtifactError(f"no run directory {root}. `cpo-ray run CONFIG` makes one.")
+    groups = root / "groups" / "train"
+    return Run(
+        root=root,
+        config=_read_object(root / "config.json"),
+        environment=_read_object(root / "environment.json"),
+        curves=_read_curves(root / "metrics.jsonl"),
+        manifests=_read_manifests(root),
+        kinds=_read_object(groups / "stats.json"),
+        groups=_read_first(groups),
+        categories=_read_categories(root / "data"),
+        generations=_read_answers(root / "generations", Generation.__required_keys__),
+        verdicts=_read_answers(root / "verdicts", Verdict.__required_keys__),
+        mauve=_read_object(root / "mauve" / "scores.json"),
+    )
+
+
+def _model_order(model: str) -> tuple[int, float, str]:
+    merged = MERGED.match(model)
+    first = {"reference": 0, "mle": 1, "cpo": 2}
+    return (3, float(merged[1]), model) if merged else (first.get(model, 4), 0.0, model)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path} holds no JSON object")
+    return value
+
+
+def _read_curves(path: Path) -> dict[str, Curve]:
+    """Rows by stage. A step that a restart repeated counts once: its last row."""
+    stages: dict[str, tuple[dict[int, Any], dict[int, Any]]] = {}
+    for number, row in enumerate(read_jsonl(path) if path.is_file() else [], 1):
+        try:
+            stage, step = row["stage"], row["step"]
+        except (KeyError, TypeError):
+            raise ArtifactError(f"{path}:{number} has no stage or step") from None
+        train, validation = stages.setdefault(stage, ({}, {}))
+        if "validation" in row:
+            validation[step] = {"step": step, **row["validation"]}
+        else:
+            train[step] = row
+    return {
+        stage: Curve([train[step] for step in sorted(train)], [validation[step] for step in sorted(validation)])
+        for stage, (train, validation) in stages.items()
+    }
+
+
+def _read_manifests(root: Path) -> dict[str, dict[str, Any]]:
+    """Manifests of finished artifacts, oldest first. A folder that begins with a dot is not finished."""
+    found = {}
+    for path in [*root.glob("*/manifest.json"), *root.glob("*/*/manifest.json")]:
+        name = path.parent.relative_to(root)
+        if not any(part.startswith(".") for part in name.parts) and name.parts[0] != "report":
+            found[name.as_posix()] = _read_object(path)
+    return dict(sorted(found.items(), key=lambda item: (str(item[1].get("created", "")), item[0])))
+
+
+def _read_first(folder: Path) -> Rows:
+    """The first groups of the first shard."""
+    for shard in sorted(folder.glob("*.parquet")):
+        for batch in pq.ParquetFile(shard).iter_batches(batch_size=EXAMPLE_GROUPS):
+            return batch.to_pylist()
+    return []
+
+
+def _read_categories(data: Path) -> dict[str, str]:
+    categories: dict[str, str] = {}
+    for path in [*data.glob("test.parquet"), *sorted(data.glob("test/*.parquet"))]:
+        table = pq.read_table(path, columns=["id", "category"])
+        categories.update(zip(table["id"].to_pylist(), table["category"].to_pylist(), strict=True))
+    return categories
+
+
+def _read_answers(folder: Path, keys: AbstractSet[str]) -> ByModel:
+    """<model>/<decoding>.jsonl, by model and decoding."""
+    answers: ByModel = {}
+    for path in sorted(folder.glob("*/*.jsonl")):
+        if not path.parent.name.startswith("."):
+            rows = read_jsonl(path)
+            for number, row in enumerate(rows, 1):
+                lacking = sorted(keys - row.keys()) if isinstance(row, dict) else sorted(keys)
+                if lacking:
+                    raise ArtifactError(f"{path}:{number} lacks {', '.join(lacking)}")
+                if row.get("outcome", INVALID) not in {*SCORES, INVALID}:
+                    raise ArtifactError(f"{path}:{number}: outcome {row['outcome']!r} is none of {[*SCORES, INVALID]}")
+            answers.setdefault(path.parent.name, {})[path.stem] = rows
+    return answers

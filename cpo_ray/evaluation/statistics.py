@@ -1,0 +1,140 @@
+"""How sure we are: an interval per win rate, paired differences on the same prompts, Holm's correction.
+
+A verdict is `win`, `tie`, `loss` or `invalid` (of the candidate against the ground truth). A tie counts as half; an
+invalid verdict is no verdict, and is left out.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import binom, norm
+
+SCORES = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+INVALID = "invalid"
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Win rate of A minus win rate of B over the prompts on which both have a valid verdict."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float  # two-sided, of no difference
+    n: int  # prompts compared
+    excluded: int  # prompts left out: invalid, or unanswered, on either side
+
+
+def win_rate_interval(outcomes: Sequence[str], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+    """The win rate with ties as half, and its score interval: (rate, low, high), each in [0, 1].
+
+    With b wins, c losses and n valid verdicts, the rate is (1 + d) / 2 where d = (b - c) / n estimates
+    P(win) - P(loss). So an interval for d is one for the rate. We take Tango's score interval for d (Statistics in
+    Medicine 17, 1998), which inverts the score test with the probability of a tie as nuisance parameter. Why this one:
+
+    - Without ties it *is* Wilson's interval. Wilson's formula with half-counted ties would claim the variance
+      p(1 - p); the variance is p(1 - p) - P(tie)/4, so that interval is too wide, by far when ties are many.
+    - A bootstrap over rows handles ties but collapses to a point when all verdicts agree, which is exactly where
+      certainty is least deserved. The score interval does not, and needs neither seed nor resampling.
+
+    Invalid verdicts are left out. Raises ValueError where no valid verdict is left, or an outcome is unknown.
+    """
+    counts = _count(outcomes)
+    wins, losses, n = counts["win"], counts["loss"], counts["win"] + counts["loss"] + counts["tie"]
+    if n == 0:
+        raise ValueError("no valid verdicts: a win rate needs at least one win, tie or loss")
+    z = float(norm.ppf(0.5 + confidence / 2))
+    estimate = (wins - losses) / n
+    nudge = 1e-9  # with ties alone the score is 0 / 0 exactly at the estimate
+
+    def excess(d: float, sign: float) -> float:
+        return sign * (wins - losses - n * d) - z * math.sqrt(_score_variance(d, wins, losses, n))
+
+    low = -1.0 if losses == n else brentq(excess, -1.0, estimate - nudge, args=(1.0,))
+    high = 1.0 if wins == n else brentq(excess, estimate + nudge, 1.0, args=(-1.0,))
+    return (1 + estimate) / 2, (1 + low) / 2, (1 + high) / 2
+
+
+def paired_difference(
+    outcomes_a: Mapping[str, str],
+    outcomes_b: Mapping[str, str],
+    seed: int,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+) -> Difference:
+    """Win rate of A minus win rate of B, compared prompt by prompt: row id -> outcome on both sides.
+
+    The interval is the percentile bootstrap over prompts: each resample draws prompts, with both verdicts, with
+    replacement. The p-value is the exact sign-flip test: were the models equally good, every prompt's difference would
+    be as likely with the other sign. It stays exact where few prompts tell the models apart and the bootstrap, which
+    then is too narrow, does not; so the p-value decides what is called significant.
+
+    A prompt that is invalid or missing on either side is left out and counted. Raises ValueError where none is left.
+    """
+    unknown = (set(outcomes_a.values()) | set(outcomes_b.values())) - {*SCORES, INVALID}
+    if unknown:
+        raise ValueError(f"unknown outcomes {sorted(unknown)}; expected {[*SCORES, INVALID]}")
+    ids = sorted(outcomes_a.keys() | outcomes_b.keys())
+    valid = [key for key in ids if outcomes_a.get(key) in SCORES and outcomes_b.get(key) in SCORES]
+    if not valid:
+        raise ValueError("no prompt has a valid verdict on both sides")
+    # A difference is -1, -1/2, 0, 1/2 or 1. Counting in halves makes resampling a multinomial draw, and the test exact.
+    halves = np.array([round(2 * (SCORES[outcomes_a[key]] - SCORES[outcomes_b[key]])) for key in valid])
+    n = len(valid)
+    values = np.arange(-2, 3)
+    counts = np.array([(halves == value).sum() for value in values])
+    draws = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples) @ values / (2 * n)
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Difference(
+        value=float(halves.sum() / (2 * n)),
+        low=float(low),
+        high=float(high),
+        p_value=_sign_flip(int(halves.sum()), ones=int(counts[0] + counts[4]), halves=int(counts[1] + counts[3])),
+        n=n,
+        excluded=len(ids) - n,
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment, in the given order: reject those below the level, and the family-wise error holds."""
+    adjusted = [0.0] * len(p_values)
+    running = 0.0
+    for position, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        running = max(running, min(1.0, (len(p_values) - position) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def _count(outcomes: Sequence[str]) -> Counter[str]:
+    counts = Counter(outcomes)
+    unknown = sorted(set(counts) - {*SCORES, INVALID})
+    if unknown:
+        raise ValueError(f"unknown outcomes {unknown}; expected {[*SCORES, INVALID]}")
+    return counts
+
+
+def _score_variance(d: float, wins: int, losses: int, n: int) -> float:
+    """Variance of wins - losses if P(win) - P(loss) were d, at the most likely probability of a loss (Tango's q21)."""
+    a = 2 * n
+    b = (2 * n - wins + losses) * d - wins - losses
+    c = -losses * d * (1 - d)
+    loss = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+    return max(0.0, n * (2 * loss + d * (1 - d)))
+
+
+def _sign_flip(total: int, ones: int, halves: int) -> float:
+    """P(|sum| >= |total|) when each of `ones` steps of 2 and `halves` steps of 1 has a fair random sign."""
+    if ones == halves == 0:
+        return 1.0
+    twos = np.zeros(2 * ones + 1)
+    twos[::2] = binom.pmf(np.arange(ones + 1), ones, 0.5)
+    # Index i of the convolution stands for the sum 2 i - (2 ones + halves).
+    probability = np.convolve(twos, binom.pmf(np.arange(halves + 1), halves, 0.5))
+    sums = 2 * np.arange(len(probability)) - (2 * ones + halves)
+    return float(min(1.0, probability[np.abs(sums) >= abs(total)].sum()))

@@ -1,0 +1,185 @@
+"""A run directory as the pipeline leaves it, made in a second: plausible curves, 5 models, 500 test rows."""
+
+import json
+import math
+import random
+import zlib
+
+import numpy as np
+import pyarrow as pa
+
+from cpo_ray.artifacts import write_json, write_table
+from cpo_ray.records import EXAMPLE_SCHEMA, GROUP_SCHEMA
+
+MODELS = {"reference": 0.36, "mle": 0.41, "cpo": 0.45, "merged-0.30": 0.47, "merged-0.70": 0.44}
+HOSTILE = "</script><script>window.hacked = true</script><!-- <img src=x onerror='window.hacked=1'> \u2028 ]]>"
+WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "harbor", "island", "juniper"]
+MIX = {"batch": 3, "meanfield": 5, "truncation": 3}
+CONFIG = {
+    "name": "demo",
+    "seed": 17,
+    "data": {"source": "synthetic", "train_rows": 3000, "test_rows": 500},
+    "sampling": {"negatives": {"autoregressive": 0, **MIX}, "top_k": 50, "meanfield_fraction": 0.15},
+    "training": {"steps": 300, "learning_rate": 1e-4, "schedule": "cosine"},
+    "objective": {"beta": 5.0, "ranked": True, "mle_weight": 0.0},
+    "merging": {"alphas": [0.3, 0.7]},
+    "generation": {"decodings": {"greedy": {"temperature": 0.0}, "top_p": {"temperature": 1.0, "top_p": 0.9}}},
+}
+
+
+def make_fake_run(root, rows=500, steps=300, decodings=("greedy", "top_p")):
+    """Write the run directory; the first test prompt is hostile."""
+    rng = random.Random(1)
+    write_json(root / "config.json", CONFIG)
+    packages = {"torch": "2.13.0+cpu", "ray": "2.60.0"}
+    environment = {"cpo_ray": "0.1.0", "git_revision": "4f2c9e1", "python": "3.11.9", "packages": packages, "cpus": 2}
+    write_json(root / "environment.json", {**environment, "memory_gib": 16.0, "seed": 17})
+    tests = [_example(rng, index) for index in range(rows)]
+    tests[0]["prompt"] = tests[0]["response"] = HOSTILE
+    write_table(root / "data" / "test" / "rows.parquet", pa.Table.from_pylist(tests, EXAMPLE_SCHEMA))
+    _manifest(root / "data", 2.1, {"train/rows.parquet": 3000, "test/rows.parquet": rows}, 0)
+    _groups(root / "groups" / "train", rng)
+    _metrics(root / "metrics.jsonl", steps)
+    mauve = {}
+    for order, (model, rate) in enumerate(MODELS.items()):
+        _manifest(root / "models" / model, 81.4 if order < 3 else 0.4, {"model.safetensors": 0}, 4 + order)
+        _answers(root, model, rate, tests, decodings)
+        mean = round(0.6 + rate / 2 + rng.uniform(-0.02, 0.02), 4)
+        scores = {"mean": mean, "deviation": 0.011, "scores": [mean] * 3, "rows": rows}
+        mauve[model] = {name: {**scores, "mean": mean - 0.03 * index} for index, name in enumerate(decodings)}
+    write_json(root / "mauve" / "scores.json", mauve)
+    _manifest(root / "mauve", 31.0, {"scores.json": 0}, 30)
+
+
+def _example(rng, index):
+    category = ("sorting", "counting", "reversing", "arithmetic", "extraction")[index % 5]
+    words = rng.sample(WORDS, rng.randint(3, 7))
+    prompt = (
+        f"Here is a list of words: {', '.join(words)}.\nPlease do the task named {category}, and answer in one line.\n"
+    )
+    response = " ".join(sorted(words))
+    ids = {"prompt_ids": [1, 2], "response_ids": [3, 0]}
+    return {
+        "id": f"{index:016x}",
+        "source": "synthetic",
+        "category": category,
+        "prompt": prompt,
+        "response": response,
+        **ids,
+    }
+
+
+def _manifest(folder, seconds, rows, order, summary=None):
+    files = {
+        name: {"sha256": "0" * 64, "bytes": 1000, **({"rows": count} if count else {})} for name, count in rows.items()
+    }
+    created = f"2026-01-02T03:{order:02d}:05Z"
+    parts = {"inputs": {"seed": 17}, "files": files, "summary": summary or {}, "seconds": seconds, "created": created}
+    write_json(folder / "manifest.json", {**parts, "version": "0.1.0"})
+
+
+def _groups(folder, rng):
+    groups = []
+    for index in range(6):
+        gold = " ".join(rng.sample(WORDS, 5))
+        kinds = ["gold", *(kind for kind, count in MIX.items() for _ in range(count))]
+        texts = [gold, *(" ".join(rng.sample(WORDS, rng.randint(1, 5))) for _ in kinds[1:])]
+        similarity = [1.0, *sorted((rng.uniform(0.1, 0.99) for _ in kinds[1:]), reverse=True)]
+        group = {
+            "id": f"{index:016x}",
+            "prompt": f"Sort these words: {gold}.\n",
+            "prompt_ids": [1],
+            "candidate_kind": kinds,
+        }
+        group |= {"candidate_ids": [[1, 0]] * len(kinds), "candidate_text": texts, "similarity": similarity}
+        groups.append(group | {"rank": list(range(len(kinds))), "ref_logps": [rng.uniform(-40, -3) for _ in kinds]})
+    write_table(folder / "00000.parquet", pa.Table.from_pylist(groups, GROUP_SCHEMA))
+    stats = {
+        "gold": {
+            "count": 3000,
+            "mean_tokens": 11.2,
+            "mean_similarity": 1.0,
+            "equal_to_gold": 3000,
+            "mean_ref_logp": -6.1,
+        }
+    }
+    for kind, count in MIX.items():
+        facts = {
+            "mean_tokens": 9.4,
+            "mean_similarity": 0.62,
+            "equal_to_gold": 41 * (kind == "meanfield"),
+            "mean_ref_logp": -31.5,
+        }
+        stats[kind] = {"count": 3000 * count, **facts}
+    write_json(folder / "stats.json", stats)
+    _manifest(folder, 64.8, {"00000.parquet": 3000}, 5, {"rows": 3000})
+
+
+def _metrics(path, steps):
+    rng = np.random.default_rng(2)
+    lines = []
+    for stage in ("reference", "cpo", "mle"):
+        for step in range(1, steps + 1):
+            progress = 1 - math.exp(-4 * (step - 1) / steps)
+            noise = float(rng.normal())
+            row = {
+                "stage": stage,
+                "step": step,
+                "learning_rate": 1e-4,
+                "grad_norm": 1.0,
+                "tokens_per_second": 9e3,
+                "seconds": 0.3,
+            }
+            row |= {"gold_logp": -6.2 + 1.1 * progress + 0.15 * noise, "loss": 0.72 - 0.2 * progress + 0.02 * noise}
+            if stage == "reference":
+                row |= {"gold_logp": -40 + 34 * progress + noise, "loss": 6.9 - 6.2 * progress + 0.05 * noise}
+            if stage == "cpo":
+                row |= {
+                    "loss": 19.9872 if step == 1 else 19.98 - 6 * progress + 0.3 * noise,
+                    "masked": 0 if step == 1 else 3,
+                }
+                row |= {
+                    "margin": 9 * progress + 0.4 * noise * (step > 1),
+                    "accuracy": 0.1 + 0.8 * progress + 0.03 * noise,
+                }
+                falls = {"batch": 30, "meanfield": 9, "truncation": 4}
+                row["negative_logp"] = {kind: -20 - fall * progress + noise for kind, fall in falls.items()}
+            lines.append(row)
+            if step % 50 == 0:
+                keys = ("loss", "margin", "accuracy", "gold_logp")
+                measured = {key: row[key] * 1.02 for key in keys if key in row}
+                lines.append({"stage": stage, "step": step, "validation": measured})
+    restarted = {**lines[0], "loss": 99.0}
+    path.write_text("".join(json.dumps(line) + "\n" for line in [restarted, *lines]), encoding="utf-8")
+
+
+def _answers(root, model, rate, tests, decodings):
+    for decoding in decodings:
+        rng = random.Random(zlib.crc32(f"{model}{decoding}".encode()))
+        generations, verdicts = [], []
+        for example in tests:
+            outcome = rng.choices(["win", "tie", "loss", "invalid"], [rate - 0.1, 0.2, 0.9 - rate, 0.01])[0]
+            words = example["response"].split()
+            rng.shuffle(words)
+            text = example["response"] if outcome == "tie" else " ".join(words[: rng.randint(1, len(words))])
+            generation = {
+                "id": example["id"],
+                "prompt": example["prompt"],
+                "reference": example["response"],
+                "response": text,
+            }
+            generations.append(
+                {**generation, "tokens": len(words), "finish_reason": "length" if rng.random() < 0.05 else "stop"}
+            )
+            flipped = outcome == "tie" and rng.random() < 0.4
+            verdict = {"id": example["id"], "outcome": outcome, "answers": ["A", "B"], "flipped": flipped}
+            verdicts.append({**verdict, "candidate_words": len(text.split()), "reference_words": len(words)})
+        for folder, rows in (("generations", generations), ("verdicts", verdicts)):
+            path = root / folder / model / f"{decoding}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    judged = {decoding: {"n": len(tests), "judge": "oracle"} for decoding in decodings}
+    order = list(MODELS).index(model)
+    files = {f"{name}.jsonl": len(tests) for name in decodings}
+    _manifest(root / "generations" / model, 12.5, files, 10 + order)
+    _manifest(root / "verdicts" / model, 9.5, files, 20 + order, judged)

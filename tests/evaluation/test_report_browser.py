@@ -1,0 +1,148 @@
+"""The report in a real browser: every control that a reader uses, and a quiet console."""
+
+import pytest
+
+from cpo_ray.evaluation.report import write_report
+from tests.evaluation.chromium import BINARY, open_browser
+from tests.evaluation.fake_run import HOSTILE, make_fake_run
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(BINARY is None, reason="no Chromium here: apt-get install chromium"),
+]
+
+COUNT = "document.getElementById('count').textContent"
+ROWS = "document.querySelectorAll('#list button').length"
+BADGES = """[...document.querySelectorAll('#list li')].map(
+    (row) => [...row.querySelectorAll('.badge')].map((badge) => badge.textContent))"""
+NAMES = ["reference", "mle", "cpo", "merged-0.30", "merged-0.70"]
+CHOOSE = """((id, value) => {{
+    const node = document.getElementById(id);
+    node.value = value;
+    node.dispatchEvent(new Event('change'));
+}})('{}', '{}')"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with open_browser(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report")
+    make_fake_run(root)
+    return write_report(root, root / "report").page.as_uri()
+
+
+@pytest.fixture
+def page(browser, url):
+    browser.problems.clear()
+    browser.requests.clear()
+    browser.resize(1280, 900)
+    browser.open(url)
+    yield browser
+    assert browser.problems == []
+    assert {request for request in browser.requests if not request.startswith("data:")} == {url}
+
+
+def choose(page, control, value):
+    page.evaluate(CHOOSE.format(control, value))
+
+
+def test_list_pages_through_all_prompts(page):
+    assert page.evaluate(COUNT) == "1 to 20 of 500 prompts"
+    assert page.evaluate(ROWS) == 20
+    page.evaluate("document.getElementById('next-page').click()")
+    assert page.evaluate(COUNT) == "21 to 40 of 500 prompts"
+
+
+def test_hostile_sample_does_not_run(page):
+    assert page.evaluate("document.querySelector('#list .excerpt').textContent") == HOSTILE.strip()
+    page.evaluate("document.querySelector('#list button').click()")
+    assert page.evaluate("document.querySelector('.gold pre').textContent") == HOSTILE
+    assert page.evaluate("typeof window.hacked") == "undefined"
+
+
+def test_search_narrows_and_clear_restores(page):
+    page.evaluate("document.getElementById('search').focus()")
+    page.type("JUNIPER task named sorting")
+    page.wait_for(f"{COUNT}.includes('(500 in all)')")
+    texts = page.evaluate("[...document.querySelectorAll('#list .excerpt')].map((node) => node.textContent)")
+    assert texts
+    assert all("sorting" in text for text in texts)
+    page.type(" no such words anywhere")
+    page.wait_for(f"{COUNT} === 'No prompt fits these filters.'")
+    page.evaluate("document.querySelector('#filters [type=reset]').click()")
+    page.wait_for(f"{COUNT} === '1 to 20 of 500 prompts'")
+
+
+def test_filters_by_category_verdict_and_disagreement(page):
+    choose(page, "category", "counting")
+    assert page.evaluate(COUNT) == "1 to 20 of 100 prompts (500 in all)"
+    choose(page, "model", "2")
+    choose(page, "verdict", "win")
+    assert all(row[2] == "cpowin" for row in page.evaluate(BADGES))
+    choose(page, "model", "")
+    choose(page, "verdict", "")
+    choose(page, "compare", "2>1")
+    score = {"win": 2, "tie": 1, "loss": 0}
+    for row in page.evaluate(BADGES):
+        assert score[row[2].removeprefix("cpo")] > score[row[1].removeprefix("mle")]
+    choose(page, "compare", "disagree")
+    for row in page.evaluate(BADGES):
+        outcomes = {badge[len(name) :] for badge, name in zip(row, NAMES, strict=True)}
+        assert len(outcomes - {"invalid"}) > 1
+
+
+def test_decoding_switches_the_answers(page):
+    rows = "document.getElementById('list').textContent"
+    greedy = page.evaluate(rows)
+    choose(page, "decoding", "1")
+    assert page.evaluate(rows) != greedy
+
+
+def test_a_sample_is_opened_and_walked_by_keyboard(page):
+    page.evaluate("document.querySelectorAll('#list button')[18].focus()")
+    page.press("Enter", 13)
+    page.wait_for("document.getElementById('sample').open")
+    title = "document.getElementById('sample-title').textContent"
+    assert page.evaluate(title) == "Sample 19 of 500"
+    headings = page.evaluate("[...document.querySelectorAll('#sample h4')].map((node) => node.firstChild.textContent)")
+    assert headings == ["Prompt", "Ground truth", *NAMES]
+    page.press("ArrowRight", 39)
+    page.press("ArrowRight", 39)
+    page.wait_for(f"{title} === 'Sample 21 of 500'")
+    page.press("ArrowLeft", 37)
+    page.wait_for(f"{title} === 'Sample 20 of 500'")
+    page.press("ArrowRight", 39)
+    page.press("Escape", 27)
+    page.wait_for("!document.getElementById('sample').open")
+    page.wait_for(f"{COUNT} === '21 to 40 of 500 prompts'")
+    assert page.evaluate("document.activeElement === document.querySelector('#list button')")
+
+
+def test_theme_follows_the_system_and_the_toggle(page):
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(background)
+    page.resize(1280, 900, "dark")
+    page.wait_for(f"{background} !== '{light}'")
+    page.evaluate("document.getElementById('theme').click()")
+    assert page.evaluate(background) == light
+    page.evaluate("localStorage.clear()")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_overflows_the_page(page, width):
+    page.resize(width, 900)
+    page.wait_for(f"innerWidth === {width}")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_filtering_is_quick(page):
+    milliseconds = page.evaluate(
+        f"(() => {{ const start = performance.now(); {CHOOSE.format('compare', 'disagree')};"
+        " return performance.now() - start; })()"
+    )
+    assert milliseconds < 200
