@@ -35,8 +35,9 @@ class LazyRay:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         import ray
 
+        address = self.config.address or os.environ.get("RAY_ADDRESS")
         try:
-            if self.config.address is None:
+            if address is None:
                 ray.init(
                     num_cpus=self.config.local_cpus,
                     object_store_memory=int(self.config.object_store_gib * 2**30),
@@ -45,9 +46,9 @@ class LazyRay:
                     configure_logging=False,
                 )
             else:
-                ray.init(address=self.config.address, log_to_driver=False, configure_logging=False)
+                ray.init(address=address, log_to_driver=False, configure_logging=False)
         except ConnectionError as error:
-            raise ClusterError(f"no Ray cluster at {self.config.address}: {error}") from None
+            raise ClusterError(f"no Ray cluster at {address}: {error}") from None
         self.joined = True
 
     def leave(self) -> None:

@@ -80,7 +80,7 @@ class ModelConfig(Section):
     architecture: Literal["llama", "gpt2"] = "llama"
     """Shape of a model made from scratch."""
     hidden_size: Annotated[int, Field(ge=16)] = 160
-    """D."""
+    """Width of the residual stream."""
     layers: Annotated[int, Field(ge=1)] = 4
     """Transformer blocks."""
     heads: Annotated[int, Field(ge=1)] = 5
@@ -271,6 +271,8 @@ class GenerationConfig(Section):
     """Tune on `validation`; look at `test` once."""
     rows: Annotated[int, Field(ge=1)] | None = None
     """The first `rows` rows of the split (the paper: 1000). Default: all."""
+    models: tuple[str, ...] | None = None
+    """Which models answer. Default: `reference`, `mle`, `cpo` and every merged one (`merged-0.30`)."""
     decodings: dict[str, DecodingConfig] = {"greedy": DecodingConfig()}
     """Name to settings. The first is the one that the summary table shows."""
     concurrency: Annotated[int, Field(ge=1)] = Field(default=32, json_schema_extra=EXECUTION)
@@ -319,7 +321,8 @@ class ClusterConfig(Section):
     """Where it runs. Nothing here changes a result."""
 
     address: str | None = None
-    """A Ray cluster's address, or `auto`. Default: a cluster of its own on this machine, on loopback, ended with the run."""
+    """A Ray cluster's address, or `auto`. Default: what RAY_ADDRESS says, else a cluster of its own on this machine, on
+    loopback, ended with the run."""
     local_cpus: Annotated[int, Field(ge=1)] = 8
     """Logical CPUs of the cluster of its own. Most actors wait for each other, so more than the cores is right."""
     object_store_gib: Annotated[float, Field(gt=0)] = 1.0
@@ -366,6 +369,9 @@ class RunConfig(Section):
                 f"sampling.negatives.batch {self.sampling.negatives.batch} needs more than that many rows to draw from, "
                 f"but sampling.batch_rows is {self.sampling.batch_rows}"
             )
+        unknown = [name for name in self.evaluated_models if name not in self.models]
+        if unknown:
+            raise ValueError(f"generation.models: there is no {unknown[0]!r}; this run makes {', '.join(self.models)}")
         if self.sampling.shard_rows % self.sampling.batch_rows:
             raise ValueError(
                 f"sampling.shard_rows {self.sampling.shard_rows} is not a multiple of sampling.batch_rows "
@@ -377,6 +383,16 @@ class RunConfig(Section):
     def candidates(self) -> int:
         """K."""
         return 1 + self.sampling.negatives.total
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of all models that the run makes, in the order of the tables."""
+        return ("reference", "mle", "cpo", *(self.merging.model_name(alpha) for alpha in self.merging.alphas))
+
+    @property
+    def evaluated_models(self) -> tuple[str, ...]:
+        """Those that answer and are judged."""
+        return self.generation.models or self.models
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:

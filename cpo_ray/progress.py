@@ -1,13 +1,14 @@
 """Progress for people: one bar per stage on a terminal, plain lines elsewhere. Everything else goes to log files."""
 
 import contextlib
+import io
 import logging
+import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
@@ -15,7 +16,19 @@ from rich.text import Text
 
 PLAIN_INTERVAL_S = 10.0
 
-console = Console(highlight=False, soft_wrap=True)
+
+class _Screen:
+    """Where our own lines go: stdout, also while `chatter_to` has pointed that elsewhere."""
+
+    def __init__(self) -> None:
+        self.kept: TextIO | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kept or sys.stdout, name)
+
+
+_screen = _Screen()
+console = Console(file=cast("TextIO", _screen), highlight=False, soft_wrap=True)
 
 
 class Bar(Protocol):
@@ -29,8 +42,9 @@ class Bar(Protocol):
 
 
 def say(line: str) -> None:
-    """One line for the user."""
+    """One line for the user, in rich's markup: escape what is not ours."""
     console.print(line)
+    console.file.flush()
 
 
 @contextlib.contextmanager
@@ -56,36 +70,58 @@ def bar(title: str, total: float, unit: str) -> Iterator[Bar]:
 
 @contextlib.contextmanager
 def chatter_to(log: Path) -> Iterator[None]:
-    """Send Python logging and warnings of third parties to `log` while the stage runs."""
+    """Send whatever third parties print, log or warn, in this process and its children, to `log`; our lines stay."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(log, encoding="utf-8")
+    with log.open("a", encoding="utf-8") as file, _divert_streams(file), _divert_logging(file):
+        yield
+
+
+@contextlib.contextmanager
+def _divert_streams(file: TextIO) -> Iterator[None]:
+    """Point file descriptors 1 and 2 at `file`; `console` keeps what 1 was before."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+    if _descriptor(sys.stdout) == 1:
+        _screen.kept = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
+    for descriptor in kept:
+        os.dup2(file.fileno(), descriptor)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, copy in kept.items():
+            os.dup2(copy, descriptor)
+            os.close(copy)
+        if _screen.kept is not None:
+            _screen.kept.close()
+            _screen.kept = None
+
+
+@contextlib.contextmanager
+def _divert_logging(file: TextIO) -> Iterator[None]:
+    """Give every logger one handler: `file`."""
+    handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root = logging.getLogger()
-    kept = {
-        name: _detach(name, handler)
-        for name in ("", "ray", "ray.data", "ray.train", "ray.serve", "vllm", "transformers")
-    }
-    level = root.level
+    kept, level = root.handlers, root.level
+    root.handlers = [handler]
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
     try:
         yield
     finally:
         logging.captureWarnings(False)
+        root.handlers = kept
         root.setLevel(level)
-        for name, (handlers, propagate) in kept.items():
-            logger = logging.getLogger(name)
-            logger.handlers, logger.propagate = handlers, propagate
-        handler.close()
-        warnings.resetwarnings()
 
 
-def _detach(name: str, handler: logging.Handler) -> tuple[list[logging.Handler], bool]:
-    logger = logging.getLogger(name)
-    kept = (logger.handlers, logger.propagate)
-    logger.handlers = [handler] if name == "" else []
-    logger.propagate = True
-    return kept
+def _descriptor(stream: TextIO) -> int | None:
+    try:
+        return stream.fileno()
+    except (io.UnsupportedOperation, AttributeError):
+        return None
 
 
 class _Rate(ProgressColumn):
@@ -132,5 +168,5 @@ class _PlainBar:
         words = [f"{self.title}: {self.done:.0f}/{self.total:.0f}", f"{rate:.1f} {self.unit}/s"]
         if self.done < self.total:
             words.append(f"{left:.0f} s left")
-        sys.stdout.write(", ".join([*words, *([self.note] if self.note else [])]) + "\n")
-        sys.stdout.flush()
+        console.print("  " + ", ".join([*words, *([self.note] if self.note else [])]), markup=False)
+        console.file.flush()

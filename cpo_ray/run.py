@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from cpo_ray.artifacts import (
     Artifact,
     Builder,
@@ -45,12 +47,12 @@ class Run:
         if artifact.reused:
             say(f"  [green]reused[/] {name}: same inputs, made {artifact.manifest.created}")
         else:
-            why = "" if before is None else f" again: {_changed(before.manifest.inputs, inputs)} changed"
+            why = "" if before is None else f" again: {escape(_changed(before.manifest.inputs, inputs))} changed"
             say(
                 f"  [green]made[/] {name}{why} in {artifact.manifest.seconds:.0f} s: {_brief(artifact.manifest.summary)}"
             )
         for warning in artifact.manifest.summary.get("warnings", []):
-            say(f"  [yellow]warning[/] {warning}")
+            say(f"  [yellow]warning[/] {escape(warning)}")
         return artifact
 
     def current(self, name: str, inputs: dict[str, Any]) -> bool:
@@ -114,10 +116,13 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def _brief(summary: dict[str, Any]) -> str:
+    """The summary's numbers and short words, on one line."""
     words = []
-    for key, value in summary.items():
-        if isinstance(value, bool | int | str):
-            words.append(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}")
-        elif isinstance(value, float):
+    for key, value in _flatten(summary).items():
+        if isinstance(value, float):
             words.append(f"{key} {value:.4g}")
-    return ", ".join(words)
+        elif isinstance(value, int) and value:
+            words.append(f"{key} {value:,}")
+        elif isinstance(value, str) and len(value) < 24:
+            words.append(f"{key} {value}")
+    return escape(f": {', '.join(words[:12])}") if words else ""

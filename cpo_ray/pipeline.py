@@ -1,0 +1,118 @@
+"""The plot: prompts become groups, groups become models, models answer, a judge decides, a page tells it.
+
+Each stage reads artifacts of earlier ones and writes its own; what is there already and made from the same inputs is
+reused. `stages.py` says what each stage does.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.markup import escape
+
+from cpo_ray import stages
+from cpo_ray.config import RunConfig
+from cpo_ray.progress import chatter_to, say
+from cpo_ray.run import Run, open_run
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the plot: what it is for, what it reads and writes below the run directory, and what does it."""
+
+    about: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    perform: Callable[[Run], None]
+
+
+STAGES = {
+    "data": Stage(
+        "read, split and tokenize the examples",
+        (),
+        ("data",),
+        stages.data,
+    ),
+    "reference": Stage(
+        "train the frozen reference by next-token loss",
+        ("data",),
+        ("models/reference",),
+        stages.reference,
+    ),
+    "sampling": Stage(
+        "make negatives for each prompt, score and rank them",
+        ("data", "models/reference"),
+        ("groups/train",),
+        stages.sampling,
+    ),
+    "cpo": Stage(
+        "train the policy to prefer the truth over its negatives",
+        ("models/reference", "groups/train"),
+        ("models/cpo",),
+        stages.cpo,
+    ),
+    "mle": Stage(
+        "the baseline: as many steps of next-token loss",
+        ("models/reference", "data"),
+        ("models/mle",),
+        stages.mle,
+    ),
+    "merging": Stage(
+        "average the weights of both, once per alpha",
+        ("models/mle", "models/cpo"),
+        ("models/merged-*",),
+        stages.merging,
+    ),
+    "generation": Stage(
+        "serve every model and let it answer the same prompts",
+        ("models/*", "data"),
+        ("generations/*",),
+        stages.generation,
+    ),
+    "judging": Stage(
+        "a judge compares each answer with the truth",
+        ("generations/*",),
+        ("verdicts/*",),
+        stages.judging,
+    ),
+    "mauve": Stage(
+        "compare generated with real continuations as distributions",
+        ("generations/*",),
+        ("mauve",),
+        stages.mauve,
+    ),
+    "report": Stage(
+        "tell it all in one page",
+        ("everything above",),
+        ("report",),
+        stages.report,
+    ),
+}
+
+
+def run_pipeline(
+    config: RunConfig,
+    root: Path,
+    *,
+    first: str | None = None,
+    last: str | None = None,
+    accept_changes: bool = False,
+    command: str,
+) -> None:
+    """Perform the stages from `first` to `last` (default: all) in the run directory `root`.
+
+    command: what the user types to go on, without `run` and its stage, for the line that says so. Raises a CpoRayError
+    for anything the user can act on.
+    """
+    names = list(STAGES)
+    chosen = names[names.index(first or names[0]) : names.index(last or names[-1]) + 1]
+    with open_run(config, root, accept_changes=accept_changes) as run:
+        for name in chosen:
+            stage = STAGES[name]
+            say(f"[bold]{name}[/]: {stage.about}")
+            say(f"  [dim]reads {', '.join(stage.reads) or 'the data source'}; writes {', '.join(stage.writes)}[/]")
+            with chatter_to(root / "logs" / f"{name}.log"):
+                stage.perform(run)
+            following = names[names.index(name) + 1 :]
+            if following:
+                say(f"  [dim]next: cpo-ray {following[0]} {escape(command)}[/]")

@@ -1,0 +1,302 @@
+"""What each stage reads, makes and depends on. The wings are called here and nowhere else: they never call each other."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from cpo_ray.artifacts import Artifact, Summary, canonical, find_artifact, read_jsonl, read_table, write_json
+from cpo_ray.config import ObjectiveConfig, TrainingConfig, stage_inputs
+from cpo_ray.errors import ConfigError
+from cpo_ray.progress import bar, console, say
+from cpo_ray.run import Run
+
+
+def data(run: Run) -> None:
+    """Read, split, cut and tokenize the examples."""
+    from cpo_ray.data.examples import prepare_examples
+
+    inputs = {"seed": run.config.seed, "data": stage_inputs(run.config.data), "file": _hash_file(run.config.data.path)}
+    run.make("data", inputs, lambda out: prepare_examples(run.config, out))
+
+
+def reference(run: Run) -> None:
+    """Train the reference by MLE, from scratch or from a pretrained model."""
+    from cpo_ray.training.models import initialize_model
+
+    examples = run.need("data", "data")
+    config, tokenizer = run.config.model, examples.path / "tokenizer"
+    if config.path is not None:
+        _train(run, "reference", run.config.reference, None, config.path, examples, {"model": config.path})
+        return
+    inputs = {"model": stage_inputs(config), "data": examples.fingerprint, "seed": run.config.seed}
+    initial = run.make("models/initial", inputs, lambda out: initialize_model(config, tokenizer, run.config.seed, out))
+    start = {"initial": initial.fingerprint}
+    _train(run, "reference", run.config.reference, None, str(initial.path), examples, start)
+
+
+def sampling(run: Run) -> None:
+    """Make K - 1 negatives per prompt, score them under the reference, rank them."""
+    from cpo_ray.sampling.groups import make_groups
+
+    examples, reference_model = run.need("data", "data"), run.need("models/reference", "reference")
+    rows = min(run.config.sampling.rows or run.config.data.train_rows, run.config.data.train_rows)
+
+    def build(out: Path) -> Summary:
+        run.ray.ensure()
+        with bar("sampling", rows, "rows") as progress:
+            return make_groups(run.config, examples.path, reference_model.path, out, progress.advance)
+
+    inputs = {
+        "seed": run.config.seed,
+        "sampling": stage_inputs(run.config.sampling),
+        "max_response_tokens": run.config.data.max_response_tokens,
+        "data": examples.fingerprint,
+        "reference": reference_model.fingerprint,
+    }
+    run.make("groups/train", inputs, build)
+
+
+def cpo(run: Run) -> None:
+    """Train the policy by CPO, from the reference."""
+    reference_model, groups = run.need("models/reference", "reference"), run.need("groups/train", "sampling")
+    inputs = {"reference": reference_model.fingerprint, "objective": stage_inputs(run.config.objective)}
+    _train(run, "cpo", run.config.training, run.config.objective, str(reference_model.path), groups, inputs)
+
+
+def mle(run: Run) -> None:
+    """Continue MLE from the reference for as many steps: the baseline."""
+    examples, reference_model = run.need("data", "data"), run.need("models/reference", "reference")
+    inputs = {"reference": reference_model.fingerprint}
+    _train(run, "mle", run.config.training, None, str(reference_model.path), examples, inputs)
+
+
+def merging(run: Run) -> None:
+    """Average the weights of the MLE and the CPO model, once per alpha."""
+    from cpo_ray.serving.merging import merge_models
+
+    mle_model, cpo_model = run.need("models/mle", "mle"), run.need("models/cpo", "cpo")
+    for alpha in run.config.merging.alphas:
+        inputs = {"alpha": alpha, "mle": mle_model.fingerprint, "cpo": cpo_model.fingerprint}
+
+        def build(out: Path, alpha: float = alpha) -> Summary:
+            return merge_models(mle_model.path, cpo_model.path, alpha, out)
+
+        run.make(f"models/{run.config.merging.model_name(alpha)}", inputs, build)
+
+
+def generation(run: Run) -> None:
+    """Serve the models and let each answer the same prompts."""
+    from cpo_ray.evaluation.generation import generate_answers
+    from cpo_ray.serving.app import serve_models
+
+    config, examples = run.config.generation, run.need("data", "data")
+    rows = read_table(examples.path / config.split).slice(0, config.rows).to_pylist()
+    models = {name: run.need(f"models/{name}", "merging") for name in run.config.evaluated_models}
+    inputs = {
+        name: {
+            "generation": stage_inputs(config),
+            "seed": run.config.seed,
+            "max_response_tokens": run.config.data.max_response_tokens,
+            "data": examples.fingerprint,
+            "model": model.fingerprint,
+        }
+        for name, model in models.items()
+    }
+    missing = {
+        name: model.path for name, model in models.items() if not run.current(f"generations/{name}", inputs[name])
+    }
+
+    def answer(name: str, endpoint: Any, out: Path) -> Summary:
+        summary: Summary = {}
+        with bar(name, len(rows) * len(config.decodings), "rows") as progress:
+            for decoding, settings in config.decodings.items():
+                counts = generate_answers(
+                    url=endpoint.url,
+                    key=endpoint.key,
+                    model=name,
+                    examples=rows,
+                    decoding=settings,
+                    max_tokens=run.config.data.max_response_tokens,
+                    seed=run.config.seed,
+                    concurrency=config.concurrency,
+                    out=out / f"{decoding}.jsonl",
+                    on_row=progress.advance,
+                )
+                summary |= {f"{decoding} {key}": value for key, value in counts.items()}
+        return summary
+
+    with contextlib.ExitStack() as stack:
+        endpoint = None
+        if missing:
+            run.ray.ensure()
+            window = run.config.data.max_prompt_tokens + run.config.data.max_response_tokens
+            gpus = run.config.serving.engine.tensor_parallel if run.config.cluster.gpus_per_worker else 0
+            with bar("engines", len(missing), "models") as progress:
+                up = serve_models(
+                    missing, run.config.serving, window, gpus, lambda name: progress.advance(1, f"{name} is up")
+                )
+                endpoint = stack.enter_context(up)
+        for name in models:
+            run.make(f"generations/{name}", inputs[name], partial(answer, name, endpoint))
+
+
+def judging(run: Run) -> None:
+    """Ask the judge which of two answers is better: the model's or the ground truth."""
+    from cpo_ray.evaluation.judge import judge_answers
+
+    examples = run.need("data", "data")
+    with _judge(run, examples.path) as (url, key, model):
+        config = run.config.judge.model_copy(update={"model": model})
+        for name in run.config.evaluated_models:
+            answers = run.need(f"generations/{name}", "generation")
+
+            def build(out: Path, answers: Artifact = answers) -> Summary:
+                files = sorted(answers.path.glob("*.jsonl"))
+                total = sum(answers.manifest.files[file.name]["rows"] for file in files)
+                summary: Summary = {}
+                with bar(f"judge {answers.path.name}", total, "pairs") as progress:
+                    for file in files:
+                        counts = judge_answers(
+                            generations=read_jsonl(file),
+                            url=url,
+                            key=key,
+                            config=config,
+                            seed=run.config.seed,
+                            out=out / file.name,
+                            on_row=progress.advance,
+                        )
+                        summary[file.stem] = counts | {"judge": model}
+                return summary
+
+            inputs = {
+                "judge": stage_inputs(config),
+                "generations": answers.fingerprint,
+                "data": examples.fingerprint,
+                "seed": run.config.seed,
+            }
+            run.make(f"verdicts/{name}", inputs, build)
+
+
+def mauve(run: Run) -> None:
+    """Compare the distributions of generated and real continuations."""
+    answers = {name: run.need(f"generations/{name}", "generation") for name in run.config.evaluated_models}
+
+    def build(out: Path) -> Summary:
+        from cpo_ray.embedding import embed_texts, load_embedder
+        from cpo_ray.evaluation.mauve import score_mauve
+
+        embedder = load_embedder(run.config.mauve.embedder)
+        files = [(name, file) for name, artifact in answers.items() for file in sorted(artifact.path.glob("*.jsonl"))]
+        scores: dict[str, dict[str, Summary]] = {name: {} for name in answers}
+        with bar("mauve", len(files), "files") as progress:
+            for name, file in files:
+                scores[name][file.stem] = score_mauve(
+                    read_jsonl(file), lambda texts: embed_texts(embedder, texts), run.config.mauve, run.config.seed
+                )
+                progress.advance(1, f"{name} {scores[name][file.stem]['mean']:.3f}")
+        write_json(out / "scores.json", scores)
+        return {
+            f"{name} {decoding}": score["mean"] for name, each in scores.items() for decoding, score in each.items()
+        }
+
+    inputs = {
+        "mauve": stage_inputs(run.config.mauve),
+        "seed": run.config.seed,
+        "generations": {name: artifact.fingerprint for name, artifact in answers.items()},
+    }
+    run.make("mauve", inputs, build)
+
+
+def report(run: Run) -> None:
+    """Tell it in one page."""
+    from cpo_ray.evaluation.report import format_table, write_report
+
+    names = ["data", "groups/train", "mauve"]
+    names += [
+        f"{kind}/{name}" for kind in ("models", "generations", "verdicts") for name in run.config.evaluated_models
+    ]
+    inputs: dict[str, Any] = {
+        name: artifact.fingerprint for name in names if (artifact := find_artifact(run.root, name)) is not None
+    }
+    inputs = {"artifacts": inputs, "config": stage_inputs(run.config)}
+    page = run.make("report", inputs, lambda out: write_report(run.root, out))
+    console.print(format_table(page.manifest.summary))
+    say(escape(page.manifest.summary["headline"]))
+    say(f"[bold]{escape(str(page.path / 'index.html'))}[/]")
+
+
+def _train(
+    run: Run,
+    stage: str,
+    training: TrainingConfig,
+    objective: ObjectiveConfig | None,
+    start: str,
+    rows: Artifact,
+    inputs: dict[str, Any],
+) -> None:
+    """One training: from the model `start`, on the rows of an artifact that has a `train` split or is one."""
+    inputs = {**inputs, "training": stage_inputs(training), "rows": rows.fingerprint, "seed": run.config.seed}
+    identity = hashlib.sha256(canonical(inputs).encode()).hexdigest()[:12]
+    checkpoints = run.root / "checkpoints" / f"{stage}-{identity}"
+
+    def build(out: Path) -> Summary:
+        run.ray.ensure()
+        from cpo_ray.training.task import Task
+        from cpo_ray.training.trainer import train_model
+
+        folder = rows.path / "train" if (rows.path / "train").is_dir() else rows.path
+        task = Task(
+            stage=stage,
+            training=training,
+            objective=objective,
+            model=start,
+            rows=folder.resolve(),
+            limit=None,
+            seed=run.config.seed,
+            cuda=run.config.cluster.gpus_per_worker > 0,
+            threads=run.config.cluster.threads_per_worker,
+        )
+        if not checkpoints.exists():
+            run.metrics.forget(stage)
+        with bar(stage, training.steps, "steps") as progress:
+
+            def on_step(metrics: dict[str, Any]) -> None:
+                run.metrics.append(metrics)
+                if "expected_loss" in metrics:
+                    seen, expected = metrics["loss"], metrics["expected_loss"]
+                    say(f"  first CPO loss {seen:.4f}, must be {expected:.4f}: the policy starts at the reference")
+                progress.moveto(metrics["step"], f"loss {metrics['loss']:.4f}")
+
+            return train_model(task, run.config.cluster, checkpoints, out, on_step)
+
+    run.make(f"models/{stage}", inputs, build)
+
+
+@contextlib.contextmanager
+def _judge(run: Run, examples: Path) -> Iterator[tuple[str, str, str]]:
+    """The judge's URL, key and name: the oracle, started here, or the configured API."""
+    config = run.config.judge
+    if config.url == "oracle":
+        from cpo_ray.evaluation.oracle import serve_oracle
+
+        with serve_oracle(examples, run.config.generation.split) as judge:
+            yield judge
+        return
+    key = os.environ.get(config.key_variable)
+    if not key:
+        raise ConfigError(f"the judge at {config.url} needs its key in the environment variable {config.key_variable}")
+    yield config.url, key, config.model
+
+
+def _hash_file(path: Path | None) -> str | None:
+    """Content hash of an input file; a missing one is the reader's to report."""
+    if path is None or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
