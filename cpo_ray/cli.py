@@ -1,0 +1,285 @@
+"""The command line: thin commands over the stages. Heavy packages are imported by the stages, not here."""
+
+import contextlib
+import errno
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from cpo_ray import __version__
+from cpo_ray.config import load_config
+from cpo_ray.errors import ConfigError, CpoRayError
+from cpo_ray.pipeline import STAGES, run_pipeline
+from cpo_ray.progress import say
+from cpo_ray.shipped import copy_shipped, nearest, opening, shipped_configs
+
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
+
+HELP = f"""Train a language model to prefer the truth, with no human labels.
+
+For each [b]prompt[/b] the data holds one true answer. cpo-ray itself makes several worse ones, the [b]negatives[/b]: \
+the truth cut short or with tokens resampled, other prompts' answers, the model's own samples. A frozen copy of the \
+starting model, the [b]reference[/b], says how likely it finds each. Contrastive Preference Optimization ([b]CPO[/b]) \
+then trains the model to prefer the truth over its negatives by more than the reference does. The result is compared \
+with plain next-token training ([b]MLE[/b]) for as many steps, and with weight averages of the two.
+
+A run is one YAML file and one directory. Its stages, in order: {", ".join(STAGES)}. Each can be run alone. What is \
+finished is not done twice: after Ctrl-C or a crash the same command goes on.
+
+First command: [b]cpo-ray run configs/demo.yaml[/b] (two CPU cores, no GPU, no network; about ten minutes). \
+For data of your own, [b]cpo-ray configs[/b] lists what to start from.
+"""
+
+app = typer.Typer(
+    name="cpo-ray",
+    help=HELP,
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+configs = typer.Typer(help="List the shipped configurations, or copy one to start from.", invoke_without_command=True)
+app.add_typer(configs, name="configs", rich_help_panel="Before a run")
+
+
+class GpuKind(StrEnum):
+    """What `plan` knows the numbers of."""
+
+    A100_40 = "a100-40"
+    A100_80 = "a100-80"
+    H100 = "h100"
+    CPU = "cpu"
+
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
+RunDir = Annotated[
+    Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run lives. Default: runs/<name>.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. training.steps=100. Repeatable."),
+]
+AcceptChanges = Annotated[
+    bool,
+    typer.Option("--accept-changes", help="The run was made with other settings: redo in place what they touch."),
+]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        say(f"cpo-ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(rich_help_panel="A run")
+def run(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Start with this stage.")] = None,
+    last: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = None,
+    accept_changes: AcceptChanges = False,
+) -> None:
+    """The whole pipeline, from data to report. Run it again to continue."""
+    with plainly("run", config, run_dir, overrides, first=first, last=last):
+        check_stages(first, last)
+        _perform(config, run_dir, overrides, accept_changes, first, last)
+
+
+def _stage_command(name: str) -> Callable[..., None]:
+    def perform(
+        config: ConfigPath,
+        run_dir: RunDir = None,
+        overrides: Overrides = None,
+        accept_changes: AcceptChanges = False,
+    ) -> None:
+        with plainly(name, config, run_dir, overrides):
+            _perform(config, run_dir, overrides, accept_changes, name, name)
+
+    stage = STAGES[name]
+    reads = ", ".join(stage.reads) or "the data source"
+    perform.__doc__ = f"{stage.about[0].upper()}{stage.about[1:]}.\n\nReads {reads}; writes {', '.join(stage.writes)}."
+    return perform
+
+
+for _name in STAGES:
+    app.command(_name, rich_help_panel="One stage of a run, in order")(_stage_command(_name))
+
+
+@app.command(rich_help_panel="Before a run")
+def validate(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Check a configuration and print it with every default filled in. Starts nothing."""
+    from cpo_ray.plan_table import describe_run
+
+    with plainly("validate", config, None, overrides):
+        resolved = load_config(config, tuple(overrides or ()))
+        say(escape(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)))
+        for line in describe_run(resolved):
+            say(escape(line))
+
+
+@app.command(rich_help_panel="Before a run")
+def plan(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    gpu: Annotated[GpuKind, typer.Option("--gpu", help="What it would run on.")] = GpuKind.A100_80,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines, of 8 GPUs each.")] = 1,
+    parameters: Annotated[
+        float | None, typer.Option("--parameters", metavar="N", help="Of a hub model that is not on this machine.")
+    ] = None,
+) -> None:
+    """Estimate rows, tokens, parameters, memory per GPU and GPU-hours. Starts nothing."""
+    from cpo_ray.plan_table import render_plan
+    from cpo_ray.planning import make_plan
+
+    with plainly("plan", config, run_dir, overrides):
+        resolved = load_config(config, tuple(overrides or ()))
+        root = run_dir or Path("runs") / resolved.name
+        estimate = make_plan(resolved, gpu.value, nodes, root=root, parameters=parameters)
+        Console(soft_wrap=False).print(render_plan(estimate))
+
+
+@app.command(rich_help_panel="Before a run")
+def doctor(
+    run_dir: Annotated[Path, typer.Option("--run-dir", metavar="DIR", help="Where runs will live.")] = Path("runs"),
+) -> None:
+    """Check this machine: versions, GPUs, network, compilers, Ray's token, disk and memory, each with its remedy."""
+    from cpo_ray.doctor import examine, render_checks
+
+    checks = examine(run_dir)
+    Console(soft_wrap=False).print(render_checks(checks))
+    if any(check.verdict == "fail" for check in checks):
+        raise typer.Exit(1)
+
+
+@configs.callback()
+def _configs(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_configs()
+
+
+@configs.command("list")
+def list_configs() -> None:
+    """The shipped configurations, each with its first line."""
+    with _errors_in_red():
+        table = Table(box=None, pad_edge=False)
+        table.add_column("config", no_wrap=True, style="bold")
+        table.add_column("what it is")
+        for name, path in shipped_configs().items():
+            table.add_row(escape(name), escape(opening(path.read_text(encoding="utf-8"))))
+        Console(soft_wrap=False).print(table)
+        say("Copy one with: cpo-ray configs copy NAME")
+
+
+@configs.command("copy")
+def copy_config(
+    name: Annotated[str, typer.Argument(help="As `cpo-ray configs` lists it.")],
+    to: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Default: NAME.yaml here.")] = None,
+) -> None:
+    """Copy a shipped configuration. Never overwrites a file."""
+    with _errors_in_red():
+        target = copy_shipped(name, to)
+        say(escape(f"copied to {target}; next: cpo-ray validate {shlex.quote(str(target))}"))
+
+
+def _perform(
+    config: Path,
+    run_dir: Path | None,
+    overrides: list[str] | None,
+    accept_changes: bool,
+    first: str | None,
+    last: str | None,
+) -> None:
+    resolved = load_config(config, tuple(overrides or ()))
+    root = run_dir or Path("runs") / resolved.name
+    command = command_tail(config, run_dir, overrides)
+    run_pipeline(resolved, root, first=first, last=last, accept_changes=accept_changes, command=command)
+
+
+def check_stages(first: str | None, last: str | None) -> None:
+    """Raise ConfigError for a stage that does not exist, naming the nearest, or stages in the wrong order."""
+    names = list(STAGES)
+    for option, name in (("--from", first), ("--until", last)):
+        if name is not None and name not in STAGES:
+            raise ConfigError(
+                f"{option} {name}: no such stage; did you mean {nearest(name, names)}? In order: {', '.join(names)}"
+            )
+    if first and last and names.index(first) > names.index(last):
+        raise ConfigError(f"--from {first} comes after --until {last}. In order: {', '.join(names)}")
+
+
+def command_tail(config: Path, run_dir: Path | None, overrides: list[str] | None, **stages: str | None) -> str:
+    """What follows `cpo-ray COMMAND` to name the same run again, quoted for a shell."""
+    words = [str(config)]
+    words += ["--run-dir", str(run_dir)] if run_dir else []
+    for override in overrides or ():
+        words += ["--set", override]
+    for option, name in (("--from", stages.get("first")), ("--until", stages.get("last"))):
+        words += [option, name] if name else []
+    return shlex.join(words)
+
+
+@contextlib.contextmanager
+def plainly(
+    name: str, config: Path, run_dir: Path | None, overrides: list[str] | None, **stages: str | None
+) -> Iterator[None]:
+    """Tell what the user can act on in one paragraph, without a traceback; tell how to go on after Ctrl-C."""
+    try:
+        with _errors_in_red():
+            yield
+    except KeyboardInterrupt:
+        again = f"cpo-ray {name} {command_tail(config, run_dir, overrides, **stages)}"
+        Console(stderr=True, soft_wrap=True).print(Text(f"Stopped. The same command continues the run: {again}"))
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def _errors_in_red() -> Iterator[None]:
+    try:
+        yield
+    except CpoRayError as error:
+        _say_in_red(str(error))
+        raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        _say_in_red(f"{error}. What is finished is kept: once this is mended, the same command continues.")
+        raise typer.Exit(1) from None
+
+
+def _say_in_red(words: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(words, style="red"))
+
+
+def main() -> None:
+    """The entry point `cpo-ray`."""
+    app()
+
+
+def run_job(command: str) -> None:
+    """What jobs/*.py call: the same command line, on the Ray cluster that runs the job."""
+    joined = ["--set", "cluster.address=auto"] if "RAY_ADDRESS" in os.environ else []
+    app([command, *joined, *sys.argv[1:]], prog_name=f"python jobs/{'pipeline' if command == 'run' else command}.py")

@@ -1,0 +1,38 @@
+"""What `plan` knows of accelerators: memory and dense peak, from the vendors' data sheets, and how much of it is used."""
+
+import os
+from dataclasses import dataclass
+
+UTILIZATION = {"training": 0.35, "scoring": 0.45, "generation": 0.05}
+"""Share of the peak that is reached. Generation reads all weights for every token, so memory, not arithmetic, limits it."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator. TFLOP/s are dense peaks; fp32 is without TF32."""
+
+    name: str
+    memory_gib: float
+    bf16_tflops: float
+    fp32_tflops: float
+    per_node: int
+
+    def flops(self, precision: str) -> float:
+        """Peak FLOP/s in `bf16` or `fp32`."""
+        return 1e12 * (self.bf16_tflops if precision == "bf16" else self.fp32_tflops)
+
+
+DEVICES = {
+    "a100-40": Device("A100 40 GB", 40, 312, 19.5, 8),
+    "a100-80": Device("A100 80 GB", 80, 312, 19.5, 8),
+    "h100": Device("H100 SXM", 80, 989, 67, 8),
+}
+
+
+def find_device(name: str) -> Device:
+    """A device by its name; `cpu` is one core of this machine with its share of the memory."""
+    if name != "cpu":
+        return DEVICES[name]
+    cores = os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return Device("CPU core", memory / cores, 0.05, 0.05, cores)

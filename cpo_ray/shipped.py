@@ -1,0 +1,46 @@
+"""The configurations that come with the checkout."""
+
+import difflib
+import itertools
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from cpo_ray.errors import ConfigError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Name to file. Raises ConfigError where there is no checkout around this package."""
+    found = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
+    if not found:
+        raise ConfigError(
+            f"no shipped configurations at {CONFIGS}: they come with the source checkout, not with an installed "
+            "package. Clone the repository and run `make install`."
+        )
+    return found
+
+
+def opening(text: str) -> str:
+    """The first paragraph of the comment that a file begins with."""
+    lines = itertools.takewhile(lambda line: line.startswith("# "), text.splitlines())
+    return " ".join(line.removeprefix("# ").strip() for line in lines).removesuffix(":")
+
+
+def copy_shipped(name: str, to: Path | None) -> Path:
+    """Copy one to `to` (default: its own name, here) and return where. Raises ConfigError rather than overwrite a file."""
+    shipped = shipped_configs()
+    source = shipped.get(name.removesuffix(".yaml"))
+    if source is None:
+        raise ConfigError(f"no shipped configuration {name!r}; did you mean {nearest(name, shipped)!r}?")
+    target = to or Path(source.name)
+    if target.exists():
+        raise ConfigError(f"{target} exists already: name another file")
+    shutil.copyfile(source, target)
+    return target
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word most like `word`."""
+    return difflib.get_close_matches(word, list(known), n=1, cutoff=0.0)[0]

@@ -1,0 +1,13 @@
+"""Stage `cpo`: train the policy to prefer the truth over its negatives.
+
+ray job submit --working-dir . -- python jobs/cpo.py CONFIG
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # not jobs/, whose names would hide packages
+    from cpo_ray.cli import run_job
+
+    run_job("cpo")

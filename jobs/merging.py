@@ -1,0 +1,13 @@
+"""Stage `merging`: average the weights of both, once per alpha.
+
+ray job submit --working-dir . -- python jobs/merging.py CONFIG
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # not jobs/, whose names would hide packages
+    from cpo_ray.cli import run_job
+
+    run_job("merging")

@@ -1,0 +1,209 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from cpo_ray.config import (
+    EngineConfig,
+    NegativeCounts,
+    RunConfig,
+    TrainingConfig,
+    load_config,
+    parse_config,
+    stage_inputs,
+)
+from cpo_ray.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+
+
+def parse(**tree):
+    return parse_config({"name": "x", **tree}, "x.yaml")
+
+
+def test_a_name_is_enough():
+    config = parse()
+    assert config.candidates == 12
+    assert config.objective.beta == 5.0
+    assert config.training.prompts_per_step == 64
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_are_valid(path):
+    needs_a_file = "data.path=somewhere.jsonl" if "path" not in path.read_text() else "seed=1"
+    config = load_config(path, ("data.path=somewhere.jsonl", needs_a_file))
+    assert config.name == path.stem
+
+
+def test_an_unknown_key_names_the_nearest():
+    with pytest.raises(ConfigError) as caught:
+        parse(training={"step": 3})
+    assert str(caught.value) == "x.yaml:\n  unknown key `training.step`; did you mean `training.steps`?"
+
+
+def test_an_unknown_section_names_the_nearest():
+    with pytest.raises(ConfigError, match="unknown key `trainig`; did you mean `training`"):
+        parse(trainig={})
+
+
+def test_an_unknown_key_of_a_decoding_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"`generation\.decodings\.mine\.topk`; did you mean .*`?generation.*top_k"):
+        parse(generation={"decodings": {"mine": {"topk": 4}}})
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({"objective": {"beta": 0}}, ["objective.beta", "greater than 0", "got 0"]),
+        ({"objective": {"beta": -1.5}}, ["objective.beta", "greater than 0", "got -1.5"]),
+        ({"objective": {"beta": float("nan")}}, ["objective.beta", "got nan"]),
+        ({"merging": {"alphas": [0.5, 1.2]}}, ["merging.alphas.1", "less than or equal to 1", "got 1.2"]),
+        ({"merging": {"alphas": [0.301, 0.302]}}, ["0.301", "0.302", "name one model twice", "merged-0.30"]),
+        ({"training": {"steps": 0}}, ["training.steps", "greater than or equal to 1", "got 0"]),
+        ({"training": {"zero_stage": 4}}, ["training.zero_stage", "less than or equal to 3", "got 4"]),
+        ({"training": {"precision": "fp8"}}, ["training.precision", "'fp32' or 'bf16'", "got 'fp8'"]),
+        ({"model": {"hidden_size": 100, "heads": 3}}, ["100", "3", "100 = 3 x 33 + 1"]),
+        ({"model": {"context": 64}}, ["192 + data.max_response_tokens 64 = 256 exceeds model.context 64"]),
+        ({"data": {"source": "dolly"}}, ["data", "needs data.path"]),
+        ({"data": {"template": "{context}"}}, ["{instruction}"]),
+        ({"sampling": {"batch_rows": 3, "shard_rows": 9}}, ["sampling.negatives.batch 3", "batch_rows is 3"]),
+        ({"sampling": {"shard_rows": 100}}, ["sampling.shard_rows 100", "multiple", "64"]),
+        ({"generation": {"decodings": {}}}, ["generation", "decodings", "at least one"]),
+        ({"name": "Two Words"}, ["name", "pattern", "'Two Words'"]),
+    ],
+)
+def test_values_out_of_bounds_name_field_bound_and_value(tree, words):
+    with pytest.raises(ConfigError) as caught:
+        parse(**tree)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_k_of_one_is_refused():
+    with pytest.raises(ConfigError, match=r"sampling\.negatives: K = 1"):
+        parse(sampling={"negatives": {"batch": 0, "meanfield": 0, "truncation": 0}})
+
+
+def test_a_batch_that_does_not_divide_shows_the_arithmetic():
+    with pytest.raises(ConfigError) as caught:
+        parse(training={"prompts_per_step": 50, "workers": 2, "prompts_per_microbatch": 16})
+    assert "50" in str(caught.value)
+    assert "32" in str(caught.value) or "2 x 16" in str(caught.value)
+
+
+def test_all_errors_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        parse(objective={"beta": 0}, training={"steps": 0})
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_missing_name_is_told():
+    with pytest.raises(ConfigError, match="name: this key is required"):
+        parse_config({}, "x.yaml")
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"judge": {"api_key": "abc"}},
+        {"serving": {"token": "abc"}},
+        {"judge": {"model": "sk-abcdefghijklmnop"}},
+        {"judge": {"url": ["hf_abcdefghijklmnop"]}},
+    ],
+)
+def test_secrets_are_refused_and_not_repeated(tree):
+    with pytest.raises(ConfigError, match="environment variable") as caught:
+        parse(**tree)
+    assert "abcdefgh" not in str(caught.value)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path):
+    with pytest.raises(ConfigError, match=r"no configuration file .*nowhere\.yaml.*cpo-ray configs"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "", "\tname: x"])
+def test_a_file_that_holds_no_keys_is_refused(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_config(path)
+
+
+def test_bytes_that_are_not_text_are_refused(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(b"name: \xff\xfe")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_config(path)
+
+
+def test_overrides_are_yaml_values(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("name: x\ntraining: {steps: 5}\n")
+    config = load_config(path, ("training.steps=7", "merging.alphas=[0.5]", "data.path=null", "objective.ranked=false"))
+    assert config.training.steps == 7
+    assert config.merging.alphas == (0.5,)
+    assert config.data.path is None
+    assert config.objective.ranked is False
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.steps", "expected key.path=value"),
+        ("=3", "expected key.path=value"),
+        ("name.first=3", "name is a value, not a section"),
+        ("training.steps=[1", "--set training.steps"),
+        ("training.stepz=3", "did you mean `training.steps`"),
+    ],
+)
+def test_bad_overrides_are_refused(tmp_path, override, words):
+    path = tmp_path / "x.yaml"
+    path.write_text("name: x\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, (override,))
+    assert words in str(caught.value)
+
+
+def test_a_config_survives_its_own_json():
+    config = parse(generation={"decodings": {"greedy": {}, "nucleus": {"temperature": 1, "top_p": 0.9}}})
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))), "again") == config
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(ValidationError):
+        parse().seed = 3
+
+
+def test_execution_keys_are_no_stage_input():
+    assert stage_inputs(TrainingConfig(checkpoint_every=7)) == stage_inputs(TrainingConfig(checkpoint_every=9))
+    assert stage_inputs(TrainingConfig(steps=7)) != stage_inputs(TrainingConfig(steps=9))
+    assert stage_inputs(EngineConfig()) == {}
+    assert "cluster" not in stage_inputs(parse())
+    assert stage_inputs(parse())["sampling"]["engine"] == {}
+
+
+def test_k_counts_the_gold():
+    assert (
+        parse(sampling={"negatives": {"autoregressive": 11, "batch": 0, "meanfield": 0, "truncation": 0}}).candidates
+        == 12
+    )
+    assert NegativeCounts(autoregressive=1, batch=1, meanfield=1, truncation=1).total == 4
+
+
+def test_merged_models_are_named_by_their_alpha():
+    assert RunConfig(name="x").merging.model_name(0.5) == "merged-0.50"
+
+
+def test_the_shell_sees_exit_code_two_and_no_traceback(tmp_path):
+    path = tmp_path / "typo.yaml"
+    path.write_text("name: x\nobjectiv: {beta: 5}\n")
+    command = [sys.executable, "-m", "cpo_ray.cli", "validate", str(path)]
+    code = f"import sys; sys.argv = {['cpo-ray', *command[3:]]!r}; from cpo_ray.cli import main; main()"
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert seen.returncode == 2
+    assert "unknown key `objectiv`; did you mean `objective`?" in seen.stderr
+    assert "Traceback" not in seen.stderr + seen.stdout

@@ -1,0 +1,33 @@
+import pyarrow as pa
+
+from cpo_ray.records import CANDIDATE_KINDS, EXAMPLE_SCHEMA, GROUP_SCHEMA, NEGATIVE_KINDS, Example, Group
+
+
+def test_schemas_have_the_fields_of_the_rows():
+    assert EXAMPLE_SCHEMA.names == list(Example.__annotations__)
+    assert GROUP_SCHEMA.names == list(Group.__annotations__)
+
+
+def test_the_gold_is_candidate_zero_and_no_negative():
+    assert CANDIDATE_KINDS[0] == "gold"
+    assert "gold" not in NEGATIVE_KINDS
+    assert len(NEGATIVE_KINDS) == len(CANDIDATE_KINDS) - 1
+
+
+def test_log_probs_of_long_sequences_keep_float64():
+    assert GROUP_SCHEMA.field("ref_logps").type == pa.list_(pa.float64())
+
+
+def test_a_group_goes_through_arrow_and_back():
+    group = Group(
+        id="0" * 16,
+        prompt="p",
+        prompt_ids=[1],
+        candidate_kind=["gold", "batch"],
+        candidate_ids=[[5, 2], [7, 2]],
+        candidate_text=["a", "b"],
+        similarity=[1.0, 0.5],
+        rank=[0, 1],
+        ref_logps=[-1.25, -700.0625],
+    )
+    assert pa.Table.from_pylist([group], schema=GROUP_SCHEMA).to_pylist() == [group]
