@@ -1,0 +1,92 @@
+# Everything a checkout needs: `make demo` and `make test` set themselves up. `make` alone lists the targets.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := 2.13.0+cpu
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+# GPU=1 installs the CUDA set, and an installed set stays what it is until GPU=0 or GPU=1 says otherwise.
+GPU ?= $(if $(wildcard $(VENV)/.installed-gpu-*),1,0)
+FLAVOUR := $(if $(filter 1,$(GPU)),gpu,cpu)
+LOCK := requirements/$(FLAVOUR).lock
+# The stamp's name holds a hash of what it stands for: another lock or pyproject.toml is another stamp.
+STAMP := $(VENV)/.installed-$(FLAVOUR)-$(shell cat $(LOCK) pyproject.toml | cksum | tr ' ' -)
+
+.PHONY: help
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.PHONY: demo
+demo: install ## The whole pipeline on the embedded task, about ten minutes on two cores
+	$(BIN)/cpo-ray run configs/demo.yaml
+
+.PHONY: test
+test: lint ## Linters and every test; those that need a GPU are skipped, saying so, where there is none
+	$(BIN)/pytest
+
+.PHONY: test-fast
+test-fast: install ## The tests that start neither Ray nor vLLM, under a minute
+	$(BIN)/pytest -m "not e2e and not gpu"
+
+.PHONY: lint
+lint: install ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: docs
+docs: install ## Write docs/configuration.md from cpo_ray/config.py
+	$(BIN)/python -m cpo_ray.reference docs/configuration.md
+
+.PHONY: install
+install: $(STAMP) ## Set up .venv from the lock (GPU=1 for the CUDA set)
+
+$(STAMP):
+	@$(MAKE) --no-print-directory check
+	@if compgen -G "$(VENV)/.installed-*" >/dev/null && ! compgen -G "$(VENV)/.installed-$(FLAVOUR)-*" >/dev/null; then \
+	  echo "$(VENV) holds the other set (cpu or gpu): starting anew"; rm -rf $(VENV); fi
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+ifeq ($(FLAVOUR),cpu)
+	@# Where the index cannot be reached, pip gives up on it at once and takes the wheel from PIP_FIND_LINKS.
+	$(BIN)/pip install -qq --no-deps --retries 1 --timeout 15 --extra-index-url $(TORCH_INDEX) torch==$(TORCH)
+endif
+	@echo "installing $$(grep -c == $(LOCK)) packages from $(LOCK): some minutes"
+	$(BIN)/pip install -qq --no-deps --require-hashes -r $(LOCK)
+	$(BIN)/pip install -qq --no-deps --no-build-isolation -e .
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+.PHONY: check
+check: # What pip cannot install, one line each
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is missing: install python3.11, python3.11-venv and python3.11-dev, or say make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), but Python 3.11 is needed: say make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) lacks venv: install python3.11-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import pathlib, sys, sysconfig; sys.exit(not pathlib.Path(sysconfig.get_paths()["include"], "Python.h").is_file())' || { echo "$(PYTHON) lacks its C headers (Python.h): install python3.11-dev" >&2; exit 1; }
+	@command -v g++ >/dev/null || { echo "the C++ compiler g++ is missing: install g++ (DeepSpeed builds one small extension)" >&2; exit 1; }
+
+# uv resolves; it lives in a corner of its own. No index, host or path of this machine gets into the locks.
+UV := $(VENV)/uv/bin/uv
+COMPILE := $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-annotate --no-header \
+  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
+
+.PHONY: lock
+lock: $(UV) ## Resolve requirements/*.in anew into cpu.lock and gpu.lock
+	$(COMPILE) --upgrade $(CPU_TORCH) --override requirements/cpu.override --no-emit-package torch \
+	  requirements/cpu.in -o requirements/cpu.lock
+	$(COMPILE) --upgrade requirements/gpu.in -o requirements/gpu.lock
+
+$(UV):
+	@$(MAKE) --no-print-directory check
+	$(PYTHON) -m venv $(VENV)/uv
+	$(VENV)/uv/bin/pip install -qq uv==0.13.9
+
+.PHONY: clean
+clean: ## Remove .venv, caches and build leftovers; runs/ stays
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis ./*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
