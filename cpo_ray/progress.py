@@ -5,12 +5,14 @@ import io
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, TextIO, cast
+from typing import Any, Protocol, Self, TextIO, cast
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -63,9 +65,8 @@ def bar(title: str, total: float, unit: str) -> Iterator[Bar]:
         with Progress(*columns, console=console, transient=True) as display:
             yield _TerminalBar(display, display.add_task(title, total=total, note=""))
     else:
-        plain = _PlainBar(title, total, unit)
-        yield plain
-        plain.print_line()
+        with _PlainBar(title, total, unit) as plain:
+            yield plain
 
 
 @contextlib.contextmanager
@@ -146,27 +147,50 @@ class _TerminalBar:
 
 
 class _PlainBar:
-    """A line at most every ten seconds, and one at the end."""
+    """A line about every ten seconds, also while nothing moves, and one at the end."""
 
     def __init__(self, title: str, total: float, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done, self.note = 0.0, ""
         self.started = self.printed = time.monotonic()
+        self.ended = threading.Event()
+        self.ticker = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.ticker.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.ended.set()
+        self.ticker.join()
+        if failure[0] is None:
+            self._print_line()
 
     def advance(self, amount: float = 1, note: str = "") -> None:
         self.moveto(self.done + amount, note)
 
     def moveto(self, completed: float, note: str = "") -> None:
         self.done, self.note = completed, note
-        if time.monotonic() - self.printed >= PLAIN_INTERVAL_S:
-            self.print_line()
+        self._print_if_due()
 
-    def print_line(self) -> None:
+    def _tick(self) -> None:
+        while not self.ended.wait(PLAIN_INTERVAL_S):
+            self._print_if_due()
+
+    def _print_if_due(self) -> None:
+        if time.monotonic() - self.printed >= PLAIN_INTERVAL_S:
+            self._print_line()
+
+    def _print_line(self) -> None:
         self.printed = time.monotonic()
-        rate = self.done / max(self.printed - self.started, 1e-9)
-        left = (self.total - self.done) / rate if rate else 0.0
-        words = [f"{self.title}: {self.done:.0f}/{self.total:.0f}", f"{rate:.1f} {self.unit}/s"]
-        if self.done < self.total:
-            words.append(f"{left:.0f} s left")
-        console.print("  " + ", ".join([*words, *([self.note] if self.note else [])]), markup=False)
-        console.file.flush()
+        elapsed = max(self.printed - self.started, 1e-9)
+        words = [f"{self.title}: {self.done:.0f}/{self.total:.0f}", *self._pace(elapsed)]
+        say(escape("  " + ", ".join([*words, *([self.note] if self.note else [])])))
+
+    def _pace(self, elapsed: float) -> list[str]:
+        if not self.done:
+            return [f"{elapsed:.0f} s so far"]
+        rate = self.done / elapsed
+        pace = f"{rate:.1f} {self.unit}/s" if rate >= 0.1 else f"{1 / rate:.0f} s each"
+        left = (self.total - self.done) / rate
+        return [pace, f"{left:.0f} s left"] if left > 0 else [pace]

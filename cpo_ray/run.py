@@ -49,7 +49,7 @@ class Run:
         else:
             why = "" if before is None else f" again: {escape(_changed(before.manifest.inputs, inputs))} changed"
             say(
-                f"  [green]made[/] {name}{why} in {artifact.manifest.seconds:.0f} s: {_brief(artifact.manifest.summary)}"
+                f"  [green]made[/] {name}{why} in {artifact.manifest.seconds:.0f} s{_brief(artifact.manifest.summary)}"
             )
         for warning in artifact.manifest.summary.get("warnings", []):
             say(f"  [yellow]warning[/] {escape(warning)}")

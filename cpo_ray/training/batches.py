@@ -18,8 +18,11 @@ class Batches:
 
     def at(self, step: int) -> list[int]:
         """The global batch of a step, counted from 0."""
-        first = step * self.size
-        return [int(self._epoch(i // self.rows)[i % self.rows]) for i in range(first, first + self.size)]
+        first, end = step * self.size, (step + 1) * self.size
+        epochs = range(first // self.rows, (end - 1) // self.rows + 1)
+        stream = np.concatenate([self._epoch(epoch) for epoch in epochs])
+        offset = first - epochs.start * self.rows
+        return [int(row) for row in stream[offset : offset + self.size]]
 
     def _epoch(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch]).permutation(self.rows)

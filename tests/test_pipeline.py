@@ -1,0 +1,119 @@
+"""The whole pipeline on real parts, killed in the middle of its stages and run again."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cpo_ray.artifacts import read_jsonl, read_table
+from cpo_ray.pipeline import STAGES
+
+pytestmark = pytest.mark.e2e
+
+CONFIG = Path(__file__).parent / "tiny.yaml"
+KILLED_IN = ("sampling", "cpo", "generation")
+
+
+class Driver:
+    """`cpo-ray run` as a user starts it."""
+
+    def __init__(self, root):
+        command = [Path(sys.executable).with_name("cpo-ray"), "run", CONFIG, "--run-dir", root]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.lines = []
+
+    def read_until(self, stage):
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if line.startswith(f"{stage}: "):
+                return
+        raise AssertionError(f"never reached {stage}:\n{''.join(self.lines)}")
+
+    def kill(self):
+        """SIGKILL, and wait until what it had started is gone too."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        _, alive = psutil.wait_procs(children, timeout=60)
+        return alive
+
+    def finish(self):
+        rest, _ = self.process.communicate(timeout=900)
+        return "".join(self.lines) + rest
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that was killed three times, its last output, and what each kill left alive."""
+    root = tmp_path_factory.mktemp("killed") / "run"
+    survivors = []
+    for stage in KILLED_IN:
+        driver = Driver(root)
+        driver.read_until(stage)
+        time.sleep(12)  # long enough for actors, workers and engines to be up and at work
+        survivors += driver.kill()
+    last = Driver(root)
+    output = last.finish()
+    assert last.process.returncode == 0, output
+    return root, output, survivors
+
+
+def test_a_killed_run_finishes_and_finished_stages_are_not_redone(run):
+    root, output, _ = run
+    for name in ("data", "models/reference", "groups/train", "models/cpo", "models/mle", "models/merged-0.50"):
+        assert f"reused {name}: same inputs" in output
+    assert "made generations/cpo" in output
+    assert str(root / "report" / "index.html") in output
+
+
+def test_a_killed_driver_takes_its_processes_along(run):
+    assert run[2] == []
+
+
+def test_every_stage_left_a_manifest(run):
+    root, *_ = run
+    for stage in STAGES.values():
+        for pattern in stage.writes:
+            folders = list(root.glob(pattern))
+            assert folders
+            for folder in folders:
+                manifest = json.loads((folder / "manifest.json").read_text())
+                assert all(
+                    (folder / name).stat().st_size == entry["bytes"] for name, entry in manifest["files"].items()
+                )
+    assert not list(root.glob("**/.*.partial"))
+
+
+def test_groups_are_whole_and_in_order(run):
+    root, *_ = run
+    groups = read_table(root / "groups" / "train")
+    examples = read_table(root / "data" / "train")
+    assert groups["id"].to_pylist() == examples["id"].to_pylist()[:64]
+    assert {tuple(kinds) for kinds in groups["candidate_kind"].to_pylist()} == {
+        ("gold", "autoregressive", "batch", "meanfield", "truncation")
+    }
+
+
+def test_curves_start_at_log_k_factorial_and_have_every_step(run):
+    root, *_ = run
+    rows = {(row["stage"], row["step"]): row for row in read_jsonl(root / "metrics.jsonl")}
+    assert [step for stage, step in sorted(rows) if stage == "cpo"] == [1, 2, 3, 4, 5, 6]
+    assert rows["cpo", 1]["loss"] == pytest.approx(rows["cpo", 1]["expected_loss"], abs=1e-3)
+    assert rows["cpo", 1]["expected_loss"] <= math.lgamma(6)
+
+
+def test_a_finished_run_starts_no_engine(run):
+    root, *_ = run
+    began = time.monotonic()
+    driver = Driver(root)
+    output = driver.finish()
+    assert driver.process.returncode == 0
+    assert "made " not in output
+    assert "engines" not in output
+    assert time.monotonic() - began < 120
