@@ -115,6 +115,8 @@ class TrainingConfig(Section):
     """Peak learning rate of AdamW (the paper: 1e-5)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """AdamW's decoupled weight decay (the paper: 0.05)."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """AdamW's averages of the gradient and of its square. A short run from scratch learns faster with (0.9, 0.95)."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps of linear warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"

@@ -115,6 +115,8 @@ def engine_options(model: Path, config: ServingConfig, max_model_len: int, gpus_
         return options | {"gpu_memory_utilization": config.engine.gpu_memory_utilization}
     return options | {
         "enforce_eager": True,
+        # vLLM 0.32 takes back a seeded draw when a prompt is cut between two steps, which CPU generators cannot do.
+        "enable_chunked_prefill": False,
         "distributed_executor_backend": "mp",
         "kv_cache_memory_bytes": int(config.engine.kv_cache_gib * 2**30),
     }

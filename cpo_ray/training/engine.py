@@ -46,7 +46,7 @@ def start_engine(task: Task) -> Any:
 
 def deepspeed_config(training: TrainingConfig, *, cuda: bool) -> dict[str, Any]:
     """Our section in DeepSpeed's words. The schedule is ours (`schedule.py`): DeepSpeed holds no scheduler."""
-    adam = {"lr": training.learning_rate, "weight_decay": training.weight_decay, "torch_adam": not cuda}
+    adam = {"lr": training.learning_rate, "betas": list(training.betas), "torch_adam": not cuda}
     return {
         "train_batch_size": training.prompts_per_step,
         "train_micro_batch_size_per_gpu": training.prompts_per_microbatch,
