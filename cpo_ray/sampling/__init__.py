@@ -1,0 +1,1 @@
+"""From examples to groups: negatives, reference log-probs, ranks."""

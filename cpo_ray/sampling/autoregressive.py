@@ -1,0 +1,35 @@
+"""Autoregressive negatives (AN, the paper's section 3): sampled from the reference, top-k 50 at temperature 1.
+
+What to ask an engine for and how to read its answers; `engine.py` does the asking.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cpo_ray.config import SamplingConfig
+from cpo_ray.sampling.seeding import draw_seed
+
+Tokens = list[int]
+
+
+def sampling_parameters(
+    config: SamplingConfig, max_tokens: int, eos: int, seed: int, row_id: str, vocabulary: int
+) -> dict[str, Any]:
+    """Keywords of vLLM's SamplingParams for one row: n samples that share the prompt, sample j seeded by seed + j."""
+    return {
+        "n": config.negatives.autoregressive,
+        "top_k": min(config.top_k, vocabulary),
+        "temperature": config.temperature,
+        "max_tokens": max_tokens,
+        "stop_token_ids": [eos],
+        "seed": draw_seed(seed, row_id, "autoregressive", 0) >> 1,  # room for the samples' own seeds
+        "detokenize": False,
+    }
+
+
+def autoregressive_negative(token_ids: Sequence[int], finish_reason: str | None, eos: int) -> Tokens:
+    """A sample as a candidate: it ends with EOS where the model stopped, without where it met the length limit."""
+    tokens = list(token_ids)
+    if finish_reason == "stop" and tokens[-1:] != [eos]:
+        tokens.append(eos)
+    return tokens

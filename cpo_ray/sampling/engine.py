@@ -1,0 +1,96 @@
+"""The vLLM engine as a Ray Data actor. The only file of this wing that imports vllm."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cpo_ray.config import RunConfig
+from cpo_ray.sampling.autoregressive import autoregressive_negative, sampling_parameters
+from cpo_ray.sampling.units import Unit, add, read_units, write_units
+
+
+class Engine:
+    """Adds autoregressive negatives to units. Holds one `vllm.LLM` for its lifetime."""
+
+    def __init__(self, config: RunConfig, reference: Path, eos: int) -> None:
+        """Start the engine; about half a minute."""
+        self.config, self.eos = config, eos
+        on_cpu = config.cluster.gpus_per_worker == 0
+        _set_environment(config.cluster.threads_per_worker)
+        from vllm import LLM
+
+        engine = config.sampling.engine
+        self.llm = LLM(
+            str(reference),
+            skip_tokenizer_init=True,
+            trust_remote_code=False,
+            load_format="safetensors",
+            generation_config="vllm",
+            dtype="float32" if config.training.precision == "fp32" else "bfloat16",
+            seed=config.seed,
+            max_num_seqs=engine.max_sequences,
+            enable_prefix_caching=True,
+            enforce_eager=on_cpu,
+            # vLLM 0.32 takes back a seeded draw when a prompt is cut between two steps, which CPU generators cannot do.
+            enable_chunked_prefill=not on_cpu,
+            distributed_executor_backend="mp",
+            tensor_parallel_size=1 if on_cpu else engine.tensor_parallel,
+            kv_cache_memory_bytes=int(engine.kv_cache_gib * 2**30) if on_cpu else None,
+            gpu_memory_utilization=engine.gpu_memory_utilization,
+        )
+        # Where the engine's worker dies, the actor goes too: Ray Data starts another and repeats what was under way.
+        self.llm.llm_engine.model_executor.register_failure_callback(lambda: os._exit(1))
+        self.vocabulary: int = self.llm.llm_engine.model_config.get_vocab_size()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Sample for every row of the batch's units at once."""
+        units = read_units(batch)
+        self._sample(units)
+        return write_units(units)
+
+    def __del__(self) -> None:
+        """End the engine's own process with the actor (where the actor is killed, the process sees its pipe close)."""
+        if hasattr(self, "llm"):
+            self.llm.llm_engine.engine_core.shutdown()
+
+    def _sample(self, units: list[Unit]) -> None:
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        config = self.config
+        groups = [group for unit in units for group in unit["groups"]]
+        parameters: list[dict[str, Any]] = [
+            sampling_parameters(
+                config.sampling, config.data.max_response_tokens, self.eos, config.seed, group["id"], self.vocabulary
+            )
+            for group in groups
+        ]
+        outputs = self.llm.generate(
+            [TokensPrompt(prompt_token_ids=group["prompt_ids"]) for group in groups],
+            [SamplingParams(**keywords) for keywords in parameters],
+            use_tqdm=False,
+        )
+        for group, output in zip(groups, outputs, strict=True):
+            samples = sorted(output.outputs, key=lambda sample: sample.index)
+            add(
+                group,
+                "autoregressive",
+                [autoregressive_negative(s.token_ids, s.finish_reason, self.eos) for s in samples],
+            )
+
+
+def _set_environment(threads: int) -> None:
+    """Settings that vLLM reads when it is imported.
+
+    The engine's core lives in the actor and only its worker is a process of its own: that one watches a pipe to the
+    actor and ends when the actor does, however it ends. Cores are shared with the other actors, so no thread is bound.
+    """
+    os.environ.update(
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        VLLM_CPU_OMP_THREADS_BIND="nobind",
+        OMP_NUM_THREADS=str(threads),
+        VLLM_NO_USAGE_STATS="1",
+        VLLM_LOGGING_LEVEL="WARNING",
+    )

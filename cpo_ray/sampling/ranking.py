@@ -1,0 +1,69 @@
+"""Ranks by embedding similarity to the gold (the paper's section 3): a Ray Data actor around a pure function."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from cpo_ray.config import RunConfig
+from cpo_ray.embedding import embed_texts, load_embedder
+from cpo_ray.records import Group
+from cpo_ray.sampling.units import read_units, write_units
+
+CACHED_TEXTS = 2**16  # 100 MB of MiniLM's vectors
+Vector = npt.NDArray[np.float32]
+
+
+def rank_by_similarity(similarity: Sequence[float]) -> list[int]:
+    """(K,) cosines to the gold -> (K,) ranks, a permutation: the gold 0, then descending; ties by candidate index."""
+    order = sorted(range(1, len(similarity)), key=lambda k: -similarity[k])
+    ranks = [0] * len(similarity)
+    for rank, k in enumerate(order, 1):
+        ranks[k] = rank
+    return ranks
+
+
+class Ranker:
+    """Sets `candidate_text`, `similarity` and `rank`. Embeds each distinct text once, as long as it is remembered."""
+
+    def __init__(self, config: RunConfig, reference: Path) -> None:
+        """Load the embedder, and the reference's tokenizer to turn candidates into text."""
+        from transformers import AutoTokenizer
+
+        torch.set_num_threads(config.cluster.threads_per_worker)
+        self.tokenizer = AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
+        self.embedder = load_embedder(config.sampling.embedder, "cuda" if config.cluster.gpus_per_worker else "cpu")
+        self.remembered: OrderedDict[str, Vector] = OrderedDict()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Rank the batch's units, one by one."""
+        units = read_units(batch)
+        for unit in units:
+            self._rank(unit["groups"])
+        return write_units(units)
+
+    def _rank(self, groups: list[Group]) -> None:
+        for group in groups:
+            group["candidate_text"] = self.tokenizer.batch_decode(group["candidate_ids"], skip_special_tokens=True)
+        vectors = self._embed({text: None for group in groups for text in group["candidate_text"]})
+        for group in groups:
+            gold, *_ = texts = group["candidate_text"]
+            cosines = [min(1.0, float(vectors[text] @ vectors[gold])) if text != gold else 1.0 for text in texts]
+            group["similarity"] = cosines
+            group["rank"] = rank_by_similarity(cosines)
+
+    def _embed(self, texts: dict[str, None]) -> dict[str, Vector]:
+        """The vector of each text. What was used longest ago is forgotten first."""
+        unknown = [text for text in texts if text not in self.remembered]
+        known = {text: self.remembered[text] for text in texts if text in self.remembered}
+        vectors = known | dict(zip(unknown, embed_texts(self.embedder, unknown), strict=True))
+        for text, vector in vectors.items():
+            self.remembered[text] = vector
+            self.remembered.move_to_end(text)
+        while len(self.remembered) > CACHED_TEXTS:
+            self.remembered.popitem(last=False)
+        return vectors

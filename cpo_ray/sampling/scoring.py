@@ -1,0 +1,106 @@
+"""Meanfield negatives and reference log-probs: the reference model as a Ray Data actor around a pure function."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from cpo_ray.config import RunConfig
+from cpo_ray.errors import TrainingError
+from cpo_ray.objective.logprobs import candidate_logps, gold_logits
+from cpo_ray.objective.packing import pack_groups
+from cpo_ray.records import Group
+from cpo_ray.sampling.meanfield import MeanfieldDraw, meanfield_draws, meanfield_negatives, union_positions
+from cpo_ray.sampling.units import add, put_in_order, read_units, write_units
+
+BATCH_TOKENS = 8192  # tokens of a forward pass, before prefixes are shared
+BATCH_LOGITS = 2**26  # logits held for meanfield draws: 256 MiB
+
+
+class Scorer:
+    """Adds meanfield negatives, puts candidates in order, and scores all K of them under the reference."""
+
+    def __init__(self, config: RunConfig, reference: Path) -> None:
+        """Load the reference in the precision that the trainer computes in, so that both see the same log-probs."""
+        torch.set_num_threads(config.cluster.threads_per_worker)
+        self.config = config
+        self.model = AutoModelForCausalLM.from_pretrained(
+            reference,
+            dtype=torch.float32 if config.training.precision == "fp32" else torch.bfloat16,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        self.model.to("cuda" if config.cluster.gpus_per_worker else "cpu").eval()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Finish the candidates of the batch's units and score them, unit by unit."""
+        units = read_units(batch)
+        for unit in units:
+            add_meanfield(self.model, unit["groups"], self.config)
+            score(self.model, unit["groups"])
+        return write_units(units)
+
+
+@torch.inference_mode()
+def add_meanfield(model: PreTrainedModel, groups: list[Group], config: RunConfig) -> None:
+    """Add the configured number of meanfield negatives to each group."""
+    count, fraction = config.sampling.negatives.meanfield, config.sampling.meanfield_fraction
+    if count == 0:
+        return
+    golds = [group["candidate_ids"][0] for group in groups]
+    draws = [
+        meanfield_draws(gold, count, fraction, config.seed, group["id"])
+        for gold, group in zip(golds, groups, strict=True)
+    ]
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    costs = [_gold_cost(group, draw, vocabulary) for group, draw in zip(groups, draws, strict=True)]
+    for rows in batches(costs, 1.0):
+        logits = gold_logits(
+            model,
+            [groups[r]["prompt_ids"] for r in rows],
+            [golds[r] for r in rows],
+            [union_positions(draws[r]) for r in rows],
+        )
+        for r, logits_PV in zip(rows, logits, strict=True):
+            if not torch.isfinite(logits_PV).all():
+                raise TrainingError(f"the reference's logits for row {groups[r]['id']} are not finite")
+            add(groups[r], "meanfield", meanfield_negatives(golds[r], draws[r], logits_PV))
+
+
+@torch.inference_mode()
+def score(model: PreTrainedModel, groups: list[Group]) -> None:
+    """Put each group's candidates in order and set `ref_logps`, (K,) nats, EOS included, prompt excluded."""
+    for group in groups:
+        put_in_order(group)
+    costs = [(len(g["prompt_ids"]) + sum(map(len, g["candidate_ids"]))) / BATCH_TOKENS for g in groups]
+    for rows in batches(costs, 1.0):
+        packed = pack_groups([groups[r]["prompt_ids"] for r in rows], [groups[r]["candidate_ids"] for r in rows])
+        logps_BK = candidate_logps(model, packed.to(model.device)).tolist()
+        for r, logps in zip(rows, logps_BK, strict=True):
+            if not all(map(math.isfinite, logps)):
+                raise TrainingError(f"the reference's log-probs for row {groups[r]['id']} are not finite: {logps}")
+            groups[r]["ref_logps"] = logps
+
+
+def batches(costs: Sequence[float], budget: float) -> Iterator[list[int]]:
+    """Indices in batches of like cost, cheapest first, each within the budget unless it is a single index."""
+    rows: list[int] = []
+    total = 0.0
+    for row in sorted(range(len(costs)), key=lambda r: costs[r]):
+        if rows and total + costs[row] > budget:
+            yield rows
+            rows, total = [], 0.0
+        rows.append(row)
+        total += costs[row]
+    if rows:
+        yield rows
+
+
+def _gold_cost(group: Group, draws: Sequence[MeanfieldDraw], vocabulary: int) -> float:
+    """Share of the token budget or of the logits budget, whichever is larger."""
+    tokens = len(group["prompt_ids"]) + len(group["candidate_ids"][0])
+    return max(tokens / BATCH_TOKENS, len(union_positions(draws)) * vocabulary / BATCH_LOGITS)

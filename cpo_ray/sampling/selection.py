@@ -1,0 +1,93 @@
+"""Which training rows become groups, and in what shape their prompts do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cpo_ray.config import RunConfig
+from cpo_ray.errors import ConfigError, DataError
+from cpo_ray.sampling.truncation import MINIMUM_TOKENS
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows of a groups artifact, in the order of the training split."""
+
+    table: pa.Table  # EXAMPLE_SCHEMA
+    prompt_tokens: int  # a longer prompt keeps its last `prompt_tokens` tokens
+    truncated_prompts: int  # how many do
+    left_out: dict[str, int]  # reason -> rows
+
+
+def select_rows(table: pa.Table, config: RunConfig, context: int, eos: int) -> Selection:
+    """Take the first `sampling.rows` rows and set aside those that no group can be made of.
+
+    Such a row follows `data.on_bad_row`: DataError naming it, or left out with a count. A prompt that would leave no
+    room for `data.max_response_tokens` in the reference's `context` keeps its last tokens, and is counted.
+    Raises ConfigError where the context has no room for a prompt at all.
+    """
+    room = context - config.data.max_response_tokens
+    if room < 1:
+        raise ConfigError(
+            f"data.max_response_tokens {config.data.max_response_tokens} leaves no room for a prompt in the "
+            f"reference's context of {context} positions"
+        )
+    table = table.slice(0, config.sampling.rows).combine_chunks()
+    usable, left_out = np.ones(len(table), dtype=bool), {}
+    for reason, is_bad in _faults(config, eos).items():
+        bad = usable & is_bad(table)
+        if bad.any():
+            left_out[reason] = int(bad.sum())
+            usable &= ~bad
+            _refuse(table, bad, reason, config)
+    table = table.filter(pa.array(usable)).combine_chunks()
+    if len(table) == 0:
+        raise DataError(f"no training row is left to make groups of: {left_out}")
+    truncated = int((_lengths(table, "prompt_ids") > room).sum())
+    return Selection(table, room, truncated, left_out)
+
+
+Fault = Callable[[pa.Table], npt.NDArray[np.bool_]]
+
+
+def _faults(config: RunConfig, eos: int) -> dict[str, Fault]:
+    longest = config.data.max_response_tokens
+    faults: dict[str, Fault] = {
+        "empty prompt": lambda table: _lengths(table, "prompt_ids") == 0,
+        "empty response": lambda table: _lengths(table, "response_ids") < 2,
+        "response without the tokenizer's EOS": lambda table: _last(table, "response_ids") != eos,
+        "response longer than data.max_response_tokens": lambda table: _lengths(table, "response_ids") > longest,
+    }
+    if config.sampling.negatives.truncation:
+        faults["one-token response, which has no truncation negative"] = lambda table: (
+            _lengths(table, "response_ids") < MINIMUM_TOKENS
+        )
+    return faults
+
+
+def _refuse(table: pa.Table, bad: npt.NDArray[np.bool_], reason: str, config: RunConfig) -> None:
+    if config.data.on_bad_row == "quarantine":
+        return
+    first = int(np.flatnonzero(bad)[0])
+    raise DataError(
+        f"training row {table['id'][first].as_py()} (number {first}) and {int(bad.sum()) - 1} more: {reason}. "
+        "Set data.on_bad_row: quarantine to leave such rows out of the groups, with a count."
+    )
+
+
+def _lengths(table: pa.Table, column: str) -> npt.NDArray[np.int64]:
+    return np.diff(_offsets(table, column))
+
+
+def _last(table: pa.Table, column: str) -> npt.NDArray[np.int64]:
+    """The last token of each row; -1 for an empty one."""
+    offsets = _offsets(table, column)
+    values = np.append(table[column].combine_chunks().values.to_numpy(zero_copy_only=False), -1)
+    return np.where(np.diff(offsets) > 0, values[offsets[1:] - 1], -1)
+
+
+def _offsets(table: pa.Table, column: str) -> npt.NDArray[np.int64]:
+    return table[column].combine_chunks().offsets.to_numpy().astype(np.int64)

@@ -1,0 +1,257 @@
+"""The whole stage with real Ray Data, vLLM, transformers and MiniLM on a tiny model."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cpo_ray.artifacts import read_table
+from cpo_ray.cluster import ray_cluster
+from cpo_ray.config import ClusterConfig, RunConfig
+from cpo_ray.errors import DataError
+from cpo_ray.records import EXAMPLE_SCHEMA, GROUP_SCHEMA
+from cpo_ray.sampling.groups import make_groups
+
+pytestmark = pytest.mark.e2e
+
+ROWS, USABLE, CONTEXT, MAX_RESPONSE = 97, 96, 64, 16
+KINDS = ["gold", *["autoregressive"] * 2, *["batch"] * 3, *["meanfield"] * 2, *["truncation"] * 2]
+WORDS = [
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "apples",
+    "pears",
+    "count",
+    "sort",
+]
+WORDS += ["reverse", "the", "a", "of", "are", "there", "and"]
+
+
+def make_config(**sampling):
+    return RunConfig.model_validate(
+        {
+            "name": "test",
+            "data": {"max_prompt_tokens": 40, "max_response_tokens": MAX_RESPONSE, "on_bad_row": "quarantine"},
+            "model": {"context": CONTEXT},
+            "sampling": {
+                "negatives": {"autoregressive": 2, "batch": 3, "meanfield": 2, "truncation": 2},
+                "batch_rows": 16,
+                "shard_rows": 32,
+                "engine": {"kv_cache_gib": 0.25, "max_sequences": 64},
+            }
+            | sampling,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    bpe.train_from_iterator([" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, tokenizer):
+    path = tmp_path_factory.mktemp("reference")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=400,
+        hidden_size=64,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_hidden_layers=2,
+        intermediate_size=128,
+        max_position_embeddings=CONTEXT,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    model = LlamaForCausalLM(config)
+    model.get_output_embeddings().weight.data.mul_(8)  # a distribution that is not flat
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, tokenizer):
+    """97 rows; number 40 has a one-token response, number 3 a prompt beyond the context."""
+    rng = torch.Generator().manual_seed(5)
+
+    def words(low, high):
+        size = int(torch.randint(low, high, (1,), generator=rng))
+        return " ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (size,), generator=rng).tolist())
+
+    rows = []
+    for number in range(ROWS):
+        prompt = words(3, 9) if number != 3 else " ".join(WORDS * 4)
+        response = words(3, 7) if number != 40 else "a"
+        response_ids = [*tokenizer.encode(response)[: MAX_RESPONSE - 1], tokenizer.eos_token_id]
+        rows.append(
+            {
+                "id": f"{number:016x}",
+                "source": "test",
+                "category": "",
+                "prompt": prompt,
+                "response": response,
+                "prompt_ids": tokenizer.encode(prompt),
+                "response_ids": response_ids,
+            }
+        )
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "train").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA), folder / "train" / "part-00000.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ray():
+    with ray_cluster(ClusterConfig(object_store_gib=0.3)) as cluster:
+        cluster.ensure()
+        import ray
+
+        yield ray
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, data, reference, ray):
+    out, progress = tmp_path_factory.mktemp("groups"), []
+    started = time.monotonic()
+    summary = make_groups(make_config(), data, reference, out, progress.append)
+    print(f"\n{summary['rows']} rows in {time.monotonic() - started:.1f} s, engine start included: {summary}")
+    return out, summary, progress
+
+
+def engine_processes():
+    """Processes below this one that belong to a vLLM engine."""
+    return [p for p in psutil.Process().children(recursive=True) if any("vllm" in part.lower() for part in names(p))]
+
+
+def names(process):
+    try:
+        return [process.name(), *process.cmdline()]
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
+
+
+def test_groups_have_the_schema_the_order_and_the_promised_candidates(made, data, tokenizer):
+    out, summary, progress = made
+    table = read_table(out)
+    assert table.schema.equals(GROUP_SCHEMA)
+    assert sorted(p.name for p in out.glob("*")) == [*(f"part-0000{i}.parquet" for i in range(3)), "stats.json"]
+    examples = [row for row in read_table(data / "train").to_pylist() if row["id"] != f"{40:016x}"]
+    assert sum(progress) == summary["rows"] == USABLE == len(table)
+    assert summary["candidates"] == len(KINDS)
+    assert (summary["left_out"], summary["truncated_prompts"]) == (1, 1)
+    eos = tokenizer.eos_token_id
+    for number, (example, group) in enumerate(zip(examples, table.to_pylist(), strict=True)):
+        assert group["id"] == example["id"]
+        assert group["prompt_ids"] == example["prompt_ids"][-(CONTEXT - MAX_RESPONSE) :]
+        assert group["candidate_kind"] == KINDS
+        gold, *negatives = group["candidate_ids"]
+        assert gold == example["response_ids"]
+        assert group["candidate_text"] == tokenizer.batch_decode(group["candidate_ids"], skip_special_tokens=True)
+        assert sorted(group["rank"]) == list(range(len(KINDS)))
+        assert (group["rank"][0], group["similarity"][0]) == (0, 1.0)
+        by_rank = sorted(range(1, len(KINDS)), key=lambda k: group["rank"][k])
+        assert by_rank == sorted(by_rank, key=lambda k: (-group["similarity"][k], k))
+        for sample in negatives[:2]:
+            assert 1 <= len(sample) <= MAX_RESPONSE
+            assert sample.count(eos) == (sample[-1] == eos)
+            assert sample[-1] == eos or len(sample) == MAX_RESPONSE
+        exchanged = [example["response_ids"] for example in examples[number // 16 * 16 :][:16]]
+        assert all(negative in exchanged and negative != gold for negative in negatives[2:5])
+        assert all(len(n) == len(gold) and n.count(eos) == 1 and n[-1] == eos for n in negatives[5:7])
+        assert all(n[:-1] == gold[: len(n) - 1] and n[-1] == eos and len(n) < len(gold) for n in negatives[7:])
+
+
+def test_reference_scores_equal_separate_forwards(made, reference):
+    model = AutoModelForCausalLM.from_pretrained(reference)
+    for group in read_table(made[0]).to_pylist()[::7]:
+        prompt = group["prompt_ids"]
+        for candidate, score in zip(group["candidate_ids"], group["ref_logps"], strict=True):
+            with torch.no_grad():
+                logps = model(torch.tensor([prompt + candidate])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            assert score == pytest.approx(logps.gather(1, torch.tensor(candidate)[:, None]).sum().item(), abs=1e-3)
+
+
+def test_samples_come_from_the_reference(made, reference):
+    """The mean log-prob of samples is the model's own: near minus its entropy, unlike that of random tokens."""
+    stats = json.loads((made[0] / "stats.json").read_text())
+    assert set(stats) == set(KINDS)
+    assert stats["autoregressive"]["count"] == 2 * USABLE
+    per_token = {kind: entry["mean_ref_logp"] / entry["mean_tokens"] for kind, entry in stats.items()}
+    assert per_token["autoregressive"] > per_token["gold"] + 0.5
+
+
+def test_a_rerun_makes_only_the_missing_shard_and_the_same_rows(made, data, reference):
+    out, _, _ = made
+    before, second = read_table(out), out / "part-00001.parquet"
+    untouched = {p: p.stat().st_mtime_ns for p in out.glob("*.parquet") if p != second}
+    second.unlink()
+    progress: list[int] = []
+    make_groups(make_config(), data, reference, out, progress.append)
+    assert progress[0] == 64
+    assert sum(progress) == USABLE
+    assert {p: p.stat().st_mtime_ns for p in untouched} == untouched
+    after = read_table(out)
+    fixed = [k for k, kind in enumerate(KINDS) if kind != "autoregressive"]
+    for old, new in zip(before.to_pylist(), after.to_pylist(), strict=True):
+        assert old["id"] == new["id"]
+        assert [old["candidate_ids"][k] for k in fixed] == [new["candidate_ids"][k] for k in fixed]
+        assert [old["ref_logps"][k] for k in fixed] == pytest.approx([new["ref_logps"][k] for k in fixed], abs=1e-5)
+
+
+def test_the_engine_is_gone_when_the_stage_is_over(made, ray):
+    deadline = time.monotonic() + 20
+    while engine_processes() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert engine_processes() == []
+    while ray.available_resources().get("CPU") != 8 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == 8
+
+
+def test_a_row_without_enough_others_reaches_the_user_as_our_error(made, data, reference, tmp_path):
+    """Raised inside a Ray task, seen as a DataError."""
+    config = make_config(batch_rows=16, rows=3, negatives={"batch": 3, "meanfield": 1, "truncation": 0})
+    with pytest.raises(DataError, match="3 batch negatives need 3 different"):
+        make_groups(config, data, reference, tmp_path, lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_engine_is_started_again(made, data, reference, tmp_path):
+    """Kill vLLM's worker process while it samples: Ray Data restarts the actor and the stage finishes."""
+    killed: list[int] = []
+
+    def kill_once(_):
+        if not killed:
+            killed.append(next(p.pid for p in engine_processes() if "worker" in " ".join(names(p)).lower()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    one_at_a_time = {"kv_cache_gib": 0.25, "max_sequences": 1}
+    summary = make_groups(make_config(engine=one_at_a_time), data, reference, tmp_path, kill_once)
+    assert len(killed) == 1
+    assert summary["rows"] == len(read_table(Path(tmp_path))) == USABLE

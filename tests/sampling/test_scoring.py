@@ -1,0 +1,92 @@
+"""Scores and meanfield negatives against plain forwards of a tiny model."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from cpo_ray.config import RunConfig
+from cpo_ray.errors import TrainingError
+from cpo_ray.sampling import scoring
+from cpo_ray.sampling.scoring import add_meanfield, batches, score
+
+EOS = 1
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def config():
+    return RunConfig.model_validate({"name": "test", "sampling": {"negatives": {"meanfield": 3}}})
+
+
+def make_groups(rows=6):
+    rng = torch.Generator().manual_seed(3)
+
+    def some(length):
+        return torch.randint(2, 50, (length,), generator=rng).tolist()
+
+    groups = []
+    for row in range(rows):
+        gold = [*some(4 + row), EOS]
+        groups.append(
+            {
+                "id": f"row{row}",
+                "prompt": "",
+                "prompt_ids": some(3 + row % 3),
+                "candidate_kind": ["gold", "truncation", "batch", "autoregressive"],
+                "candidate_ids": [gold, [*gold[:2], EOS], [*some(5), EOS], some(4)],
+                "candidate_text": [],
+                "similarity": [],
+                "rank": [],
+                "ref_logps": [],
+            }
+        )
+    return groups
+
+
+def plain_logp(model, prompt, continuation):
+    with torch.no_grad():
+        logps = model(torch.tensor([prompt + continuation])).logits[0].log_softmax(-1)
+    return sum(logps[len(prompt) + t - 1, token].item() for t, token in enumerate(continuation))
+
+
+def test_scores_equal_separate_forwards_in_the_order_of_kinds(model, config):
+    groups = make_groups()
+    add_meanfield(model, groups, config)
+    score(model, groups)
+    kinds = ["gold", "autoregressive", "batch", "meanfield", "meanfield", "meanfield", "truncation"]
+    for group in groups:
+        assert group["candidate_kind"] == kinds
+        expected = [plain_logp(model, group["prompt_ids"], candidate) for candidate in group["candidate_ids"]]
+        assert group["ref_logps"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_meanfield_does_not_depend_on_the_rows_beside_it(model, config, monkeypatch):
+    together, alone, in_small_batches = make_groups(), make_groups(), make_groups()
+    add_meanfield(model, together, config)
+    for group in alone:
+        add_meanfield(model, [group], config)
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 20)
+    add_meanfield(model, in_small_batches, config)
+    assert together == alone == in_small_batches
+
+
+def test_a_reference_that_is_not_finite_is_named_with_the_row(model, config, monkeypatch):
+    groups = make_groups(1)
+    monkeypatch.setattr(model.lm_head, "weight", torch.nn.Parameter(torch.full((50, 32), torch.nan)))
+    with pytest.raises(TrainingError, match="row row0 are not finite"):
+        add_meanfield(model, groups, config)
+    with pytest.raises(TrainingError, match="row row0 are not finite"):
+        score(model, groups)
+
+
+def test_batches_keep_within_the_budget_and_lose_nothing():
+    assert list(batches([0.5, 2.0, 0.25, 0.4, 0.3], 1.0)) == [[2, 4, 3], [0], [1]]
+    assert list(batches([], 1.0)) == []

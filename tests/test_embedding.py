@@ -1,0 +1,37 @@
+"""The bundled embedder, without a network."""
+
+import numpy as np
+import pytest
+
+from cpo_ray.embedding import embed_texts, load_embedder
+from cpo_ray.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    return load_embedder("minilm", "cpu")
+
+
+def test_embeddings_are_unit_vectors_that_know_meaning(embedder):
+    vectors = embed_texts(embedder, ["the cat sat on the mat", "a cat is sitting on a rug", "interest rates rose", ""])
+    assert vectors.shape == (4, 384)
+    assert vectors.dtype == np.float32
+    assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-5
+    assert vectors[0] @ vectors[1] > 0.6 > vectors[0] @ vectors[2]
+
+
+def test_an_embedding_does_not_depend_on_its_neighbours(embedder):
+    texts = [f"{'word ' * (n % 7)}number {n}" for n in range(40)]
+    together = embed_texts(embedder, texts)
+    assert np.abs(together[::-1] - embed_texts(embedder, texts[::-1])).max() < 1e-5
+    assert np.abs(together[5] - embed_texts(embedder, texts[5:6])[0]).max() < 1e-5
+
+
+def test_no_texts_give_no_rows(embedder):
+    assert embed_texts(embedder, []).shape == (0, 384)
+
+
+def test_an_unknown_embedder_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match=r"embedder .*missing: neither `minilm`"):
+        load_embedder(str(tmp_path / "missing"))
