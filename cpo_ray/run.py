@@ -48,9 +48,7 @@ class Run:
             say(f"  [green]reused[/] {name}: same inputs, made {artifact.manifest.created}")
         else:
             why = "" if before is None else f" again: {escape(_changed(before.manifest.inputs, inputs))} changed"
-            say(
-                f"  [green]made[/] {name}{why} in {artifact.manifest.seconds:.0f} s{_brief(artifact.manifest.summary)}"
-            )
+            say(f"  [green]made[/] {name}{why} in {artifact.manifest.seconds:.0f} s{_brief(artifact.manifest.summary)}")
         for warning in artifact.manifest.summary.get("warnings", []):
             say(f"  [yellow]warning[/] {escape(warning)}")
         return artifact

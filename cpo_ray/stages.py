@@ -56,6 +56,8 @@ def sampling(run: Run) -> None:
         "seed": run.config.seed,
         "sampling": stage_inputs(run.config.sampling),
         "max_response_tokens": run.config.data.max_response_tokens,
+        "on_bad_row": run.config.data.on_bad_row,
+        "precision": run.config.training.precision,
         "data": examples.fingerprint,
         "reference": reference_model.fingerprint,
     }

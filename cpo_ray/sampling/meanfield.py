@@ -1,60 +1,73 @@
 """Meanfield negatives (MN, the paper's section 3): a share of the gold's tokens, each resampled on its own.
 
 The distribution at position t is pi_ref(. | x, y_<t) of the gold, so one teacher-forced pass serves all negatives of a
-row. EOS is no replacement: a continuation that goes on after its EOS is none. A resampled token may be the gold's own;
-a negative where all of them are equals the gold and is counted as such.
+row. EOS is no replacement: a continuation that goes on after its EOS is none. A resampled token may be the gold's own, and
+where the reference is sure it mostly is: a negative that equals the gold or an earlier one is drawn again, positions and
+all, `TRIES` times at the most, then kept and counted.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cpo_ray.sampling.seeding import generator
+
+TRIES = 8
 
 Tokens = list[int]
 
 
 @dataclass(frozen=True)
 class MeanfieldDraw:
-    """What one negative resamples: P ascending positions of the gold, and a uniform number for each."""
+    """What one try at a negative resamples: P ascending positions of the gold, and a uniform number for each."""
 
     positions: list[int]  # (P,)
     uniforms: list[float]  # (P,) in [0, 1)
 
 
-def meanfield_draws(gold: Tokens, count: int, fraction: float, seed: int, row_id: str) -> list[MeanfieldDraw]:
-    """Choose round(fraction * T) of the T positions before EOS, at least one, for each of `count` negatives."""
+def meanfield_draws(gold: Tokens, count: int, fraction: float, seed: int, row_id: str) -> list[list[MeanfieldDraw]]:
+    """For each of `count` negatives its tries: round(fraction * T) of the T positions before EOS, at least one."""
     length = len(gold) - 1
     chosen = max(1, round(fraction * length))
-    draws = []
-    for index in range(count):
-        rng = generator(seed, row_id, "meanfield", index)
-        positions = sorted(rng.choice(length, size=chosen, replace=False).tolist())
-        draws.append(MeanfieldDraw(positions, rng.random(chosen).tolist()))
-    return draws
+    return [_tries(generator(seed, row_id, "meanfield", index), length, chosen) for index in range(count)]
 
 
-def union_positions(draws: Sequence[MeanfieldDraw]) -> list[int]:
-    """The positions that any of the draws needs, ascending."""
-    return sorted({position for draw in draws for position in draw.positions})
+def union_positions(draws: Sequence[Sequence[MeanfieldDraw]]) -> list[int]:
+    """The positions that any of the tries needs, ascending."""
+    return sorted({position for tries in draws for draw in tries for position in draw.positions})
 
 
-def meanfield_negatives(gold: Tokens, draws: Sequence[MeanfieldDraw], logits_PV: Tensor) -> list[Tokens]:
-    """Resample by inverse CDF. logits_PV: next-token logits of `union_positions(draws)`, in that order."""
+def meanfield_negatives(gold: Tokens, draws: Sequence[Sequence[MeanfieldDraw]], logits_PV: Tensor) -> list[Tokens]:
+    """One negative per list of tries, by inverse CDF. logits_PV: next-token logits of `union_positions(draws)`, in order."""
     row = {position: index for index, position in enumerate(union_positions(draws))}
     cdf_PV = _cumulative(logits_PV, eos=gold[-1])
-    negatives = []
-    for draw in draws:
-        where = torch.tensor([row[position] for position in draw.positions], device=cdf_PV.device)
-        uniform_P1 = torch.tensor(draw.uniforms, dtype=torch.float64, device=cdf_PV.device)[:, None]
-        tokens = torch.searchsorted(cdf_PV[where], uniform_P1, right=True).squeeze(1)
-        negative = list(gold)
-        for position, token in zip(draw.positions, tokens.tolist(), strict=True):
-            negative[position] = token
+    negatives: list[Tokens] = []
+    for tries in draws:
+        for draw in tries:
+            negative = _resample(gold, draw, cdf_PV[[row[position] for position in draw.positions]])
+            if negative != gold and negative not in negatives:
+                break
         negatives.append(negative)
     return negatives
+
+
+def _tries(rng: np.random.Generator, length: int, chosen: int) -> list[MeanfieldDraw]:
+    return [
+        MeanfieldDraw(sorted(rng.choice(length, size=chosen, replace=False).tolist()), rng.random(chosen).tolist())
+        for _ in range(TRIES)
+    ]
+
+
+def _resample(gold: Tokens, draw: MeanfieldDraw, cdf_PV: Tensor) -> Tokens:
+    uniform_P1 = torch.tensor(draw.uniforms, dtype=torch.float64, device=cdf_PV.device)[:, None]
+    tokens = torch.searchsorted(cdf_PV, uniform_P1, right=True).squeeze(1)
+    negative = list(gold)
+    for position, token in zip(draw.positions, tokens.tolist(), strict=True):
+        negative[position] = token
+    return negative
 
 
 def _cumulative(logits_PV: Tensor, eos: int) -> Tensor:

@@ -100,7 +100,7 @@ def batches(costs: Sequence[float], budget: float) -> Iterator[list[int]]:
         yield rows
 
 
-def _gold_cost(group: Group, draws: Sequence[MeanfieldDraw], vocabulary: int) -> float:
+def _gold_cost(group: Group, draws: Sequence[Sequence[MeanfieldDraw]], vocabulary: int) -> float:
     """Share of the token budget or of the logits budget, whichever is larger."""
     tokens = len(group["prompt_ids"]) + len(group["candidate_ids"][0])
     return max(tokens / BATCH_TOKENS, len(union_positions(draws)) * vocabulary / BATCH_LOGITS)

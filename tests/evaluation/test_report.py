@@ -149,6 +149,18 @@ def test_hostile_text_stays_text(run, small):
     assert "<" not in elements.script_texts[0]
 
 
+def test_the_first_step_s_level_leaves_out_the_masked(small):
+    path = small / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    first = next(row for row in rows if row["stage"] == "cpo" and row["step"] == 1)
+    first |= {"loss": 17.5, "expected_loss": 17.5, "masked": 4}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_report(small, small / "report")
+    page = (small / "report" / "index.html").read_text(encoding="utf-8")
+    assert "must be log 12! without the masked = 17.5000" in page
+    assert "4 of the step&#x27;s candidates were masked" in page or "4 of the step's candidates were masked" in page
+
+
 def test_embedded_json_round_trips():
     value = {"a": HOSTILE, "b": [1.5, None, "\u2029 & \\u003c <!--"]}
     assert json.loads(embed_json(value)) == value

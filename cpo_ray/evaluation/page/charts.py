@@ -32,11 +32,19 @@ def draw_charts(run: Run, table: Sequence[Mapping[str, Any]], decodings: Sequenc
 
 
 def first_step_loss(run: Run) -> tuple[str, float] | None:
-    """What the CPO loss must be at step 1, where policy = reference: its formula and value. None for the joint loss."""
+    """What the CPO loss must be at step 1, where policy = reference: its formula and value. None for the joint loss.
+
+    The trainer's own figure counts only the candidates that are not masked, prompt by prompt.
+    """
     objective, k = run.config.get("objective") or {}, run.candidates
     if k is None or "ranked" not in objective or objective.get("mle_weight", 0) != 0:
         return None
-    return (f"log {k}!", math.lgamma(k + 1)) if objective["ranked"] else (f"log {k}", math.log(k))
+    formula, value = (f"log {k}!", math.lgamma(k + 1)) if objective["ranked"] else (f"log {k}", math.log(k))
+    curve = run.curves.get("cpo")
+    logged = curve.train[0].get("expected_loss") if curve is not None and curve.train else None
+    if logged is None or math.isclose(logged, value, abs_tol=1e-6):
+        return formula, value
+    return f"{formula} without the masked", float(logged)
 
 
 def _result_charts(table: Sequence[Mapping[str, Any]], decodings: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -147,7 +147,7 @@ def _first_step(report: Report) -> str:
     first, masked = report["first_step"], report["training"].get("cpo", {}).get("masked", 0)
     said = ""
     if first is not None and first["loss"] is not None:
-        lower = f" ({first['masked']} candidates of it were masked, which lowers it)" if first["masked"] else ""
+        lower = f" ({first['masked']} of the step's candidates were masked)" if first["masked"] else ""
         said = (
             f"At its first step the policy is the reference, so the CPO loss must be {escape(first['formula'])} = "
             f"{first['expected']:.4f}. It was <b>{first['loss']:.4f}</b>{lower}. "
