@@ -72,6 +72,7 @@ def open_run(config: RunConfig, root: Path, *, accept_changes: bool) -> Iterator
 
     Raises RunInUseError naming the owner, or RunMismatchError listing every field that differs.
     """
+    root = root.resolve()  # Ray's workers have a working directory of their own
     with lock_run(root), ray_cluster(config.cluster) as ray:
         stored = root / "config.json"
         if stored.exists() and not accept_changes:

@@ -32,12 +32,13 @@ def reference(run: Run) -> None:
     examples = run.need("data", "data")
     config, tokenizer = run.config.model, examples.path / "tokenizer"
     if config.path is not None:
-        _train(run, "reference", run.config.reference, None, config.path, examples, {"model": config.path})
+        start = str(Path(config.path).resolve()) if Path(config.path).is_dir() else config.path
+        _train(run, "reference", run.config.reference, None, start, examples, {"model": config.path})
         return
     inputs = {"model": stage_inputs(config), "data": examples.fingerprint, "seed": run.config.seed}
     initial = run.make("models/initial", inputs, lambda out: initialize_model(config, tokenizer, run.config.seed, out))
-    start = {"initial": initial.fingerprint}
-    _train(run, "reference", run.config.reference, None, str(initial.path), examples, start)
+    made_from = {"initial": initial.fingerprint}
+    _train(run, "reference", run.config.reference, None, str(initial.path), examples, made_from)
 
 
 def sampling(run: Run) -> None:

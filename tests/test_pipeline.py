@@ -24,8 +24,10 @@ class Driver:
     """`cpo-ray run` as a user starts it."""
 
     def __init__(self, root):
-        command = [Path(sys.executable).with_name("cpo-ray"), "run", CONFIG, "--run-dir", root]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        command = [Path(sys.executable).with_name("cpo-ray"), "run", CONFIG, "--run-dir", root.name]
+        self.process = subprocess.Popen(
+            command, cwd=root.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         self.lines = []
 
     def read_until(self, stage):

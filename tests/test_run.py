@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,12 @@ def test_a_run_directory_says_what_and_where(tmp_path):
         environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["seed"] == 5
     assert "ray" in environment["packages"]
+
+
+def test_a_run_s_paths_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open_run(config(), Path("runs/x"), accept_changes=False) as run:
+        assert run.root == tmp_path / "runs" / "x"
 
 
 def test_another_configuration_is_refused_field_by_field(tmp_path):

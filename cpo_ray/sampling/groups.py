@@ -54,6 +54,7 @@ def make_groups(config: RunConfig, data: Path, reference: Path, out: Path, on_ro
     Raises DataError for a row that cannot become a group (see `select_rows`), ConfigError and ClusterError for what
     cannot run.
     """
+    config, reference = _with_absolute_paths(config), reference.resolve()
     model = read_reference(reference)
     selection = select_rows(read_table(data / "train"), config, model.context, model.eos)
     shards = plan_shards(out, len(selection.table), config.sampling.shard_rows)
@@ -197,6 +198,15 @@ def _plain_errors() -> Iterator[None]:
         raise
     except RayActorError as error:
         raise ClusterError(f"an actor of the sampling stage could not be kept alive: {error}") from error
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Actors have a working directory of their own."""
+    embedder = Path(config.sampling.embedder)
+    if not embedder.is_dir():
+        return config
+    sampling = config.sampling.model_copy(update={"embedder": str(embedder.resolve())})
+    return config.model_copy(update={"sampling": sampling})
 
 
 def _is_finished(shard: Shard, table: pa.Table) -> bool:

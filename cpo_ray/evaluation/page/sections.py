@@ -19,6 +19,7 @@ Cell = str | tuple[str, str]  # HTML, or HTML and a class
 
 RESULT_CHARTS = ("win-rate-", "mauve-")
 DASH = "\N{EN DASH}"
+LOCAL_JUDGES = {"oracle", "overlap"}  # see evaluation/oracle.py
 
 
 def render_page(report: Report, charts: Mapping[str, str], groups: Sequence[Any], samples: Mapping[str, Any]) -> str:
@@ -72,6 +73,8 @@ def _result(report: Report) -> str:
     )
     judges = _list(report["judges"])
     by = f"Judged by <b>{judges}</b>, both the answer and the ground truth shown. " if judges else ""
+    if set(report["judges"]) & LOCAL_JUDGES:
+        by += "This judge knows the ground truth to be right, so an answer can tie with it and never win: 50% is the most. "
     note = f"{by}A tie counts as half; comparisons are paired, prompt by prompt. {best_of}" if report["table"] else ""
     return f'<p class="headline">{escape(report["headline"])}</p><p class="note">{note}</p>{said}'
 
