@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cpo_ray import __version__
-from cpo_ray.config import load_config
+from cpo_ray.configfile import load_config
 from cpo_ray.errors import ConfigError, CpoRayError
 from cpo_ray.pipeline import STAGES, run_pipeline
 from cpo_ray.progress import say

@@ -21,7 +21,8 @@ from cpo_ray.artifacts import (
     write_json,
 )
 from cpo_ray.cluster import LazyRay, ray_cluster
-from cpo_ray.config import RunConfig, parse_config, stage_inputs
+from cpo_ray.config import RunConfig, stage_inputs
+from cpo_ray.configfile import parse_config
 from cpo_ray.errors import ArtifactError, ConfigError, RunMismatchError
 from cpo_ray.metrics import MetricsLog
 from cpo_ray.progress import say

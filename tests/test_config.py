@@ -11,10 +11,9 @@ from cpo_ray.config import (
     NegativeCounts,
     RunConfig,
     TrainingConfig,
-    load_config,
-    parse_config,
     stage_inputs,
 )
+from cpo_ray.configfile import load_config, parse_config
 from cpo_ray.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent

@@ -16,6 +16,7 @@ GROUND = {  # below the wings: what each may import
     "errors": set(),
     "records": {"errors"},
     "config": {"records", "errors"},
+    "configfile": {"config", "errors"},
     "artifacts": {"records", "errors"},
     "progress": set(),
     "embedding": {"config", "records", "errors", "artifacts", "progress"},

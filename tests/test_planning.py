@@ -1,7 +1,8 @@
 import pytest
 
 from cpo_ray.artifacts import make_artifact
-from cpo_ray.config import ModelConfig, TrainingConfig, parse_config
+from cpo_ray.config import ModelConfig, TrainingConfig
+from cpo_ray.configfile import parse_config
 from cpo_ray.devices import Device, find_device
 from cpo_ray.errors import ConfigError
 from cpo_ray.plan_table import describe_run

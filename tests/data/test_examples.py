@@ -6,7 +6,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from cpo_ray.artifacts import Summary, read_jsonl, read_table
-from cpo_ray.config import RunConfig, parse_config
+from cpo_ray.config import RunConfig
+from cpo_ray.configfile import parse_config
 from cpo_ray.data.examples import gather, prepare_examples
 from cpo_ray.data.splits import split_prompts
 from cpo_ray.data.synthetic import is_right
