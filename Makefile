@@ -19,7 +19,7 @@ STAMP := $(VENV)/.installed-$(FLAVOUR)-$(shell cat $(LOCK) pyproject.toml | cksu
 
 .PHONY: help
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 .PHONY: demo
 demo: install ## The whole pipeline on the embedded task, about ten minutes on two cores
@@ -38,6 +38,10 @@ lint: install ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+.PHONY: bench-training
+bench-training: install ## A training step against its baselines; ratios go to benchmarks/results/
+	$(BIN)/python benchmarks/training.py
 
 .PHONY: docs
 docs: install ## Write docs/configuration.md from cpo_ray/config.py
