@@ -1,10 +1,14 @@
 """DeepSpeed: the only file that imports it."""
 
+import fcntl
+import os
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils import cpp_extension
 from transformers import PreTrainedModel
 
 from cpo_ray.config import TrainingConfig
@@ -30,6 +34,7 @@ def start_engine(task: Task) -> Any:
     """Load the model and hand it to DeepSpeed with its AdamW. The process group is Ray Train's."""
     import deepspeed  # here, because importing it costs seconds and the driver never needs it
 
+    load_extension()
     model = load_model(task.model, task.training.precision)
     policy = Policy(model)
     if task.training.zero_stage == 3:
@@ -38,15 +43,37 @@ def start_engine(task: Task) -> Any:
     engine, *_ = deepspeed.initialize(
         model=policy,
         model_parameters=parameter_groups(policy, task.training.weight_decay),
-        config=deepspeed_config(task.training, cuda=task.cuda),
+        config=deepspeed_config(task.training),
         dist_init_required=False,
     )
     return engine
 
 
-def deepspeed_config(training: TrainingConfig, *, cuda: bool) -> dict[str, Any]:
-    """Our section in DeepSpeed's words. The schedule is ours (`schedule.py`): DeepSpeed holds no scheduler."""
-    adam = {"lr": training.learning_rate, "betas": list(training.betas), "torch_adam": not cuda}
+def load_extension() -> None:
+    """Build or load DeepSpeed's C++ extension for CPU workers, one process of this machine at a time.
+
+    torch guards a build with a file; a process that is killed leaves it behind, and all that come after wait for ever. Our
+    lock dies with its holder, and the folder is ours alone: under the lock, such a file is a dead process's.
+    """
+    from deepspeed.comm.torch import build_shm_op
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    folder = root / f"cpo_ray-torch-{torch.__version__}"
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    with (folder / "cpo_ray.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left_behind in folder.glob("*/lock"):
+            left_behind.unlink()
+        build_shm_op()
+
+
+def deepspeed_config(training: TrainingConfig) -> dict[str, Any]:
+    """Our section in DeepSpeed's words. The schedule is ours (`schedule.py`): DeepSpeed holds no scheduler.
+
+    The optimizer is torch's AdamW: DeepSpeed's own would be one more extension to build on every node.
+    """
+    adam = {"lr": training.learning_rate, "betas": list(training.betas), "torch_adam": True}
     return {
         "train_batch_size": training.prompts_per_step,
         "train_micro_batch_size_per_gpu": training.prompts_per_microbatch,

@@ -1,0 +1,36 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cpo_ray.config import TrainingConfig
+from cpo_ray.training.engine import deepspeed_config, parameter_groups
+
+
+def test_our_section_in_deepspeed_s_words():
+    config = deepspeed_config(TrainingConfig(zero_stage=2, precision="bf16", clip_norm=0.5, betas=(0.9, 0.95)))
+    assert config["zero_optimization"] == {"stage": 2}
+    assert config["bf16"] == {"enabled": True}
+    assert config["gradient_clipping"] == 0.5
+    assert config["optimizer"]["params"]["betas"] == [0.9, 0.95]
+    assert config["train_batch_size"] == 64
+
+
+def test_matrices_decay_and_biases_and_norms_do_not():
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    decaying, others = parameter_groups(module, 0.05)
+    assert ([p.dim() for p in decaying["params"]], decaying["weight_decay"]) == ([2], 0.05)
+    assert ([p.dim() for p in others["params"]], others["weight_decay"]) == ([1, 1, 1], 0.0)
+
+
+@pytest.mark.e2e
+def test_a_lock_that_a_killed_build_left_behind_holds_nobody_up(tmp_path):
+    build = tmp_path / f"cpo_ray-torch-{torch.__version__}" / "deepspeed_shm_comm"
+    build.mkdir(parents=True)
+    (build / "lock").touch()
+    load = "from cpo_ray.training.engine import load_extension; load_extension()"
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path), "DS_ACCELERATOR": "cpu"}
+    subprocess.run([sys.executable, "-c", load], check=True, timeout=300, env=environment)
+    assert list(build.glob("*.so"))
