@@ -1,7 +1,9 @@
 """The training stages: Ray Train starts the workers, restarts them from the last checkpoint, and keeps the result."""
 
+import contextlib
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,7 @@ def train_model(
             last.update(metrics)
             on_step(metrics)
 
-    with _every(POLL_INTERVAL_S, hear):
+    with _every(POLL_INTERVAL_S, hear), _plain_interrupt():
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
@@ -126,6 +128,18 @@ class _every:  # noqa: N801 - reads as a verb: with _every(1.0, look)
         self.thread.join()
         if self.error is not None and exception[0] is None:
             raise self.error
+
+
+@contextlib.contextmanager
+def _plain_interrupt() -> Iterator[None]:
+    """Let Ctrl-C be Ctrl-C: Ray Train puts in a handler of its own that ends the process with status 0, and leaves it."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _first_line(error: TrainingFailedError) -> str:
