@@ -1,12 +1,9 @@
 import os
-import subprocess
-import sys
 
-import pytest
 import torch
 
 from cpo_ray.config import TrainingConfig
-from cpo_ray.training.engine import deepspeed_config, parameter_groups
+from cpo_ray.training.engine import deepspeed_config, load_extension, parameter_groups
 
 
 def test_our_section_in_deepspeed_s_words():
@@ -25,12 +22,18 @@ def test_matrices_decay_and_biases_and_norms_do_not():
     assert ([p.dim() for p in others["params"]], others["weight_decay"]) == ([1, 1, 1], 0.0)
 
 
-@pytest.mark.e2e
-def test_a_lock_that_a_killed_build_left_behind_holds_nobody_up(tmp_path):
-    build = tmp_path / f"cpo_ray-torch-{torch.__version__}" / "deepspeed_shm_comm"
-    build.mkdir(parents=True)
-    (build / "lock").touch()
-    load = "from cpo_ray.training.engine import load_extension; load_extension()"
-    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path), "DS_ACCELERATOR": "cpu"}
-    subprocess.run([sys.executable, "-c", load], check=True, timeout=300, env=environment)
-    assert list(build.glob("*.so"))
+def test_a_lock_that_a_killed_build_left_behind_holds_nobody_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    left_behind = tmp_path / f"cpo_ray-torch-{torch.__version__}" / "deepspeed_shm_comm" / "lock"
+    left_behind.parent.mkdir(parents=True)
+    left_behind.touch()
+    built_in = []
+
+    def build():
+        assert not left_behind.exists()  # torch would wait for it here
+        built_in.append(os.environ["TORCH_EXTENSIONS_DIR"])
+
+    monkeypatch.setattr("deepspeed.comm.torch.build_shm_op", build)
+    load_extension()
+    assert built_in == [str(left_behind.parents[1])]
