@@ -1,3 +1,4 @@
+import importlib
 import os
 
 import torch
@@ -34,6 +35,6 @@ def test_a_lock_that_a_killed_build_left_behind_holds_nobody_up(tmp_path, monkey
         assert not left_behind.exists()  # torch would wait for it here
         built_in.append(os.environ["TORCH_EXTENSIONS_DIR"])
 
-    monkeypatch.setattr("deepspeed.comm.torch.build_shm_op", build)
+    monkeypatch.setattr(importlib.import_module("deepspeed.comm.torch"), "build_shm_op", build)
     load_extension()
     assert built_in == [str(left_behind.parents[1])]
