@@ -1,6 +1,7 @@
 """DeepSpeed: the only file that imports it."""
 
 import fcntl
+import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,7 @@ def load_extension() -> None:
     torch guards a build with a file; a process that is killed leaves it behind, and all that come after wait for ever. Our
     lock dies with its holder, and the folder is ours alone: under the lock, such a file is a dead process's.
     """
-    from deepspeed.comm.torch import build_shm_op
-
+    communication: Any = importlib.import_module("deepspeed.comm.torch")
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
     folder = root / f"cpo_ray-torch-{torch.__version__}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,9 @@ def load_extension() -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for left_behind in folder.glob("*/lock"):
             left_behind.unlink()
-        build_shm_op()
+        extension = communication.build_shm_op()
+    # `deepspeed.initialize` asks again, outside the lock, and torch would take its file again: give it what is loaded.
+    communication.build_shm_op = lambda: extension
 
 
 def deepspeed_config(training: TrainingConfig) -> dict[str, Any]:
