@@ -256,4 +256,4 @@ def test_a_killed_owner_holds_nothing(tmp_path, owner):
 def test_the_lock_can_be_taken_again(tmp_path):
     for _ in range(2):
         with lock_run(tmp_path):
-            pass
+            assert f"pid {os.getpid()} " in (tmp_path / "run.lock").read_text()

@@ -43,7 +43,9 @@ def test_numbers_that_are_not_finite_are_left_out():
 
 @pytest.mark.parametrize("points", [[(1, 5.0)], [(1, 0.0), (2, 0.0)], [(1, -1e-9), (2, 1e9)]])
 def test_flat_single_and_huge_curves_are_drawn(points):
-    ET.fromstring(line_chart(LABELS, [Series("a", points, "blue")]))
+    svg = line_chart(LABELS, [Series("a", points, "blue")])
+    assert ET.fromstring(svg).tag == f"{SVG}svg"
+    assert "nan" not in svg.lower()
 
 
 def test_interval_chart_places_dot_between_its_whiskers():
