@@ -33,7 +33,8 @@ def browser(tmp_path_factory):
 def url(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     make_fake_run(root)
-    return write_report(root, root / "report").page.as_uri()
+    write_report(root, root / "report")
+    return (root / "report" / "index.html").as_uri()
 
 
 @pytest.fixture
