@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ray.artifacts import Summary
+from cpo_ray.client import Client, Journal, content_key, run_bounded, write_rows
 from cpo_ray.config import DecodingConfig
 from cpo_ray.errors import ServiceError
-from cpo_ray.evaluation.client import Client, Journal, content_key, run_bounded, write_rows
 from cpo_ray.records import Generation
 
 RETRIES = 8

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from cpo_ray.artifacts import Summary
+from cpo_ray.client import Client, Journal, content_key, run_bounded, write_rows
 from cpo_ray.config import JudgeConfig
 from cpo_ray.errors import ArtifactError, ServiceError
-from cpo_ray.evaluation.client import Client, Journal, content_key, run_bounded, write_rows
 from cpo_ray.records import Generation, Verdict
 
 # The paper's A.3, verbatim, blanks and curly quotes included.

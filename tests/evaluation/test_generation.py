@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from cpo_ray import client
+from cpo_ray.client import Journal, retry_after
 from cpo_ray.config import DecodingConfig
 from cpo_ray.errors import ServiceError
-from cpo_ray.evaluation import client
-from cpo_ray.evaluation.client import Journal, retry_after
 from cpo_ray.evaluation.generation import generate_answers, row_seed
-from tests.evaluation.flaky_server import KEY, Service, serve_flaky
+from tests.flaky_server import KEY, Service, serve_flaky
 
 EXAMPLES = [
     {"id": f"row{n}", "prompt": f"prompt {n}", "response": f"gold {n}", "prompt_ids": [n, n + 1]} for n in range(40)
@@ -96,7 +96,7 @@ def test_a_request_carries_token_ids_decoding_and_a_seed_of_its_own(tmp_path: Pa
 def test_a_killed_run_keeps_its_rows(tmp_path: Path) -> None:
     script = (
         "import sys, pathlib, tests.evaluation.test_generation as t\n"
-        "from tests.evaluation.flaky_server import Service\n"
+        "from tests.flaky_server import Service\n"
         "t.generate(Service(url=sys.argv[1]), pathlib.Path(sys.argv[2]), concurrency=1)\n"
     )
     out = tmp_path / "greedy.jsonl"

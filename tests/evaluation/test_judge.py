@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from cpo_ray import client
 from cpo_ray.config import JudgeConfig
 from cpo_ray.errors import ArtifactError, ServiceError
-from cpo_ray.evaluation import client
 from cpo_ray.evaluation.judge import (
     DOLLY_TEMPLATE,
     WIKI_TEMPLATE,
@@ -17,7 +17,7 @@ from cpo_ray.evaluation.judge import (
     parse_answer,
 )
 from cpo_ray.records import Generation
-from tests.evaluation.flaky_server import KEY, Service, serve_flaky
+from tests.flaky_server import KEY, Service, serve_flaky
 
 ANNOTATIONS = Path(__file__).parents[3] / "shared/data/judge/alpaca-7b_gpt4_annotations.json"
 
