@@ -29,6 +29,15 @@ DEVICES = {
 }
 
 
+def peak_flops(precision: str) -> float | None:
+    """Peak FLOP/s of the GPU that this process uses, None for one that is not listed here."""
+    import torch
+
+    name = torch.cuda.get_device_name().lower()
+    found = next((device for key, device in DEVICES.items() if key.split("-")[0] in name), None)
+    return found.flops(precision) if found else None
+
+
 def find_device(name: str) -> Device:
     """A device by its name; `cpu` is one core of this machine with its share of the memory."""
     if name != "cpu":

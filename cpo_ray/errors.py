@@ -33,6 +33,12 @@ class TrainingError(CpoRayError):
     """Training must not go on: the reference does not match the policy, or a number is not finite."""
 
 
+class Preempted(CpoRayError):  # noqa: N818 - nothing went wrong
+    """The process was told to end and has saved its work. The same command goes on."""
+
+    exit_code = 143  # what a shell shows for a process that SIGTERM ended
+
+
 class ServiceError(CpoRayError):
     """An endpoint did not come up, refused a request for good, or answered too much that cannot be used."""
 

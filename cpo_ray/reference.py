@@ -1,4 +1,4 @@
-"""docs/configuration.md, generated from config.py: `python -m cpo_ray.reference docs/configuration.md`."""
+"""docs/configuration.md, generated from config/: `python -m cpo_ray.reference docs/configuration.md`."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ filled in. Secrets do not belong in it: keys name the environment variable that 
 
 Keys marked *execution* say how fast or where, never what: changing one makes no finished stage stale.
 
-This page is generated from `cpo_ray/config.py` by `make docs`.
+This page is generated from `cpo_ray/config/` by `make docs`.
 """
 
 

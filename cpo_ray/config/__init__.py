@@ -1,0 +1,47 @@
+"""One frozen model per stage; a run is one YAML file.
+
+Every key is documented by the string under it: `docs/configuration.md` is generated from here. Unknown keys and values
+out of bounds are errors that name the key; nothing is rounded or guessed.
+"""
+
+from cpo_ray.config.cluster import ClusterConfig
+from cpo_ray.config.data import DataConfig, TokenizerConfig
+from cpo_ray.config.engine import EngineConfig
+from cpo_ray.config.evaluation import DecodingConfig, GenerationConfig, JudgeConfig, MauveConfig
+from cpo_ray.config.run import RunConfig
+from cpo_ray.config.sampling import NegativeCounts, SamplingConfig
+from cpo_ray.config.section import EXECUTION, Section, stage_inputs
+from cpo_ray.config.serving import MergingConfig, ServingConfig
+from cpo_ray.config.training import (
+    MleConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    ScheduledSamplingConfig,
+    TrackingConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "EXECUTION",
+    "ClusterConfig",
+    "DataConfig",
+    "DecodingConfig",
+    "EngineConfig",
+    "GenerationConfig",
+    "JudgeConfig",
+    "MauveConfig",
+    "MergingConfig",
+    "MleConfig",
+    "ModelConfig",
+    "NegativeCounts",
+    "ObjectiveConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "ScheduledSamplingConfig",
+    "Section",
+    "ServingConfig",
+    "TokenizerConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+    "stage_inputs",
+]

@@ -1,0 +1,27 @@
+"""Where it runs."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from cpo_ray.config.section import Section
+
+
+class ClusterConfig(Section):
+    """Where it runs. Nothing here changes a result."""
+
+    address: str | None = None
+    """A Ray cluster's address, or `auto`. Default: what RAY_ADDRESS says, else a cluster of its own on this machine, on
+    loopback, ended with the run."""
+    local_cpus: Annotated[int, Field(ge=1)] = 8
+    """Logical CPUs of the cluster of its own. Most actors wait for each other, so more than the cores is right."""
+    object_store_gib: Annotated[float, Field(gt=0)] = 1.0
+    """Object store of the cluster of its own."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    """GPUs of each training worker, scorer and embedder; 0 on a CPU machine. Where it is not 0, an engine takes
+    `tensor_parallel` GPUs."""
+    threads_per_worker: Annotated[int, Field(ge=1)] = 1
+    """CPU threads of each training worker."""
+    checkpoint_storage: str | None = None
+    """Where training checkpoints go: a folder that all nodes see, or `s3://bucket/prefix` (through fsspec). Default: the run
+    directory."""

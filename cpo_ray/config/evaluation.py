@@ -1,0 +1,71 @@
+"""Stages `generation`, `judging` and `mauve`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cpo_ray.config.section import EXECUTION, Section
+
+
+class DecodingConfig(Section):
+    """How answers are generated."""
+
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus."""
+    top_k: Annotated[int, Field(ge=-1)] = -1
+    """-1 is the whole vocabulary."""
+
+
+class GenerationConfig(Section):
+    """Stage `generation`: every model answers the test prompts through the endpoint."""
+
+    split: Literal["test", "validation"] = "test"
+    """Tune on `validation`; look at `test` once."""
+    rows: Annotated[int, Field(ge=1)] | None = None
+    """The first `rows` rows of the split (the paper: 1000). Default: all."""
+    models: tuple[str, ...] | None = None
+    """Which models answer. Default: `reference`, `mle`, `cpo` and every merged one (`merged-0.30`)."""
+    decodings: dict[str, DecodingConfig] = Field(default={"greedy": DecodingConfig()})
+    """Name to settings. The first is the one that the summary table shows."""
+    concurrency: Annotated[int, Field(ge=1)] = Field(default=32, json_schema_extra=EXECUTION)
+    """Requests under way at once."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "GenerationConfig":
+        if not self.decodings:
+            raise ValueError("decodings needs at least one entry, for instance {greedy: {temperature: 0}}")
+        return self
+
+
+class JudgeConfig(Section):
+    """Stage `judging`: pairwise, against the ground truth, by any OpenAI-compatible model."""
+
+    url: str = "oracle"
+    """Base URL of an OpenAI-compatible API (ending in /v1), or `oracle`: a local endpoint that knows the test rows' answers."""
+    model: str = "oracle"
+    """The judge's model name."""
+    key_variable: str = Field(default="CPO_RAY_JUDGE_KEY", json_schema_extra=EXECUTION)
+    """Environment variable with the judge's key. The key itself never stands in a file."""
+    template: Literal["dolly", "wiki"] = "dolly"
+    """The paper's query templates, A.3."""
+    order: Literal["both", "paper"] = "both"
+    """Ask in both orders (a flip is a tie, and counted), or once in random order as the paper did."""
+    concurrency: Annotated[int, Field(ge=1)] = Field(default=16, json_schema_extra=EXECUTION)
+    """Requests under way at once."""
+    retries: Annotated[int, Field(ge=0)] = Field(default=6, json_schema_extra=EXECUTION)
+    """Tries after the first for 429, 5xx and dropped connections, with jitter."""
+    max_invalid_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Answers that are neither A nor B beyond this share fail the stage."""
+
+
+class MauveConfig(Section):
+    """Stage `mauve`: generated against real continuations."""
+
+    embedder: str = "minilm"
+    """The featurizer, as in `sampling.embedder`."""
+    seeds: Annotated[int, Field(ge=1)] = 3
+    """Runs of MAUVE's clustering; mean and deviation are reported."""
+    minimum_rows: Annotated[int, Field(ge=2)] = 200
+    """Refuse to compute on fewer rows: MAUVE is biased on few samples."""

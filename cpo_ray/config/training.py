@@ -1,0 +1,143 @@
+"""Stages `reference`, `cpo` and `mle`: the model, how it is trained, and on which loss."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cpo_ray.config.section import EXECUTION, Section
+
+
+class ModelConfig(Section):
+    """The model that the reference starts from: made from scratch, or loaded."""
+
+    path: str | None = None
+    """A Hugging Face directory or hub id (safetensors). Without it a model is initialised from the fields below."""
+    architecture: Literal["llama", "gpt2"] = "llama"
+    """Shape of a model made from scratch."""
+    hidden_size: Annotated[int, Field(ge=16)] = 160
+    """Width of the residual stream."""
+    layers: Annotated[int, Field(ge=1)] = 4
+    """Transformer blocks."""
+    heads: Annotated[int, Field(ge=1)] = 5
+    """Attention heads; `hidden_size / heads` must be one of vLLM's head sizes (32, 64, 80, 96, 112, 128, ...)."""
+    intermediate_size: Annotated[int, Field(ge=16)] = 448
+    """Width of the feed-forward block."""
+    context: Annotated[int, Field(ge=32)] = 256
+    """Positions. Prompt and response together must fit."""
+    tie_embeddings: bool = True
+    """Share the input embedding with the LM head."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.path is None and self.hidden_size % self.heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by heads {self.heads}: "
+                f"{self.hidden_size} = {self.heads} x {self.hidden_size // self.heads} + {self.hidden_size % self.heads}"
+            )
+        return self
+
+
+class TrainingConfig(Section):
+    """How a model is trained, whatever the loss. CPO and continued MLE share one section: same steps, same schedule."""
+
+    steps: Annotated[int, Field(ge=1)] = 300
+    """Optimizer steps."""
+    prompts_per_step: Annotated[int, Field(ge=1)] = 64
+    """The batch size: prompts per optimizer step over all workers, each with its K candidates (the paper: 64)."""
+    prompts_per_microbatch: Annotated[int, Field(ge=1)] = Field(default=16, json_schema_extra=EXECUTION)
+    """Prompts per forward and backward pass of one worker. Lower it when memory runs out."""
+    row_tokens: Annotated[int, Field(ge=16)] | None = Field(default=None, json_schema_extra=EXECUTION)
+    """Tokens of a packed row, several groups to a row. Default: as many as the longest group of a microbatch needs, which
+    is best without FlexAttention; with it a fixed length, a multiple of 128, is compiled once. A longer group is an error."""
+    activation_checkpointing: bool = Field(default=False, json_schema_extra=EXECUTION)
+    """Compute activations again in the backward pass instead of keeping them: about a third slower, far less memory."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-5
+    """Peak learning rate of AdamW (the paper: 1e-5)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """AdamW's decoupled weight decay (the paper: 0.05)."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """AdamW's averages of the gradient and of its square. A short run from scratch learns faster with (0.9, 0.95)."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """From the peak down to `final_learning_rate` after the warm-up."""
+    final_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    """Where the schedule ends, as a fraction of the peak."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this global norm."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the model. Log-prob sums and losses are float32 either way."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    """DeepSpeed ZeRO: what is partitioned over the workers (0 nothing, 1 optimizer, 2 + gradients, 3 + parameters)."""
+    workers: Annotated[int, Field(ge=1)] = Field(default=2, json_schema_extra=EXECUTION)
+    """Training workers, one process each. A run may go on with another number of them: the batches stay the same."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = Field(default=100, json_schema_extra=EXECUTION)
+    """Steps between checkpoints. At most these many steps are lost to a fault."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(default=2, json_schema_extra=EXECUTION)
+    """Checkpoints kept, the newest always among them. With two, a damaged one is no loss: training goes on from the other.
+    With `validation_rows`, the others that are kept are those with the lowest validation loss."""
+    validation_rows: Annotated[int, Field(ge=0)] = 0
+    """Held-out prompts, the first of the validation split, whose loss is measured at every checkpoint. 0: none."""
+    final: Literal["last", "best"] = "last"
+    """Which checkpoint becomes the model: the last, or that with the lowest validation loss (needs `validation_rows`)."""
+    max_failures: Annotated[int, Field(ge=0)] = Field(default=3, json_schema_extra=EXECUTION)
+    """Worker failures after which training gives up instead of restarting from the last checkpoint."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainingConfig":
+        share = self.workers * self.prompts_per_microbatch
+        if self.prompts_per_step % share:
+            raise ValueError(
+                f"prompts_per_step {self.prompts_per_step} does not divide into workers {self.workers} x "
+                f"prompts_per_microbatch {self.prompts_per_microbatch} = {share}: "
+                f"{self.prompts_per_step} = {share} x {self.prompts_per_step // share} + {self.prompts_per_step % share}"
+            )
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}")
+        if self.final == "best" and not self.validation_rows:
+            raise ValueError("final: best needs validation_rows: the validation loss says which checkpoint is best")
+        return self
+
+
+class ObjectiveConfig(Section):
+    """The CPO loss (the paper's equations 1 and 2)."""
+
+    beta: Annotated[float, Field(gt=0)] = 5.0
+    """How strongly the policy is held to the reference (the paper: 5)."""
+    ranked: bool = True
+    """Plackett-Luce over all K by rank (equation 2), or only the gold against the rest (equation 1)."""
+    mle_weight: Annotated[float, Field(ge=0)] = 0.0
+    """`alpha` of the joint loss `alpha * MLE + CPO`; 0 is CPO alone."""
+    length_normalised: bool = False
+    """Compare log-probs per token instead of sums, so that long candidates weigh no more than short ones. Not the paper's;
+    scores are then smaller by the length, and `beta` wants to be larger by it."""
+    gold_floor_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of a penalty on every nat by which the gold becomes less likely than under the reference (DPO-Positive). Not the
+    paper's; against likelihood displacement."""
+
+
+class ScheduledSamplingConfig(Section):
+    """Parallel scheduled sampling (PSS), the paper's baseline against exposure bias."""
+
+    sequences: Annotated[int, Field(ge=1)] = 3
+    """Partly sampled copies of each gold (the paper: 3)."""
+    probability: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """With which each of a copy's tokens is the model's own sample (the paper: 0.5)."""
+
+
+class MleConfig(Section):
+    """What stage `mle` trains on, besides the same schedule as `cpo`."""
+
+    scheduled_sampling: ScheduledSamplingConfig | None = None
+    """`{}` makes the baseline PSS with the paper's settings. Default: plain next-token loss."""
+
+
+class TrackingConfig(Section):
+    """Where training metrics go besides `metrics.jsonl`."""
+
+    tensorboard: bool = True
+    """Event files in the run's `tensorboard/`."""
+    wandb_project: str | None = None
+    """A Weights & Biases project. Needs `pip install wandb`, and its key in WANDB_API_KEY."""
+    mlflow_uri: str | None = None
+    """An MLflow tracking server or folder. Needs `pip install mlflow-skinny`."""
