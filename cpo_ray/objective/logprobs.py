@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cpo_ray.objective.packing import PackedGroups, Tokens, pack_groups, tree_mask
+from cpo_ray.objective.attention import attention_mask
+from cpo_ray.objective.packing import PackedGroups, Tokens, pack_groups
 
 CHUNK_ELEMENTS = 2**23  # logits of one chunk: 32 MiB in float32
 
@@ -68,7 +69,7 @@ def source_hidden(model: PreTrainedModel, packed: PackedGroups) -> Tensor:
     hidden_RND = model.get_decoder()(
         input_ids=packed.input_ids_RN,
         position_ids=packed.position_ids_RN,
-        attention_mask=tree_mask(packed.subtree_end_RN),
+        attention_mask=attention_mask(model, packed.subtree_end_RN),
         use_cache=False,
     ).last_hidden_state
     return hidden_RND.flatten(0, 1)[packed.source_S]
@@ -89,6 +90,22 @@ def gold_logits(
         _logits(hidden_SD[packed.edge_source_E[edge[list(where)]]], lm_head_weight(model))
         for edge, where in zip(edges, positions, strict=True)
     ]
+
+
+@torch.no_grad()
+def sample_edges(model: PreTrainedModel, packed: PackedGroups, uniform_EN: Tensor) -> Tensor:
+    """Draw N tokens at each edge's source from the model's distribution there: (E, N).
+
+    uniform_EN: numbers in [0, 1), each of which picks a token by the inverse of the cumulative distribution.
+    """
+    hidden_SD, weight_VD = source_hidden(model, packed), lm_head_weight(model)
+    drawn_EN = torch.empty(uniform_EN.shape, dtype=torch.long, device=hidden_SD.device)
+    for sources, edges in _chunks(hidden_SD, weight_VD, packed.edge_source_E):
+        cumulative_CV = _logits(hidden_SD[sources], weight_VD).softmax(dim=-1).cumsum(dim=-1)
+        rows_CV = cumulative_CV[packed.edge_source_E[edges] - sources.start]
+        wanted_CN = uniform_EN[edges].to(rows_CV) * rows_CV[:, -1:]  # the sum is 1 up to rounding
+        drawn_EN[edges] = torch.searchsorted(rows_CV, wanted_CN, right=True).clamp(max=rows_CV.shape[1] - 1)
+    return drawn_EN
 
 
 def lm_head_weight(model: PreTrainedModel) -> Tensor:

@@ -1,7 +1,7 @@
 """A group as a token tree: every shared prefix is computed once.
 
 The prompt is the trunk and each candidate a branch that leaves where it first differs. A truncation negative is then
-the gold plus one edge to EOS, a duplicate is the same leaf, and identical prompts would share a trunk: nothing needs a
+the gold plus one edge to EOS, a duplicate is the same leaf, and groups with one prompt share its trunk: nothing needs a
 case of its own. In depth-first order a token may attend exactly the tokens whose subtree it lies in, so the whole
 attention pattern is one integer per token:
 
@@ -58,17 +58,23 @@ class PackedGroups:
         return self.input_ids_RN.numel()
 
 
-def grow_tree(prompt: Tokens, candidates: Sequence[Tokens]) -> TokenTree:
-    """The token tree of one group. Raises ValueError for an empty prompt or candidate."""
+def grow_tree(prompt: Tokens, candidates: Sequence[Tokens], targets: Sequence[Tokens] | None = None) -> TokenTree:
+    """The token tree of one prompt.
+
+    targets: what the model is to predict at each of a candidate's positions; the candidate itself unless given.
+    Raises ValueError for an empty prompt or candidate.
+    """
     if not prompt or not all(candidates):
         raise ValueError("a prompt and each of its candidates must have at least one token")
+    wanted = candidates if targets is None else targets
     trunk = len(prompt)
     tokens, positions, subtree_end = list(prompt), list(range(trunk)), [0] * trunk
-    sources: list[int] = []
-    targets: list[int] = []
+    edge_sources: list[int] = []
+    edge_targets: list[int] = []
     paths: list[list[int]] = [[]] * len(candidates)
 
     previous: Tokens = []
+    previous_wanted: Tokens = []
     path_nodes: list[int] = []  # nodes of the current candidate's tokens ...
     path: list[int] = []  # ... and edges, from the trunk on
     for index in sorted(range(len(candidates)), key=lambda k: candidates[k]):
@@ -83,28 +89,37 @@ def grow_tree(prompt: Tokens, candidates: Sequence[Tokens]) -> TokenTree:
         tokens.extend(fresh)
         subtree_end.extend([0] * len(fresh))
 
-        path = path[:shared]
-        for depth in range(shared, len(candidate)):
-            path.append(len(sources))
-            sources.append(path_nodes[depth - 1] if depth else trunk - 1)
-            targets.append(candidate[depth])
+        path = path[: min(shared, _common_prefix(previous_wanted, wanted[index]))]
+        for depth in range(len(path), len(candidate)):
+            path.append(len(edge_sources))
+            edge_sources.append(path_nodes[depth - 1] if depth else trunk - 1)
+            edge_targets.append(wanted[index][depth])
         paths[index] = path
-        previous = candidate
+        previous, previous_wanted = candidate, wanted[index]
     for node in [*range(trunk), *path_nodes]:
         subtree_end[node] = len(tokens)
-    return TokenTree(tokens, positions, subtree_end, sources, targets, paths)
+    return TokenTree(tokens, positions, subtree_end, edge_sources, edge_targets, paths)
 
 
-def pack_groups(prompts: Sequence[Tokens], candidates: Sequence[Sequence[Tokens]]) -> PackedGroups:
-    """Pack B groups into rows no longer than the longest group; shorter groups share a row.
+def pack_groups(
+    prompts: Sequence[Tokens],
+    candidates: Sequence[Sequence[Tokens]],
+    *,
+    targets: Sequence[Sequence[Tokens]] | None = None,
+    row_tokens: int | None = None,
+) -> PackedGroups:
+    """Pack B groups into rows, several to a row; groups with the same prompt share it.
 
-    prompts: B token lists. candidates: B lists of K token lists, the same K in each. Raises ValueError otherwise.
+    prompts: B token lists. candidates: B lists of K token lists, the same K in each. targets: as in `grow_tree`.
+    row_tokens: the length of every row; by default that of the longest tree, which wastes least where attention costs
+    the square of a row. Raises ValueError for lists that do not fit together and for a group longer than a row.
     """
     widths = {len(group) for group in candidates}
     if len(widths) != 1 or len(prompts) != len(candidates):
         raise ValueError(f"expected one K for all groups and one prompt for each, got K in {sorted(widths)}")
-    trees = [grow_tree(prompt, group) for prompt, group in zip(prompts, candidates, strict=True)]
-    width = max(len(tree.tokens) for tree in trees)
+    k_candidates = widths.pop()
+    trees, members = _grow_trees(prompts, candidates, targets, row_tokens)
+    width = row_tokens or max(len(tree.tokens) for tree in trees)
     starts, rows = _place(trees, width)
 
     input_ids = torch.zeros(rows * width, dtype=torch.long)
@@ -114,14 +129,15 @@ def pack_groups(prompts: Sequence[Tokens], candidates: Sequence[Sequence[Tokens]
     edges: list[tuple[int, int, int]] = []  # (flat source, target, running edge number)
     member_edge: list[int] = []
     member_candidate: list[int] = []
-    for b, (tree, start) in enumerate(zip(trees, starts, strict=True)):
+    for tree, groups, start in zip(trees, members, starts, strict=True):
         here = slice(start, start + len(tree.tokens))
         input_ids[here] = torch.tensor(tree.tokens)
         position_ids[here] = torch.tensor(tree.positions)
         subtree_end[here] = torch.tensor(tree.subtree_end) + start % width
-        for k, path in enumerate(tree.paths):
+        for index, path in enumerate(tree.paths):
+            b, k = groups[index // k_candidates], index % k_candidates
             member_edge.extend(len(edges) + edge for edge in path)
-            member_candidate.extend([b * len(tree.paths) + k] * len(path))
+            member_candidate.extend([b * k_candidates + k] * len(path))
         base = len(edges)
         edges.extend((start + s, t, base + e) for e, (s, t) in enumerate(zip(tree.sources, tree.targets, strict=True)))
 
@@ -139,16 +155,37 @@ def pack_groups(prompts: Sequence[Tokens], candidates: Sequence[Sequence[Tokens]
         edge_target_E=target[order],
         member_edge_M=place[torch.tensor(member_edge)],
         member_candidate_M=torch.tensor(member_candidate),
-        groups=len(trees),
-        candidates=widths.pop(),
+        groups=len(prompts),
+        candidates=k_candidates,
     )
 
 
-def tree_mask(subtree_end_RN: Tensor) -> Tensor:
-    """Who may attend whom, (R, 1, N, N) bool, True = visible."""
-    index = torch.arange(subtree_end_RN.shape[1], device=subtree_end_RN.device)
-    query, key = index[:, None], index[None, :]
-    return ((key <= query) & (query < subtree_end_RN[:, None, None, :])).contiguous()
+def _grow_trees(
+    prompts: Sequence[Tokens],
+    candidates: Sequence[Sequence[Tokens]],
+    targets: Sequence[Sequence[Tokens]] | None,
+    row_tokens: int | None,
+) -> tuple[list[TokenTree], list[list[int]]]:
+    """One tree per distinct prompt, and the groups on each. Where that tree outgrows a row, one tree per group."""
+    together: dict[tuple[int, ...], list[int]] = {}
+    for b, prompt in enumerate(prompts):
+        together.setdefault(tuple(prompt), []).append(b)
+
+    def grow(groups: list[int]) -> TokenTree:
+        wanted = None if targets is None else [target for b in groups for target in targets[b]]
+        return grow_tree(prompts[groups[0]], [c for b in groups for c in candidates[b]], wanted)
+
+    trees, members = [], []
+    for groups in together.values():
+        tree = grow(groups)
+        fits = row_tokens is None or len(tree.tokens) <= row_tokens
+        for part in [groups] if fits or len(groups) == 1 else [[b] for b in groups]:
+            grown = tree if part is groups else grow(part)
+            if row_tokens is not None and len(grown.tokens) > row_tokens:
+                raise ValueError(f"group {part[0]} needs {len(grown.tokens)} tokens, but a row has {row_tokens}")
+            trees.append(grown)
+            members.append(part)
+    return trees, members
 
 
 def _common_prefix(left: Tokens, right: Tokens) -> int:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cpo_ray.objective import logprobs
-from cpo_ray.objective.logprobs import candidate_logps, gold_logits, lm_head_weight
+from cpo_ray.objective.logprobs import candidate_logps, gold_logits, lm_head_weight, sample_edges
 from cpo_ray.objective.packing import pack_groups
 from tests.objective.conftest import random_groups, separate_logps, tiny_model
 
@@ -70,3 +70,17 @@ def test_a_head_that_is_more_than_a_matrix_is_refused():
     model.config.final_logit_softcapping = 30.0
     with pytest.raises(ValueError, match="final_logit_softcapping"):
         lm_head_weight(model)
+
+
+def test_edges_are_sampled_from_the_models_distribution(monkeypatch):
+    """Ten thousand evenly spaced numbers pick each token as often as its probability says, to one in ten thousand."""
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 97)
+    model = tiny_model("llama", torch.float32)
+    packed = pack_groups([[1, 2, 3]], [[[4, 5, 6]]])
+    uniform_EN = ((torch.arange(10_000) + 0.5) / 10_000).expand(3, -1)
+    sampled_EN = sample_edges(model, packed, uniform_EN)
+    with torch.no_grad():
+        probability_TV = model(torch.tensor([[1, 2, 3, 4, 5, 6]])).logits[0].softmax(-1)
+    for edge, sampled_N in enumerate(sampled_EN[packed.member_edge_M]):
+        frequency_V = sampled_N.bincount(minlength=97) / 10_000
+        torch.testing.assert_close(frequency_V, probability_TV[2 + edge], rtol=0, atol=2e-4)

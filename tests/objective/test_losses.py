@@ -6,7 +6,15 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpo_ray.objective.losses import cpo_loss, gold_first, initial_cpo_loss, mle_loss, reward_margin
+from cpo_ray.objective.losses import (
+    cpo_loss,
+    gold_first,
+    gold_floor,
+    initial_cpo_loss,
+    mle_loss,
+    rank_accuracy,
+    reward_margin,
+)
 
 
 def test_equation_1_by_hand():
@@ -78,3 +86,31 @@ def test_metrics_by_hand():
     assert gold_first(scores, valid).tolist() == [True, True]
     assert gold_first(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)).tolist() == [False]
     assert mle_loss(torch.tensor([-3.0, -5.0]), tokens=4).item() == 2.0
+
+
+def test_scores_per_token():
+    policy, ref, lengths = torch.randn(3, 4), torch.randn(3, 4), torch.tensor([[2.0, 5.0, 1.0, 3.0]] * 3)
+    ranks = torch.tensor([[0, 2, 1, 3]] * 3)
+    for given_ranks in (None, ranks):
+        per_token = cpo_loss(policy, ref, 2.0, given_ranks, lengths_BK=lengths)
+        torch.testing.assert_close(per_token, cpo_loss(policy / lengths, ref / lengths, 2.0, given_ranks))
+    assert cpo_loss(ref, ref, 2.0, ranks, lengths_BK=lengths)[0].item() == pytest.approx(math.log(24), abs=1e-5)
+
+
+def test_the_floor_counts_only_what_the_gold_has_lost():
+    policy, ref = torch.tensor([-5.0, -3.0], requires_grad=True), torch.tensor([-4.0, -4.0])
+    floor = gold_floor(policy, ref)
+    assert floor.tolist() == [1.0, 0.0]
+    (gradient,) = torch.autograd.grad(floor.sum(), policy)
+    assert gradient.tolist() == [-1.0, 0.0]
+
+
+def test_rank_accuracy_by_hand():
+    scores, ranks = torch.tensor([[3.0, 1.0, 2.0], [1.0, 1.0, 5.0]]), torch.tensor([[0, 1, 2], [0, 1, 2]])
+    valid = torch.ones(2, 3, dtype=torch.bool)
+    # Row 0: 0>1 right, 0>2 right, 1>2 wrong. Row 1: a tie, and two wrong.
+    assert rank_accuracy(scores, ranks, valid).tolist() == pytest.approx([2 / 3, 0.5 / 3])
+    valid[:, 2] = False
+    assert rank_accuracy(scores, ranks, valid).tolist() == [1.0, 0.5]
+    valid[:, 1] = False
+    assert rank_accuracy(scores, ranks, valid).tolist() == [1.0, 1.0]

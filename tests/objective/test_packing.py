@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpo_ray.objective.packing import grow_tree, pack_groups, tree_mask
+from cpo_ray.objective.attention import tree_mask
+from cpo_ray.objective.packing import grow_tree, pack_groups
 
 tokens = st.lists(st.integers(0, 4), min_size=1, max_size=8)
 groups = st.tuples(tokens, st.lists(tokens, min_size=1, max_size=6))
@@ -49,7 +50,7 @@ def test_a_truncation_costs_one_edge_and_no_token():
     assert len(both.targets) == len(alone.targets) + 1
 
 
-@given(st.lists(st.tuples(tokens, st.tuples(tokens, tokens)), min_size=1, max_size=5))
+@given(st.lists(st.tuples(tokens, st.tuples(tokens, tokens)), min_size=1, max_size=5, unique_by=lambda g: tuple(g[0])))
 def test_groups_in_one_row_do_not_see_each_other(batch):
     packed = pack_groups([prompt for prompt, _ in batch], [list(group) for _, group in batch])
     visible = tree_mask(packed.subtree_end_RN)[:, 0]
@@ -58,6 +59,39 @@ def test_groups_in_one_row_do_not_see_each_other(batch):
     assert visible.diagonal(dim1=1, dim2=2).all()
     assert packed.tokens >= expected
     assert starts.sum() >= len(batch)
+
+
+def test_groups_with_the_same_prompt_share_it():
+    prompt, gold, other = [1, 2, 3], [5, 6, 7, 0], [5, 8, 0]
+    apart = pack_groups([prompt, [9, 2, 3]], [[gold], [other]])
+    together = pack_groups([prompt, prompt], [[gold], [other]])
+    assert (apart.source_S.numel(), together.source_S.numel()) == (7, 5)
+    assert together.input_ids_RN.tolist() == [[1, 2, 3, 5, 6, 7, 8]]
+    assert together.member_candidate_M.tolist() == [0] * 4 + [1] * 3
+    assert together.edge_target_E[together.member_edge_M].tolist() == gold + other
+
+
+def test_groups_that_outgrow_a_row_together_stay_apart():
+    prompt, first, second = [1, 2, 3], [5, 6, 7, 0], [8, 9, 7, 0]
+    packed = pack_groups([prompt, prompt], [[first], [second]], row_tokens=6)
+    assert packed.input_ids_RN.tolist() == [[1, 2, 3, 5, 6, 7], [1, 2, 3, 8, 9, 7]]
+
+
+def test_a_row_has_the_length_that_was_asked_for():
+    packed = pack_groups([[1], [2], [3]], [[[5, 6, 0]], [[7, 0]], [[8, 9, 9, 0]]], row_tokens=5)
+    assert packed.input_ids_RN.tolist() == [[3, 8, 9, 9, 0], [1, 5, 6, 2, 7]]
+    with pytest.raises(ValueError, match="group 1 needs 3 tokens, but a row has 2"):
+        pack_groups([[1], [2, 2]], [[[5, 0]], [[7, 0]]], row_tokens=2)
+
+
+def test_targets_may_differ_from_what_stands_there():
+    inputs, targets = [[5, 6, 0], [5, 7, 0]], [[1, 2, 3], [1, 4, 3]]
+    tree = grow_tree([9], inputs, targets)
+    assert tree.tokens == [9, 5, 6, 7]
+    assert [[tree.targets[edge] for edge in path] for path in tree.paths] == targets
+    # The inputs begin alike; the targets do not, so no edge past the first difference is shared.
+    assert tree.paths[0][:1] == tree.paths[1][:1]
+    assert tree.paths[0][1] != tree.paths[1][1]
 
 
 def test_bad_groups_are_refused():

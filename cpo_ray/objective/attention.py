@@ -1,0 +1,97 @@
+"""Attention over packed token trees: FlexAttention's block masks on CUDA, a dense mask for SDPA elsewhere.
+
+Both say the same: a token sees exactly the tokens whose subtree it lies in (see `packing`). A block mask lets the kernel
+leave out whole blocks of pairs that see nothing of each other, and those are most of a tree.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+TREE = "cpo_ray_tree"  # the name under which transformers finds `tree_attention`
+BLOCK = 128  # FlexAttention's block of queries and keys
+
+
+def use_tree_attention(model: PreTrainedModel) -> str | None:
+    """Give the model FlexAttention where it runs, else SDPA. Returns why it does not run, None where it does.
+
+    Tried, not looked up: which head sizes and which ratios of query to key heads a kernel takes changes with torch and card.
+    """
+    AttentionInterface.register(TREE, tree_attention)
+    model.set_attn_implementation("sdpa")
+    if model.device.type != "cuda":
+        return f"FlexAttention needs CUDA, the model is on {model.device.type}"
+    config = model.config
+    heads = config.num_attention_heads
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    try:
+        _try_kernel(heads, keys, size, model.dtype, model.device)
+    except (
+        RuntimeError,
+        ValueError,
+        NotImplementedError,
+    ) as error:  # what torch's compiler raises for a shape it cannot do
+        reason = str(error).strip().splitlines()[0][:200]
+        return f"FlexAttention cannot do {heads} heads of size {size} on {keys} key heads here: {reason}"
+    model.set_attn_implementation(TREE)
+    return None
+
+
+def attention_mask(model: PreTrainedModel, subtree_end_RN: Tensor) -> Tensor | BlockMask:
+    """The mask in the form that the model's attention takes."""
+    flex = model.config._attn_implementation == TREE  # noqa: SLF001 - transformers has no public name for it
+    return tree_block_mask(subtree_end_RN) if flex else tree_mask(subtree_end_RN)
+
+
+def tree_mask(subtree_end_RN: Tensor) -> Tensor:
+    """Who may attend whom, (R, 1, N, N) bool, True = visible."""
+    index = torch.arange(subtree_end_RN.shape[1], device=subtree_end_RN.device)
+    query, key = index[:, None], index[None, :]
+    return ((key <= query) & (query < subtree_end_RN[:, None, None, :])).contiguous()
+
+
+def tree_block_mask(subtree_end_RN: Tensor) -> BlockMask:
+    """The same as blocks: (R, 1, N, N) in steps of 128."""
+    rows, width = subtree_end_RN.shape
+
+    def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001 - FlexAttention's signature
+        return (key <= query) & (query < subtree_end_RN[row, key])
+
+    mask = create_block_mask(visible, rows, None, width, width, device=subtree_end_RN.device, BLOCK_SIZE=BLOCK)
+    mask.ndim = len(mask.shape)  # type: ignore[attr-defined]  # transformers' GPT-2 asks every mask for it
+    return mask
+
+
+def tree_attention(
+    module: nn.Module,  # noqa: ARG001 - transformers' signature
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: BlockMask,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """An attention function as transformers calls it: (R, heads, N, head size) in, (R, N, heads, head size) out."""
+    attend = _compiled() if query.is_cuda else flex_attention  # uncompiled it is slow and exact: for tests
+    grouped = query.shape[1] != key.shape[1]
+    out: Any = attend(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=grouped)
+    return out.transpose(1, 2).contiguous(), None
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def _try_kernel(heads: int, keys: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
+    """One forward and backward pass of the kernel in this shape."""
+    mask = tree_block_mask(torch.full((1, BLOCK), BLOCK, device=device))
+    shape = (1, heads, BLOCK, size), (1, keys, BLOCK, size), (1, keys, BLOCK, size)
+    query, key, value = (torch.zeros(s, dtype=dtype, device=device, requires_grad=True) for s in shape)
+    out, _ = tree_attention(nn.Module(), query, key, value, mask)
+    out.sum().backward()

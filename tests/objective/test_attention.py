@@ -1,0 +1,59 @@
+import pytest
+import torch
+from transformers import AttentionInterface
+
+from cpo_ray.objective.attention import TREE, tree_attention, tree_block_mask, tree_mask, use_tree_attention
+from cpo_ray.objective.logprobs import candidate_logps
+from cpo_ray.objective.packing import pack_groups
+from tests.objective.conftest import random_groups, tiny_model
+
+# Without a GPU it runs uncompiled, and says so.
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+
+
+def test_both_masks_say_the_same():
+    ends = pack_groups(*random_groups(seed=8)).subtree_end_RN
+    dense, blocks = tree_mask(ends), tree_block_mask(ends)
+    rows, width = ends.shape
+    index = torch.arange(width)
+    said = [[[bool(blocks.mask_mod(torch.tensor(r), 0, q, k)) for k in index] for q in index] for r in range(rows)]
+    assert said == dense[:, 0].tolist()
+
+
+@torch.no_grad()  # FlexAttention has no backward pass on CPU
+def test_flex_attention_computes_the_same_log_probs(model_name):
+    prompts, candidates = random_groups(seed=9)
+    packed = pack_groups(prompts, candidates)
+    model = tiny_model(model_name, torch.float32)
+    dense = candidate_logps(model, packed)
+    AttentionInterface.register(TREE, tree_attention)
+    model.set_attn_implementation(TREE)
+    torch.testing.assert_close(candidate_logps(model, packed), dense, rtol=1e-4, atol=1e-4)
+
+
+def test_grouped_query_heads():
+    ends = pack_groups(*random_groups(seed=10)).subtree_end_RN
+    rows, width = ends.shape
+    query = torch.randn(rows, 4, width, 16)
+    key, value = torch.randn(2, rows, 2, width, 16)
+    flex, _ = tree_attention(torch.nn.Module(), query, key, value, tree_block_mask(ends), scaling=0.25)
+    dense = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=tree_mask(ends), scale=0.25, enable_gqa=True
+    )
+    torch.testing.assert_close(flex, dense.transpose(1, 2), rtol=1e-4, atol=1e-4)
+
+
+def test_without_cuda_the_model_gets_sdpa_and_the_reason():
+    model = tiny_model("llama", torch.float32)
+    assert use_tree_attention(model) == "FlexAttention needs CUDA, the model is on cpu"
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.gpu
+def test_the_compiled_kernel_agrees_with_sdpa(model_name):
+    prompts, candidates = random_groups(seed=11)
+    packed = pack_groups(prompts, candidates, row_tokens=256).to("cuda")
+    model = tiny_model(model_name, torch.float32).cuda()
+    dense = candidate_logps(model, packed)
+    assert use_tree_attention(model) is None
+    torch.testing.assert_close(candidate_logps(model, packed), dense, rtol=1e-3, atol=1e-3)
