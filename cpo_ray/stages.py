@@ -11,10 +11,12 @@ from typing import Any
 from rich.markup import escape
 
 from cpo_ray.artifacts import Artifact, Summary, canonical, find_artifact, read_jsonl, read_table, write_json
-from cpo_ray.config import ObjectiveConfig, TrainingConfig, stage_inputs
+from cpo_ray.config import ObjectiveConfig, RunConfig, ScheduledSamplingConfig, TrainingConfig, stage_inputs
 from cpo_ray.errors import ConfigError
 from cpo_ray.progress import bar, console, say
 from cpo_ray.run import Run
+from cpo_ray.tracking import track
+from cpo_ray.watching import Watcher
 
 
 def data(run: Run) -> None:
@@ -33,12 +35,12 @@ def reference(run: Run) -> None:
     config, tokenizer = run.config.model, examples.path / "tokenizer"
     if config.path is not None:
         start = str(Path(config.path).resolve()) if Path(config.path).is_dir() else config.path
-        _train(run, "reference", run.config.reference, None, start, examples, {"model": config.path})
+        _train(run, "reference", run.config.reference, start, examples, {"model": config.path})
         return
     inputs = {"model": stage_inputs(config), "data": examples.fingerprint, "seed": run.config.seed}
     initial = run.make("models/initial", inputs, lambda out: initialize_model(config, tokenizer, run.config.seed, out))
     made_from = {"initial": initial.fingerprint}
-    _train(run, "reference", run.config.reference, None, str(initial.path), examples, made_from)
+    _train(run, "reference", run.config.reference, str(initial.path), examples, made_from)
 
 
 def sampling(run: Run) -> None:
@@ -47,11 +49,6 @@ def sampling(run: Run) -> None:
 
     examples, reference_model = run.need("data", "data"), run.need("models/reference", "reference")
     rows = min(run.config.sampling.rows or run.config.data.train_rows, run.config.data.train_rows)
-
-    def build(out: Path) -> Summary:
-        run.ray.ensure()
-        with bar("sampling", rows, "rows") as progress:
-            return make_groups(run.config, examples.path, reference_model.path, out, progress.advance)
 
     inputs = {
         "seed": run.config.seed,
@@ -62,21 +59,39 @@ def sampling(run: Run) -> None:
         "data": examples.fingerprint,
         "reference": reference_model.fingerprint,
     }
-    run.make("groups/train", inputs, build)
+
+    def make(split: str, config: RunConfig, rows: int, inputs: dict[str, Any]) -> None:
+        def build(out: Path) -> Summary:
+            run.ray.ensure()
+            with bar("sampling", rows, "rows") as progress:
+                return make_groups(config, examples.path, reference_model.path, out, progress.advance, split=split)
+
+        run.make(f"groups/{split}", inputs, build)
+
+    make("train", run.config, rows, inputs)
+    held_out = run.config.training.validation_rows
+    if held_out:
+        fewer = run.config.model_copy(update={"sampling": run.config.sampling.model_copy(update={"rows": held_out})})
+        make("validation", fewer, held_out, inputs | {"rows": held_out})
 
 
 def cpo(run: Run) -> None:
     """Train the policy by CPO, from the reference."""
     reference_model, groups = run.need("models/reference", "reference"), run.need("groups/train", "sampling")
     inputs = {"reference": reference_model.fingerprint, "objective": stage_inputs(run.config.objective)}
-    _train(run, "cpo", run.config.training, run.config.objective, str(reference_model.path), groups, inputs)
+    training = run.config.training
+    held_out = run.need("groups/validation", "sampling") if training.validation_rows else None
+    if held_out is not None:
+        inputs["validation"] = held_out.fingerprint
+    _train(run, "cpo", training, str(reference_model.path), groups, inputs, held_out, objective=run.config.objective)
 
 
 def mle(run: Run) -> None:
-    """Continue MLE from the reference for as many steps: the baseline."""
+    """Continue MLE from the reference for as many steps, with PSS if configured: the baseline."""
     examples, reference_model = run.need("data", "data"), run.need("models/reference", "reference")
-    inputs = {"reference": reference_model.fingerprint}
-    _train(run, "mle", run.config.training, None, str(reference_model.path), examples, inputs)
+    inputs = {"reference": reference_model.fingerprint, "mle": stage_inputs(run.config.mle)}
+    sampled = run.config.mle.scheduled_sampling
+    _train(run, "mle", run.config.training, str(reference_model.path), examples, inputs, scheduled_sampling=sampled)
 
 
 def merging(run: Run) -> None:
@@ -238,12 +253,15 @@ def _train(
     run: Run,
     stage: str,
     training: TrainingConfig,
-    objective: ObjectiveConfig | None,
     start: str,
     rows: Artifact,
     inputs: dict[str, Any],
+    held_out: Artifact | None = None,
+    *,
+    objective: ObjectiveConfig | None = None,
+    scheduled_sampling: ScheduledSamplingConfig | None = None,
 ) -> None:
-    """One training: from the model `start`, on the rows of an artifact that has a `train` split or is one."""
+    """One training: from the model `start`, on groups, or on the `train` split of examples with `validation` held out."""
     inputs = {**inputs, "training": stage_inputs(training), "rows": rows.fingerprint, "seed": run.config.seed}
     identity = hashlib.sha256(canonical(inputs).encode()).hexdigest()[:12]
     checkpoints = run.root / "checkpoints" / f"{stage}-{identity}"
@@ -253,30 +271,26 @@ def _train(
         from cpo_ray.training.task import Task
         from cpo_ray.training.trainer import train_model
 
-        folder = rows.path / "train" if (rows.path / "train").is_dir() else rows.path
+        groups = objective is not None
+        validation = (held_out.path if held_out else None) if groups else rows.path / "validation"
         task = Task(
             stage=stage,
             training=training,
             objective=objective,
+            scheduled_sampling=scheduled_sampling,
             model=start,
-            rows=folder.resolve(),
-            limit=None,
+            rows=(rows.path if groups else rows.path / "train").resolve(),
+            validation=validation.resolve() if validation and training.validation_rows else None,
             seed=run.config.seed,
             cuda=run.config.cluster.gpus_per_worker > 0,
             threads=run.config.cluster.threads_per_worker,
         )
         if not checkpoints.exists():
             run.metrics.forget(stage)
-        with bar(stage, training.steps, "steps") as progress:
-
-            def on_step(metrics: dict[str, Any]) -> None:
-                run.metrics.append(metrics)
-                if "expected_loss" in metrics:
-                    seen, expected = metrics["loss"], metrics["expected_loss"]
-                    say(f"  first CPO loss {seen:.4f}, must be {expected:.4f}: the policy starts at the reference")
-                progress.moveto(metrics["step"], f"loss {metrics['loss']:.4f}")
-
-            return train_model(task, run.config.cluster, checkpoints, out, on_step)
+            checkpoints.mkdir(parents=True)
+        with bar(stage, training.steps, "steps") as progress, track(run.config, run.root, stage) as tracker:
+            watcher = Watcher(run, stage, progress, tracker)
+            return train_model(task, run.config.cluster, checkpoints, out, watcher.hear, watcher.tell)
 
     run.make(f"models/{stage}", inputs, build)
 

@@ -45,10 +45,13 @@ class Shard:
     stop: int
 
 
-def make_groups(config: RunConfig, data: Path, reference: Path, out: Path, on_rows: OnRows) -> Summary:
-    """Write `out/part-*.parquet` (GROUP_SCHEMA, rows in the order of the training split) and `out/stats.json`.
+def make_groups(
+    config: RunConfig, data: Path, reference: Path, out: Path, on_rows: OnRows, *, split: str = "train"
+) -> Summary:
+    """Write `out/part-*.parquet` (GROUP_SCHEMA, rows in the order of the split) and `out/stats.json`.
 
-    data: the data artifact. reference: a Hugging Face directory with its tokenizer. Shards already in `out` are kept.
+    data: the data artifact, of which `split` is taken. reference: a Hugging Face directory with its tokenizer. Shards
+    already in `out` are kept.
     `on_rows(n)` is called as n more rows are done. Ray must be initialised.
 
     Raises DataError for a row that cannot become a group (see `select_rows`), ConfigError and ClusterError for what
@@ -56,7 +59,7 @@ def make_groups(config: RunConfig, data: Path, reference: Path, out: Path, on_ro
     """
     config, reference = _with_absolute_paths(config), reference.resolve()
     model = read_reference(reference)
-    selection = select_rows(read_table(data / "train"), config, model.context, model.eos)
+    selection = select_rows(read_table(data / split), config, model.context, model.eos)
     shards = plan_shards(out, len(selection.table), config.sampling.shard_rows)
     missing = [shard for shard in shards if not _is_finished(shard, selection.table)]
     kept = sum(shard.stop - shard.start for shard in shards if shard not in missing)

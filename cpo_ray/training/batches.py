@@ -3,6 +3,7 @@
 The global batch does not depend on the number of workers, so a run that resumes on another topology sees the same data.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,15 +29,18 @@ class Batches:
         return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
 
 
-def deal(batch: list[int], costs: list[int], workers: int, microbatches: int) -> list[list[list[int]]]:
+def deal(batch: list[int], costs: Sequence[float], workers: int, microbatches: int) -> list[list[list[int]]]:
     """Share a global batch out: [worker][microbatch] -> row numbers, equally many each, evenly by cost.
 
-    costs: one number per entry of `batch`. Rows go out from the costliest down, back and forth, so that the forward
-    passes that all workers run side by side take alike. len(batch) must be a multiple of workers * microbatches.
+    costs: one number per entry of `batch`. Rows go out from the costliest down, each to the lightest hand that has room, so
+    that the forward passes that all workers run side by side take alike. len(batch) must be a multiple of
+    workers * microbatches.
     """
     hands: list[list[int]] = [[] for _ in range(workers * microbatches)]
-    order = sorted(range(len(batch)), key=lambda i: (-costs[i], i))
-    for turn, index in enumerate(order):
-        lap, seat = divmod(turn, len(hands))
-        hands[seat if lap % 2 == 0 else -1 - seat].append(batch[index])
+    loads = [0.0] * len(hands)
+    room = len(batch) // len(hands)
+    for index in sorted(range(len(batch)), key=lambda i: (-costs[i], i)):
+        lightest = min((h for h in range(len(hands)) if len(hands[h]) < room), key=lambda h: loads[h])
+        hands[lightest].append(batch[index])
+        loads[lightest] += costs[index]
     return [[hands[m * workers + w] for m in range(microbatches)] for w in range(workers)]

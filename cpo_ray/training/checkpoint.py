@@ -1,38 +1,151 @@
-"""Checkpoints: DeepSpeed writes each worker's shard, Ray Train publishes them as one, whole or not at all."""
+"""Checkpoints: DeepSpeed writes each worker's shard, Ray Train publishes them as one, whole or not at all.
 
+Every worker seals its files with their hashes. A checkpoint whose seals do not hold is passed over for the one before.
+"""
+
+import contextlib
+import hashlib
 import json
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.train
-import torch.distributed
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from cpo_ray.training.engine import to_universal
 
 CURSOR = "cursor.json"
+TAG = "engine"
 
 
-def save_checkpoint(engine: Any, finished: int, export: Callable[[Path], None] | None = None) -> None:
-    """Save engine and cursor on every worker, and report them to Ray Train, which makes them the latest checkpoint.
+@dataclass(frozen=True)
+class Saved:
+    """A whole checkpoint."""
 
-    finished: optimizer steps done. export(folder): called on rank 0, puts the final model into the checkpoint.
+    checkpoint: Checkpoint
+    finished: int  # optimizer steps done
+    workers: int  # that wrote it
+
+
+def save_checkpoint(
+    engine: Any, metrics: dict[str, Any], *, wait: bool, export: Callable[[Path], None] | None = None
+) -> None:
+    """Save engine and cursor on every worker and report them to Ray Train, which makes them the latest checkpoint.
+
+    metrics: `finished` (optimizer steps done) and, where it was measured, `validation_loss`. wait: return only when the
+    checkpoint is in the storage; else it is uploaded while training goes on. export(folder): called on rank 0, puts the model
+    as it is now into the checkpoint.
     """
-    with tempfile.TemporaryDirectory(prefix="cpo-ray-checkpoint-") as name:
-        folder = Path(name)
-        engine.save_checkpoint(str(folder), tag="engine")
-        if torch.distributed.get_rank() == 0:
-            (folder / CURSOR).write_text(json.dumps({"finished": finished}), encoding="utf-8")
-        if export is not None:
-            export(folder / "model")
-        torch.distributed.barrier()
-        ray.train.report({"finished": finished}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    folder = Path(tempfile.mkdtemp(prefix=_scratch()))
+    engine.save_checkpoint(str(folder), tag=TAG)
+    if dist.get_rank() == 0:
+        cursor = {"finished": metrics["finished"], "workers": dist.get_world_size()}
+        (folder / CURSOR).write_text(json.dumps(cursor), encoding="utf-8")
+    if export is not None:
+        export(folder / "model")
+    _seal(folder, dist.get_rank())
+    ray.train.report(
+        metrics,
+        checkpoint=Checkpoint.from_directory(folder),
+        checkpoint_upload_mode=CheckpointUploadMode.SYNC if wait else CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
 
 
-def load_checkpoint(engine: Any) -> int:
-    """Restore the engine from Ray Train's latest checkpoint, if there is one. Returns the optimizer steps done."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as name:
-        engine.load_checkpoint(name, tag="engine")
-        return int(json.loads((Path(name) / CURSOR).read_text(encoding="utf-8"))["finished"])
+def clear_scratch() -> None:
+    """Remove what killed workers of this training have left on this node."""
+    if ray.train.get_context().get_local_rank() == 0:
+        for folder in Path(tempfile.gettempdir()).glob(f"{_scratch()}*"):
+            shutil.rmtree(folder)
+
+
+def find_checkpoint(tell: Callable[[str], None]) -> Saved | None:
+    """The newest checkpoint that is whole, None where there is none. `tell` hears of those that are not (on rank 0).
+
+    All workers find the same one: each checks a share of the seals, and one that is broken for any is broken for all.
+    """
+    reported = ray.train.get_all_reported_checkpoints() if ray.train.get_checkpoint() is not None else []
+    for candidate in sorted(reported, key=lambda entry: -entry.metrics["finished"]):
+        with candidate.checkpoint.as_directory() as name:
+            fault = find_fault(Path(name), dist.get_rank(), dist.get_world_size())
+            faults: list[str | None] = [None] * dist.get_world_size()
+            dist.all_gather_object(faults, fault)
+            broken = next(filter(None, faults), None)
+            if broken is None:
+                cursor = json.loads((Path(name) / CURSOR).read_text(encoding="utf-8"))
+                return Saved(candidate.checkpoint, cursor["finished"], cursor["workers"])
+        if dist.get_rank() == 0:
+            tell(
+                f"the checkpoint of step {candidate.metrics['finished']} is damaged ({broken}): going on from the one before"
+            )
+    return None
+
+
+def load_checkpoint(engine: Any, saved: Saved) -> None:
+    """Restore weights and optimizer, on as many workers as wrote them or on another number."""
+    with saved.checkpoint.as_directory() as name:
+        if saved.workers == dist.get_world_size() or engine.zero_optimization_stage() == 0:
+            engine.load_checkpoint(name, tag=TAG)
+            return
+        with _universal(Path(name)) as folder:
+            engine.load_checkpoint(str(folder), tag=TAG)
+
+
+def find_fault(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with a checkpoint's files, None where they are as they were sealed. Checks every `parts`th seal."""
+    cursor = folder / CURSOR
+    if not cursor.is_file():
+        return f"{CURSOR} is missing"
+    for rank in range(part, json.loads(cursor.read_text(encoding="utf-8"))["workers"], parts):
+        seal = folder / _seal_name(rank)
+        if not seal.is_file():
+            return f"{seal.name} is missing"
+        for name, digest in json.loads(seal.read_text(encoding="utf-8")).items():
+            file = folder / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if _hash(file) != digest:
+                return f"{name} has changed since it was written"
+    return None
+
+
+def _seal(folder: Path, rank: int) -> None:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    digests = {path.relative_to(folder).as_posix(): _hash(path) for path in files}
+    (folder / _seal_name(rank)).write_text(json.dumps(digests), encoding="utf-8")
+
+
+def _seal_name(rank: int) -> str:
+    return f"seal-{rank:05d}.json"
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _universal(source: Path) -> Iterator[Path]:
+    """The checkpoint in DeepSpeed's form that any number of workers loads: made once a node, gone afterwards."""
+    mine = Path(tempfile.gettempdir()) / f"{_scratch()}universal"
+    first_on_node = ray.train.get_context().get_local_rank() == 0
+    if first_on_node:
+        to_universal(source / TAG, mine / TAG)
+    dist.barrier()
+    try:
+        yield mine
+    finally:
+        dist.barrier()
+        if first_on_node:
+            shutil.rmtree(mine)
+
+
+def _scratch() -> str:
+    """How this training's temporary folders begin: those of another training are not ours to remove."""
+    storage = ray.train.get_context().get_storage().experiment_fs_path
+    return f"cpo-ray-{hashlib.sha256(storage.encode()).hexdigest()[:16]}-"

@@ -1,8 +1,11 @@
 """DeepSpeed: the only file that imports it."""
 
+import argparse
 import fcntl
 import importlib
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ from torch.utils import cpp_extension
 from transformers import PreTrainedModel
 
 from cpo_ray.config import TrainingConfig
-from cpo_ray.objective.logprobs import candidate_logps, lm_head_weight
+from cpo_ray.objective.attention import use_tree_attention
+from cpo_ray.objective.cost import model_shape
+from cpo_ray.objective.logprobs import candidate_logps, lm_head_weight, sample_edges
 from cpo_ray.objective.packing import PackedGroups
 from cpo_ray.training.models import export_model, load_model
 from cpo_ray.training.task import Task
@@ -25,33 +30,55 @@ class Policy(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.shape = model_shape(model)  # now, while all weights are here
+        self.broken_gradients = torch.zeros((), device=model.device)
+        for parameter in model.parameters():
+            parameter.register_hook(self._look_at)
 
-    def forward(self, packed: PackedGroups) -> Tensor:
-        """(B, K) float32, nats."""
+    def forward(self, packed: PackedGroups, uniform_EN: Tensor | None = None) -> Tensor:
+        """(B, K) float32, nats; with `uniform_EN`, samples of the model at the edges instead, (E, N) tokens."""
+        if uniform_EN is not None:
+            return sample_edges(self.model, packed, uniform_EN)
         return candidate_logps(self.model, packed)
 
+    def _look_at(self, gradient: Tensor) -> None:
+        """Count gradients that are not finite, without waiting for the device: DeepSpeed would step on them."""
+        self.broken_gradients += ~gradient.isfinite().all()
 
-def start_engine(task: Task) -> Any:
-    """Load the model and hand it to DeepSpeed with its AdamW. The process group is Ray Train's."""
+
+def start_engine(task: Task, tell: Callable[[str], None], *, universal: bool = False) -> Any:
+    """Load the model and hand it to DeepSpeed with its AdamW. The process group is Ray Train's.
+
+    tell: hears which attention is used where it is not the fastest. universal: a checkpoint of another number of workers
+    will be loaded.
+    """
     import deepspeed  # here, because importing it costs seconds and the driver never needs it
 
     load_extension()
     model = load_model(task.model, task.training.precision)
+    model.to("cuda" if task.cuda else "cpu")
+    reason = use_tree_attention(model)
+    if reason is not None and task.cuda:
+        tell(f"{reason}; SDPA with a dense mask is used")
+    if task.training.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     policy = Policy(model)
+    policy.train()  # without dropout this changes nothing but to let activation checkpointing work
     if task.training.zero_stage == 3:
         # The head is used outside its own module's forward, where ZeRO-3 would not gather it.
         deepspeed.zero.register_external_parameter(policy, lm_head_weight(model))
     engine, *_ = deepspeed.initialize(
         model=policy,
         model_parameters=parameter_groups(policy, task.training.weight_decay),
-        config=deepspeed_config(task.training),
+        config=deepspeed_config(task.training, dist.get_world_size()) | {"checkpoint": {"load_universal": universal}},
         dist_init_required=False,
     )
     return engine
 
 
+@cache
 def load_extension() -> None:
-    """Build or load DeepSpeed's C++ extension for CPU workers, one process of this machine at a time.
+    """Once a process: build or load DeepSpeed's C++ extension for CPU workers, one process of this machine at a time.
 
     torch guards a build with a file; a process that is killed leaves it behind, and all that come after wait for ever. Our
     lock dies with its holder, and the folder is ours alone: under the lock, such a file is a dead process's.
@@ -70,7 +97,7 @@ def load_extension() -> None:
     communication.build_shm_op = lambda: extension
 
 
-def deepspeed_config(training: TrainingConfig) -> dict[str, Any]:
+def deepspeed_config(training: TrainingConfig, workers: int) -> dict[str, Any]:
     """Our section in DeepSpeed's words. The schedule is ours (`schedule.py`): DeepSpeed holds no scheduler.
 
     The optimizer is torch's AdamW: DeepSpeed's own would be one more extension to build on every node.
@@ -79,6 +106,7 @@ def deepspeed_config(training: TrainingConfig) -> dict[str, Any]:
     return {
         "train_batch_size": training.prompts_per_step,
         "train_micro_batch_size_per_gpu": training.prompts_per_microbatch,
+        "gradient_accumulation_steps": training.prompts_per_step // (workers * training.prompts_per_microbatch),
         "gradient_clipping": training.clip_norm,
         "optimizer": {"type": "AdamW", "params": adam},
         "zero_optimization": {"stage": training.zero_stage},
@@ -120,3 +148,20 @@ def optimizer_step(engine: Any) -> float:
     engine.step()
     norm = engine.get_global_grad_norm()
     return plain if norm is None else float(norm)
+
+
+def to_universal(source: Path, out: Path) -> None:
+    """Write DeepSpeed's universal form of a ZeRO checkpoint, which loads on any number of workers."""
+    from deepspeed.checkpoint.ds_to_universal import main
+
+    main(
+        argparse.Namespace(
+            input_folder=str(source),
+            output_folder=str(out),
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
+        )
+    )

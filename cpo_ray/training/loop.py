@@ -2,22 +2,24 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from cpo_ray.objective.losses import cpo_loss, mle_loss
-from cpo_ray.objective.packing import pack_groups
+from cpo_ray.devices import peak_flops
 from cpo_ray.training.batches import Batches, deal
-from cpo_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from cpo_ray.training.checkpoint import clear_scratch, find_checkpoint, load_checkpoint, save_checkpoint
 from cpo_ray.training.engine import export_final, optimizer_step, set_learning_rate, start_engine
+from cpo_ray.training.memory import out_of_memory, peak_memory_gib
+from cpo_ray.training.microbatch import microbatch_loss
 from cpo_ray.training.schedule import learning_rate
-from cpo_ray.training.tally import Tally
-from cpo_ray.training.task import Rows, Task
+from cpo_ray.training.tally import Tally, step_metrics
+from cpo_ray.training.task import Refusal, Rows, Task
+from cpo_ray.training.validation import validate
 
 # How far the first CPO loss may be from log K (or log K!). In float32 the reference was scored by the same code in other
 # batches, which moves a continuation's log-prob by about 1e-5. In bf16 every token's log-prob carries about 2^-8 of
@@ -25,101 +27,141 @@ from cpo_ray.training.task import Rows, Task
 INITIAL_LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 0.5}
 
 
-class Refusal(Exception):  # noqa: N818 - it says no, it is not a fault
-    """Every worker refuses to go on, for the same reason: not a failure to restart from."""
+@dataclass(frozen=True)
+class Step:
+    """An optimizer step that is done."""
+
+    number: int  # from 1
+    metrics: dict[str, Any]
+    save: bool  # a checkpoint is wanted now: the machine may go away
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Ray Train calls this on every worker. `settings` holds the `task` and the `board` that hears of each step."""
+    """Ray Train calls this on every worker. `settings` holds the `task` and the `board` where notices are pinned."""
     task: Task = settings["task"]
     board = settings["board"]
+    if ray.get(board.refused.remote()) is not None:
+        return  # started again after a refusal, which would only repeat itself
     torch.set_num_threads(task.threads)
-    rows = Rows.read(task)
-    engine = start_engine(task)
     try:
-        for step, metrics in training_steps(engine, rows, task, load_checkpoint(engine)):
-            if dist.get_rank() == 0:
-                board.record.remote({"stage": task.stage, "step": step, **metrics})
-            if step == task.training.steps:
-                save_checkpoint(engine, step, export=lambda folder: export_final(engine, task.model, folder))
-            elif step % task.training.checkpoint_every == 0:
-                save_checkpoint(engine, step)
-    except Refusal as refusal:
+        train(task, board)
+    except Refusal as refusal:  # every worker's: all of them end here
         if dist.get_rank() == 0:
             ray.get(board.refuse.remote(str(refusal)))
+    except RuntimeError as error:
+        advice = out_of_memory(error, task)
+        if advice is not None:  # this worker's alone: the others wait for it, so it must fall for them to be ended
+            ray.get(board.refuse.remote(advice))
+        raise
 
 
-def training_steps(engine: Any, rows: Rows, task: Task, finished: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (steps done, metrics) after each optimizer step."""
-    config = task.training
+def train(task: Task, board: Any) -> None:
+    """From the newest whole checkpoint to the last step, or to the step after which the machine may go away."""
+
+    def tell(line: str) -> None:
+        if dist.get_rank() == 0:
+            ray.get(board.tell.remote(line))
+
+    clear_scratch()
+    rows = Rows.read(task.rows, task)
+    held_out = Rows.read(task.validation, task, task.training.validation_rows) if task.validation else None
+    saved = find_checkpoint(tell)
+    engine = start_engine(task, tell, universal=saved is not None and saved.workers != dist.get_world_size())
+    if saved is not None:
+        load_checkpoint(engine, saved)
+    letter = board.save_wanted.remote()
+
+    def save_wanted() -> bool:
+        return bool(ray.get(letter))
+
+    for step in training_steps(engine, rows, task, saved.finished if saved else 0, save_wanted):
+        if dist.get_rank() == 0:
+            letter = board.record.remote({"stage": task.stage, "step": step.number, **step.metrics})
+        if step.save or step.number == task.training.steps or step.number % task.training.checkpoint_every == 0:
+            checkpoint(engine, held_out, task, step, board)
+        if step.save:
+            return
+
+
+def checkpoint(engine: Any, held_out: Rows | None, task: Task, step: Step, board: Any) -> None:
+    """Measure the validation loss, save, and tell the board."""
+    last, first_worker = step.number == task.training.steps, dist.get_rank() == 0
+    report: dict[str, Any] = {"finished": step.number}
+    if held_out is not None:
+        validation = validate(engine, held_out, task)
+        report["validation_loss"] = validation["loss"]
+        if first_worker:
+            board.record.remote({"stage": task.stage, "step": step.number, "validation": validation})
+    export = last or task.training.final == "best"
+    save_checkpoint(
+        engine,
+        report,
+        wait=last or step.save,
+        export=(lambda folder: export_final(engine, task.model, folder)) if export else None,
+    )
+    if step.save and first_worker:
+        ray.get(board.saved.remote(step.number))
+
+
+def training_steps(
+    engine: Any, rows: Rows, task: Task, finished: int, save_wanted: Callable[[], bool] = lambda: False
+) -> Iterator[Step]:
+    """Take the optimizer steps after `finished`. save_wanted: asked once a step, on rank 0."""
+    config, workers = task.training, dist.get_world_size()
+    kinds = sorted({kind for names in rows.kinds for kind in names})
     batches = Batches(len(rows.ids), config.prompts_per_step, task.seed)
-    microbatches = config.prompts_per_step // (config.workers * config.prompts_per_microbatch)
+    microbatches = config.prompts_per_step // (workers * config.prompts_per_microbatch)
+    shape, peak = engine.module.shape, peak_flops(config.precision) if task.cuda else None
     for step in range(finished, config.steps):
         started = time.perf_counter()
         batch = batches.at(step)
-        share = deal(batch, [rows.cost(r) for r in batch], config.workers, microbatches)[dist.get_rank()]
-        batch_tokens = sum(len(rows.candidates[r][0]) for r in batch)
-        tally = Tally(engine.device)
-        for number, microbatch in enumerate(share):
-            packed = pack_groups([rows.prompts[r] for r in microbatch], [rows.candidates[r] for r in microbatch])
-            policy_BK = engine(packed.to(engine.device))
-            loss = microbatch_loss(policy_BK, rows, microbatch, task, batch_tokens, microbatches, tally)
-            tally.tokens += packed.tokens
-            engine.backward(loss)
-            if number == microbatches - 1:
-                totals = tally.over_workers()
-                check_step(totals, tally, rows, task, step, batch)
+        costs = [shape.forward_flops(rows.sizes[r]) for r in batch]
+        share = deal(batch, costs, workers, microbatches)[dist.get_rank()]
+        part = workers * microbatches / sum(len(rows.candidates[r][0]) for r in batch)
+        tally = Tally(engine.device, kinds)
+        for number, microbatch in enumerate(share, 1):
+            engine.backward(microbatch_loss(engine, rows, microbatch, task, step, part, tally))
+            if number == microbatches:
+                tally.add(broken_gradients=engine.module.broken_gradients)
+                tally.add(save=save_wanted() if dist.get_rank() == 0 else False)
+                sums = tally.over_workers()
+                check_step(sums, tally, rows, task, step, batch)
                 set_learning_rate(engine, learning_rate(config, step))
             norm = optimizer_step(engine)
         seconds = time.perf_counter() - started
-        facts = {"learning_rate": learning_rate(config, step), "grad_norm": norm, "seconds": seconds}
+        metrics = step_metrics(sums, task.objective) | {
+            "learning_rate": learning_rate(config, step),
+            "grad_norm": norm,
+            "seconds": seconds,
+            "tokens_per_second": sums["tokens"] / seconds,
+            "memory_gib": peak_memory_gib(engine.device),
+        }
+        if peak is not None:
+            metrics["mfu"] = 3 * sum(costs) / (seconds * workers * peak)
         if step == 0 and task.objective is not None:
-            facts["expected_loss"] = totals.sums["expected"] / len(batch)
-        yield step + 1, totals.metrics(task) | facts | {"tokens_per_second": totals.tokens / seconds}
+            metrics["expected_loss"] = sums["expected"] / len(batch)
+        yield Step(step + 1, metrics, bool(sums["save"]))
 
 
-def microbatch_loss(
-    policy_BK: Tensor,
-    rows: Rows,
-    microbatch: list[int],
-    task: Task,
-    batch_tokens: int,
-    microbatches: int,
-    tally: Tally,
-) -> Tensor:
-    """The scalar to differentiate. DeepSpeed averages it over microbatches and workers."""
-    share_of_batch = task.training.workers * microbatches
-    nll = mle_loss(policy_BK[:, 0], batch_tokens) * share_of_batch
-    if task.objective is None:
-        golds = sum(len(rows.candidates[r][0]) for r in microbatch)
-        tally.add_mle(policy_BK[:, 0].detach(), golds, microbatch)
-        return nll
-    ref_BK = torch.from_numpy(rows.ref_logps[microbatch]).to(policy_BK)  # type: ignore[index]
-    valid_BK = torch.tensor(
-        [[k == 0 or c != group[0] for k, c in enumerate(group)] for group in (rows.candidates[r] for r in microbatch)],
-        device=policy_BK.device,
-    )
-    ranks_BK = torch.from_numpy(rows.ranks[microbatch]).to(policy_BK.device) if task.objective.ranked else None  # type: ignore[index]
-    loss_B = cpo_loss(policy_BK, ref_BK, task.objective.beta, ranks_BK, valid_BK)
-    kinds = [rows.kinds[r] for r in microbatch]
-    tally.add_cpo(loss_B.detach(), policy_BK.detach(), ref_BK, valid_BK, kinds, microbatch, task.objective)
-    loss = loss_B.mean()
-    return loss + task.objective.mle_weight * nll if task.objective.mle_weight else loss
-
-
-def check_step(totals: Tally, mine: Tally, rows: Rows, task: Task, step: int, batch: list[int]) -> None:
+def check_step(sums: dict[str, float], mine: Tally, rows: Rows, task: Task, step: int, batch: list[int]) -> None:
     """Refuse, before the optimizer moves, where a number is not finite or the policy does not start at the reference.
 
-    Every worker sees the same totals, so all refuse or none.
+    Every worker sees the same sums, so all refuse or none.
     """
-    if totals.sums["broken"]:
+    if sums["broken"]:
         gathered: list[list[int]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(gathered, mine.broken_rows)
+        dist.all_gather_object(gathered, mine.broken_rows())
         names = [rows.ids[row] for part in gathered for row in part]
         raise Refusal(f"step {step + 1}: the loss is not finite for rows {', '.join(names[:10])}; no step was taken")
+    if sums["broken_gradients"]:
+        names = [rows.ids[row] for row in batch]
+        raise Refusal(
+            f"step {step + 1}: a gradient is not finite, though every loss is; no step was taken. The batch's rows: "
+            f"{', '.join(names[:10])}{' ...' if len(names) > 10 else ''}. Try training.precision fp32 or a lower learning rate."
+        )
     if task.objective is None or step > 0:
         return
-    seen, expected = totals.sums["loss"] / len(batch), totals.sums["expected"] / len(batch)
+    seen, expected = sums["loss"] / len(batch), sums["expected"] / len(batch)
     tolerance = INITIAL_LOSS_TOLERANCE[task.training.precision]
     if not math.isclose(seen, expected, rel_tol=0, abs_tol=tolerance):
         raise Refusal(

@@ -1,24 +1,31 @@
 """What a training worker is told, and the rows it trains on."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from cpo_ray.artifacts import read_table
-from cpo_ray.config import ObjectiveConfig, TrainingConfig
+from cpo_ray.config import ObjectiveConfig, ScheduledSamplingConfig, TrainingConfig
+from cpo_ray.objective.cost import GroupSize, measure_group
+
+
+class Refusal(Exception):  # noqa: N818 - it says no, it is not a fault
+    """Training must not go on, and a restart would change nothing. The message is for the user."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is told. `objective` is None for MLE."""
+    """What a worker is told. `objective` is None for MLE, and `scheduled_sampling` makes that PSS."""
 
     stage: str
     training: TrainingConfig
     objective: ObjectiveConfig | None
+    scheduled_sampling: ScheduledSamplingConfig | None
     model: str  # Hugging Face directory or hub id to start from
     rows: Path  # folder of Parquet: examples for MLE, groups for CPO
-    limit: int | None  # the first rows only
+    validation: Path | None  # the same for `training.validation_rows`
     seed: int
     cuda: bool
     threads: int
@@ -26,32 +33,87 @@ class Task:
 
 @dataclass(frozen=True)
 class Rows:
-    """The training rows in memory, column by column. K = 1 for MLE: the gold alone."""
+    """Rows in memory, column by column. K = 1 for MLE: the gold alone."""
 
     ids: list[str]
     prompts: list[list[int]]
     candidates: list[list[list[int]]]
     kinds: list[list[str]]
-    ranks: np.ndarray | None  # (rows, K)
-    ref_logps: np.ndarray | None  # (rows, K)
+    ranks: np.ndarray  # (rows, K); for MLE, which needs none, (rows, 0)
+    ref_logps: np.ndarray  # the same
 
     @classmethod
-    def read(cls, task: Task) -> "Rows":
-        """Read the columns that the objective needs."""
-        table = read_table(task.rows).slice(0, task.limit)
+    def read(cls, folder: Path, task: Task, limit: int | None = None) -> "Rows":
+        """Read the columns that the objective needs. Raises Refusal for rows that cannot be trained on."""
+        table = read_table(folder).slice(0, limit)
         columns = {name: table[name].to_pylist() for name in table.column_names if not name.endswith("text")}
         if task.objective is None:
             golds = [[response] for response in columns["response_ids"]]
-            return cls(columns["id"], columns["prompt_ids"], golds, [["gold"]] * len(golds), None, None)
-        return cls(
-            columns["id"],
-            columns["prompt_ids"],
-            columns["candidate_ids"],
-            columns["candidate_kind"],
-            np.array(columns["rank"]),
-            np.array(columns["ref_logps"], dtype=np.float32),
-        )
+            none = np.empty((len(golds), 0))
+            rows = cls(columns["id"], columns["prompt_ids"], golds, [["gold"]] * len(golds), none, none)
+        else:
+            rows = cls(
+                columns["id"],
+                columns["prompt_ids"],
+                columns["candidate_ids"],
+                columns["candidate_kind"],
+                _matrix(columns["rank"], columns["id"], "ranks"),
+                _matrix(columns["ref_logps"], columns["id"], "reference log-probs").astype(np.float32),
+            )
+            rows.check_scores()
+        rows.check_lengths(task.training.row_tokens)
+        return rows
 
-    def cost(self, row: int) -> int:
-        """Tokens of a row, before sharing."""
-        return len(self.prompts[row]) + sum(len(c) for c in self.candidates[row])
+    def check_scores(self) -> None:
+        """Raise Refusal for reference scores that are not finite and ranks that are no permutation with the gold first."""
+        broken = ~np.isfinite(self.ref_logps).all(axis=1)
+        if broken.any():
+            raise Refusal(f"reference log-probs are not finite in rows {self._names(broken)}: make the groups again")
+        k = self.ranks.shape[1]
+        crooked = (np.sort(self.ranks, axis=1) != np.arange(k)).any(axis=1) | (self.ranks[:, 0] != 0)
+        if crooked.any():
+            raise Refusal(
+                f"ranks must be a permutation of 0..{k - 1} with the gold first; they are not in rows {self._names(crooked)}"
+            )
+
+    def check_lengths(self, row_tokens: int | None) -> None:
+        """Raise Refusal, naming the row and the knob, for a group that is longer than a packed row."""
+        if row_tokens is None:
+            return
+        for row in range(len(self.ids)):
+            tokens = self.sizes[row].tokens
+            if tokens > row_tokens:
+                raise Refusal(
+                    f"the group of row {self.ids[row]} needs {tokens} tokens, but training.row_tokens is {row_tokens}: raise "
+                    "it, or lower data.max_prompt_tokens, data.max_response_tokens or the number of negatives"
+                )
+
+    @cached_property
+    def sizes(self) -> "_Sizes":
+        """Each row's size, measured when it is first asked for."""
+        return _Sizes(self)
+
+    def _names(self, where: np.ndarray) -> str:
+        names = [self.ids[row] for row in np.flatnonzero(where)]
+        return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+class _Sizes(dict[int, GroupSize]):
+    def __init__(self, rows: Rows) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def __missing__(self, row: int) -> GroupSize:
+        self[row] = measure_group(self.rows.prompts[row], self.rows.candidates[row])
+        return self[row]
+
+
+def _matrix(column: list[list[float]], ids: list[str], what: str) -> np.ndarray:
+    """(rows, K). Raises Refusal where K differs."""
+    k = len(column[0]) if column else 0
+    for row, values in enumerate(column):
+        if len(values) != k:
+            raise Refusal(
+                f"row {ids[row]} has {len(values)} {what}, row {ids[0]} has {k}: K must be one for all groups"
+            )
+    return np.array(column).reshape(len(column), k)

@@ -1,9 +1,11 @@
 """The training stages: Ray Train starts the workers, restarts them from the last checkpoint, and keeps the result."""
 
+import _thread
 import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +16,77 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cpo_ray.artifacts import Summary
 from cpo_ray.config import ClusterConfig
-from cpo_ray.errors import TrainingError
+from cpo_ray.errors import Preempted, TrainingError
+from cpo_ray.training.board import Board, Metrics
 from cpo_ray.training.loop import train_worker
 from cpo_ray.training.models import copy_model
 from cpo_ray.training.task import Task
 
 POLL_INTERVAL_S = 0.5
 
-Metrics = dict[str, Any]
-
-
-@ray.remote(num_cpus=0)
-class Board:
-    """Where rank 0 pins each step's metrics, and where the driver reads them."""
-
-    def __init__(self) -> None:
-        self.news: list[Metrics] = []
-        self.refusal: str | None = None
-
-    def record(self, metrics: Metrics) -> None:
-        """One step's metrics."""
-        self.news.append(metrics)
-
-    def refuse(self, reason: str) -> None:
-        """Training must not go on."""
-        self.refusal = reason
-
-    def take(self) -> list[Metrics]:
-        """What is new since the last call."""
-        news, self.news = self.news, []
-        return news
-
-    def refused(self) -> str | None:
-        """Why training refused to go on, if it did."""
-        return self.refusal
-
 
 def train_model(
-    task: Task, cluster: ClusterConfig, checkpoints: Path, out: Path, on_step: Callable[[Metrics], None]
+    task: Task,
+    cluster: ClusterConfig,
+    checkpoints: Path,
+    out: Path,
+    on_step: Callable[[Metrics], None],
+    on_notice: Callable[[str], None],
 ) -> Summary:
     """Train and put the final model, a Hugging Face directory, into `out`.
 
     checkpoints: this training's own folder; what is there already is continued from. on_step: called in the driver with
-    each step's metrics, a step again after a restart. Raises TrainingError where training refuses to go on or has
-    failed more often than `max_failures`.
+    each step's metrics, a step again after a restart, and with `validation` where that was measured. on_notice: called with
+    lines for the user. Raises TrainingError where training refuses to go on or has failed more often than `max_failures`,
+    and Preempted where this process was told to end (SIGTERM) and a checkpoint has been saved.
     """
     board = Board.remote()  # type: ignore[attr-defined]
+    trainer = _trainer(task, cluster, checkpoints, board)
+    last: Metrics = {}
+    told_to_end = threading.Event()
+
+    def hear() -> None:
+        if told_to_end.is_set():
+            board.want_save.remote()
+        news = ray.get(board.take.remote())
+        for notice in news.notices:
+            on_notice(notice)
+        for metrics in news.metrics:
+            last.update(metrics)
+            on_step(metrics)
+
+    with _every(POLL_INTERVAL_S, hear), _set_on_sigterm(told_to_end), _plain_interrupt():
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            hear()
+            reason = ray.get(board.refused.remote()) or f"{_first_line(error)} (see the run's logs)"
+            raise TrainingError(f"training `{task.stage}` failed: {reason}") from error
+    hear()
+    refusal = ray.get(board.refused.remote())
+    if refusal is not None:
+        raise TrainingError(f"training `{task.stage}` refuses to go on: {refusal}")
+    step = ray.get(board.saved_at.remote())
+    if step is not None:
+        raise Preempted(f"told to end: saved at step {step}; the same command goes on from there")
+    best = task.training.final == "best"
+    checkpoint = result.get_best_checkpoint("validation_loss", "min") if best else result.checkpoint
+    if checkpoint is None:
+        raise TrainingError(f"training `{task.stage}` ended without a checkpoint")
+    with checkpoint.as_directory() as folder:
+        copy_model(Path(folder) / "model", out)
+    told = ("loss", "gold_logp", "accuracy", "margin", "gold_drift")
+    return {"steps": task.training.steps, **{k: last[k] for k in told if k in last}}
+
+
+def _trainer(task: Task, cluster: ClusterConfig, checkpoints: Path, board: Any) -> TorchTrainer:
     use_gpu = cluster.gpus_per_worker > 0
     resources = {"CPU": 1.0} | ({"GPU": cluster.gpus_per_worker} if use_gpu else {})
-    trainer = TorchTrainer(
+    keep: dict[str, Any] = {"num_to_keep": task.training.keep_checkpoints}
+    if task.validation is not None:
+        keep |= {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
+    storage = cluster.checkpoint_storage or str(checkpoints.parent.resolve())
+    return TorchTrainer(
         train_worker,
         train_loop_config={"task": task, "board": board},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
@@ -71,63 +95,53 @@ def train_model(
         ),
         run_config=RunConfig(
             name=checkpoints.name,
-            storage_path=str(checkpoints.parent.resolve()),
+            storage_path=storage,
             failure_config=FailureConfig(max_failures=task.training.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(**keep),
             worker_runtime_env={"env_vars": {} if use_gpu else {"DS_ACCELERATOR": "cpu"}},
         ),
     )
-    last: Metrics = {}
 
-    def hear() -> None:
-        for metrics in ray.get(board.take.remote()):
-            last.update(metrics)
-            on_step(metrics)
 
-    with _every(POLL_INTERVAL_S, hear), _plain_interrupt():
+@contextlib.contextmanager
+def _every(interval: float, action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` every `interval` seconds in a thread. An error in it interrupts the block and is raised in its place."""
+    over = threading.Event()
+
+    def repeat() -> None:
         try:
-            result = trainer.fit()
-        except TrainingFailedError as error:
-            raise TrainingError(f"training `{task.stage}` failed: {_first_line(error)} (see the run's logs)") from error
-    hear()
-    refusal = ray.get(board.refused.remote())
-    if refusal is not None:
-        raise TrainingError(f"training `{task.stage}` refuses to go on: {refusal}")
-    if result.checkpoint is None:
-        raise TrainingError(f"training `{task.stage}` ended without a checkpoint")
-    with result.checkpoint.as_directory() as folder:
-        copy_model(Path(folder) / "model", out)
-    return {
-        "steps": task.training.steps,
-        **{k: last[k] for k in ("loss", "gold_logp", "accuracy", "margin") if k in last},
-    }
+            while not over.wait(interval):
+                action()
+        except BaseException:
+            _thread.interrupt_main()
+            raise
+
+    with ThreadPoolExecutor(1) as pool:
+        repeating = pool.submit(repeat)
+        try:
+            yield
+        finally:
+            over.set()
+            repeating.result()
 
 
-class _every:  # noqa: N801 - reads as a verb: with _every(1.0, look)
-    """Call `action` every `interval` seconds in a thread; an error in it is raised when the block ends."""
+@contextlib.contextmanager
+def _set_on_sigterm(asked: threading.Event) -> Iterator[None]:
+    """SIGTERM (a preempted machine, a stopped job) asks to end; a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
 
-    def __init__(self, interval: float, action: Callable[[], None]) -> None:
-        self.interval, self.action = interval, action
-        self.stop = threading.Event()
-        self.error: Exception | None = None
-        self.thread = threading.Thread(target=self._run, daemon=True)
+    def ask(*_: object) -> None:
+        signal.signal(signal.SIGTERM, before)
+        asked.set()
 
-    def _run(self) -> None:
-        while not self.stop.wait(self.interval):
-            try:
-                self.action()
-            except ray.exceptions.RayError as error:
-                self.error = error
-                return
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop.set()
-        self.thread.join()
-        if self.error is not None and exception[0] is None:
-            raise self.error
+    signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
