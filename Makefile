@@ -27,11 +27,15 @@ demo: install ## The whole pipeline on the embedded task, about ten minutes on t
 
 .PHONY: test
 test: lint ## Linters and every test; those that need a GPU are skipped, saying so, where there is none
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not chaos"
 
 .PHONY: test-fast
 test-fast: install ## The tests that start neither Ray nor vLLM, under a minute
 	$(BIN)/pytest -m "not e2e and not gpu"
+
+.PHONY: chaos
+chaos: install ## Kill a worker or the driver at every step there is, many minutes long
+	$(BIN)/pytest -m chaos
 
 .PHONY: lint
 lint: install ## ruff (rules and format) and mypy
@@ -44,7 +48,7 @@ bench-training: install ## A training step against its baselines; ratios go to b
 	$(BIN)/python benchmarks/training.py
 
 .PHONY: docs
-docs: install ## Write docs/configuration.md from cpo_ray/config.py
+docs: install ## Write docs/configuration.md from cpo_ray/config/
 	$(BIN)/python -m cpo_ray.reference docs/configuration.md
 
 .PHONY: install

@@ -8,12 +8,16 @@ from cpo_ray.training.engine import deepspeed_config, load_extension, parameter_
 
 
 def test_our_section_in_deepspeed_s_words():
-    config = deepspeed_config(TrainingConfig(zero_stage=2, precision="bf16", clip_norm=0.5, betas=(0.9, 0.95)))
+    training = TrainingConfig(
+        zero_stage=2, precision="bf16", clip_norm=0.5, betas=(0.9, 0.95), prompts_per_microbatch=8
+    )
+    config = deepspeed_config(training, workers=4)
     assert config["zero_optimization"] == {"stage": 2}
     assert config["bf16"] == {"enabled": True}
     assert config["gradient_clipping"] == 0.5
     assert config["optimizer"]["params"]["betas"] == [0.9, 0.95]
     assert config["train_batch_size"] == 64
+    assert config["gradient_accumulation_steps"] == 2
 
 
 def test_matrices_decay_and_biases_and_norms_do_not():
@@ -37,6 +41,8 @@ def test_a_lock_that_a_killed_build_left_behind_holds_nobody_up(tmp_path, monkey
 
     communication = importlib.import_module("deepspeed.comm.torch")
     monkeypatch.setattr(communication, "build_shm_op", build)
+    load_extension.cache_clear()
     load_extension()
+    load_extension.cache_clear()
     communication.build_shm_op()  # as deepspeed.initialize does: nothing is built, no file is taken
     assert built_in == [str(left_behind.parents[1])]

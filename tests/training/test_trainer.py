@@ -1,32 +1,36 @@
-"""Real Ray Train, real DeepSpeed, two worker processes."""
+"""Real Ray Train, real DeepSpeed, real worker processes, and what a bad night does to them."""
 
-import math
+import json
 import os
 import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
 
 import psutil
 import pytest
 import ray
 import torch
+import torch.distributed as dist
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
-from cpo_ray.artifacts import write_table
 from cpo_ray.cluster import ray_cluster
-from cpo_ray.config import ClusterConfig, ModelConfig, ObjectiveConfig, TrainingConfig
-from cpo_ray.errors import TrainingError
-from cpo_ray.objective.logprobs import candidate_logps
-from cpo_ray.objective.packing import pack_groups
-from cpo_ray.records import GROUP_SCHEMA
-from cpo_ray.training.models import initialize_model, load_model
-from cpo_ray.training.task import Task
-from cpo_ray.training.trainer import train_model
-from tests.objective.conftest import random_groups
+from cpo_ray.config import ClusterConfig
+from cpo_ray.errors import Preempted, TrainingError
+from cpo_ray.training import trainer
+from cpo_ray.training.models import load_model
+from tests.training.world import make_task, tampered, write_groups
 
 pytestmark = pytest.mark.e2e
 
-STEPS = 40
+STEPS = 20
+ROOT = Path(__file__).parent.parent.parent
+LOADED = time.time()
 
 
 @pytest.fixture(scope="module")
@@ -37,80 +41,44 @@ def cluster():
         yield config
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A reference model and groups that it has scored."""
-    root = tmp_path_factory.mktemp("world")
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe = Tokenizer(
-        models.BPE(vocab={token: i for i, token in enumerate(["<|endoftext|>", *sorted(alphabet)])}, merges=[])
-    )
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
-    words = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
-    words.save_pretrained(root / "tokenizer")
-    for name, tied in (("tied", True), ("untied", False)):
-        shape = ModelConfig(hidden_size=32, heads=1, layers=2, intermediate_size=64, context=64, tie_embeddings=tied)
-        initialize_model(shape, root / "tokenizer", 3, root / name)
-        write_groups(root / name, root / f"groups-{name}")
-    return root
-
-
-def write_groups(model, folder, scale=1.0):
-    prompts, candidates = random_groups(seed=7, groups=32)
-    with torch.no_grad():
-        logps = candidate_logps(load_model(model, "fp32"), pack_groups(prompts, candidates)) * scale
-    kinds = [
-        "gold",
-        "truncation",
-        "truncation",
-        "meanfield",
-        "batch",
-        "autoregressive",
-        "autoregressive",
-        "autoregressive",
-    ]
-    rows = [
-        {
-            "id": f"row-{i}",
-            "prompt": "",
-            "prompt_ids": prompt,
-            "candidate_kind": kinds,
-            "candidate_ids": group,
-            "candidate_text": [""] * 8,
-            "similarity": [1.0] * 8,
-            "rank": [0, 3, 2, 1, 7, 4, 5, 6],
-            "ref_logps": logp,
-        }
-        for i, (prompt, group, logp) in enumerate(zip(prompts, candidates, logps.tolist(), strict=True))
-    ]
-    import pyarrow as pa
-
-    write_table(folder / "part-00000.parquet", pa.Table.from_pylist(rows, schema=GROUP_SCHEMA))
-
-
-def train(world, cluster, out, *, head="tied", groups=None, on_step=lambda _: None, **settings):
-    training = TrainingConfig(
-        **{
-            "steps": STEPS,
-            "prompts_per_step": 8,
-            "prompts_per_microbatch": 2,
-            "learning_rate": 1e-3,
-            "checkpoint_every": 10,
-            "schedule": "constant",  # so that a shorter run is the beginning of a longer one
-            **settings,
-        }
-    )
-    model, rows = str(world / head), groups or world / f"groups-{head}"
-    task = Task("cpo", training, ObjectiveConfig(), model, rows, None, seed=1, cuda=False, threads=1)
+def train(world, cluster, out, *, on_step=lambda _: None, notices=None, **settings):
+    """Losses by step; the model goes to `out`, the checkpoints beside it. What is there already is continued from."""
     losses = {}
 
     def hear(metrics):
-        losses[metrics["step"]] = metrics["loss"]
+        if "loss" in metrics:
+            losses[metrics["step"]] = metrics["loss"]
         on_step(metrics)
 
-    out.mkdir()
-    train_model(task, cluster, out.with_name(f"{out.name}-checkpoints"), out, hear)
-    return [losses[step] for step in range(1, training.steps + 1)]
+    out.mkdir(exist_ok=True)
+    tell = pytest.fail if notices is None else notices.append
+    task = make_task(world, **{"steps": STEPS, **settings})
+    trainer.train_model(task, cluster, out.with_name(f"{out.name}-checkpoints"), out, hear, tell)
+    return losses
+
+
+def assert_same_weights(one, other):
+    """To the bit."""
+    one, other = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def checkpoints(out):
+    """Those that are kept: optimizer steps done -> folder."""
+    cursors = out.with_name(f"{out.name}-checkpoints").glob("checkpoint_*/cursor.json")
+    return {json.loads(cursor.read_text())["finished"]: cursor.parent for cursor in cursors}
+
+
+def training_workers():
+    """Ray Train's worker processes of this test's cluster."""
+    mine = psutil.Process().children(recursive=True)
+    return [process for process in mine if any("RayTrainWorker" in word for word in process.cmdline())]
+
+
+def scratch():
+    """Temporary folders of trainings that have started since this module was loaded."""
+    return [f for f in Path(tempfile.gettempdir()).glob("cpo-ray-*-*") if f.is_dir() and f.stat().st_ctime > LOADED]
 
 
 @pytest.fixture(scope="module")
@@ -119,68 +87,158 @@ def undisturbed(world, cluster, tmp_path_factory):
     return out, train(world, cluster, out)
 
 
-def test_the_first_loss_and_an_ordinary_model(undisturbed):
+def test_an_ordinary_model_comes_out(undisturbed):
     out, losses = undisturbed
-    # One candidate of eight equals the gold and is masked: log 7!.
-    assert losses[0] == pytest.approx(math.lgamma(8), abs=1e-3)
-    assert losses[-1] < losses[0]
+    assert list(losses) == list(range(1, STEPS + 1))
+    assert losses[STEPS] < losses[1]
     assert load_model(out, "fp32").num_parameters() > 0
     assert AutoTokenizer.from_pretrained(out).eos_token == "<|endoftext|>"
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"zero_stage": 3},
-        {"zero_stage": 2, "workers": 1},
-    ],
-)
-def test_topology_does_not_change_the_losses(world, cluster, undisturbed, tmp_path, settings):
-    losses = train(world, cluster, tmp_path / "model", steps=10, **settings)
-    assert losses == pytest.approx(undisturbed[1][:10], abs=1e-4)
+def test_no_topology_changes_the_losses(world, cluster, undisturbed, tmp_path):
+    """ZeRO 0 to 3 on one and two workers, tied and untied heads, ten steps each."""
+    tasks = {
+        f"{head} zero-{stage}": make_task(world, head=head, zero_stage=stage, steps=10)
+        for head in ("tied", "untied")
+        for stage in range(4)
+    }
+
+    def train_each(folder):  # a closure, because workers cannot import the tests
+        from cpo_ray.training.engine import start_engine
+        from cpo_ray.training.loop import training_steps
+        from cpo_ray.training.task import Rows
+
+        losses = {}
+        for name, task in tasks.items():
+            engine = start_engine(task, print)
+            steps = training_steps(engine, Rows.read(task.rows, task), task, 0)
+            losses[name] = [step.metrics["loss"] for step in steps]
+        if dist.get_rank() == 0:
+            (Path(folder) / f"{dist.get_world_size()}.json").write_text(json.dumps(losses))
+
+    for workers in (1, 2):
+        scaling = ScalingConfig(num_workers=workers)
+        environment = ray.train.RunConfig(
+            storage_path=str(tmp_path), worker_runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}}
+        )
+        TorchTrainer(train_each, train_loop_config=str(tmp_path), scaling_config=scaling, run_config=environment).fit()
+    measured = [json.loads((tmp_path / f"{workers}.json").read_text()) for workers in (1, 2)]
+    first_ten = [undisturbed[1][step] for step in range(1, 11)]
+    for losses in measured:
+        for name in tasks:
+            assert losses[name] == pytest.approx(measured[0][f"{name.split()[0]} zero-0"], abs=1e-4), name
+            if name.startswith("tied"):
+                assert losses[name] == pytest.approx(first_ten, abs=1e-4), name
 
 
-def test_an_untied_head_under_zero_3(world, cluster, tmp_path):
-    plain = train(world, cluster, tmp_path / "plain", head="untied", zero_stage=0, workers=1, steps=3)
-    assert train(world, cluster, tmp_path / "zero", head="untied", zero_stage=3, steps=3) == pytest.approx(
-        plain, abs=1e-4
-    )
-
-
-def test_a_killed_worker_changes_nothing(world, cluster, undisturbed, tmp_path):
-    heard, killed = [], []
-
-    def kill_one_worker(metrics):
-        heard.append(metrics["step"])
-        if metrics["step"] >= 12 and not killed:
-            workers = [
-                p
-                for p in psutil.process_iter(["cmdline"])
-                if any("RayTrainWorker" in a for a in p.info["cmdline"] or [])
-            ]
-            mine = [p for p in workers if os.getpid() in [parent.pid for parent in p.parents()]]
-            killed.append(mine[0].pid)
-            os.kill(mine[0].pid, signal.SIGKILL)
-
-    out, losses = undisturbed
-    assert train(world, cluster, tmp_path / "model", on_step=kill_one_worker) == pytest.approx(losses, abs=1e-12)
-    assert killed
+def test_three_killed_workers_change_nothing(world, cluster, undisturbed, tmp_path, monkeypatch):
+    """Between checkpoints, right after one that may still be on its way, and in the middle of writing one."""
+    struck = {("step", 8): 1, ("step", 11): 0, ("checkpoint", 15): 1}
+    monkeypatch.setattr(trainer, "train_worker", tampered(struck, tmp_path))
+    heard = []
+    losses = train(world, cluster, tmp_path / "model", on_step=lambda metrics: heard.append(metrics["step"]))
+    assert all((tmp_path / f"{what}-{step}").exists() for what, step in struck)
     assert len(heard) > len(set(heard)) == STEPS  # some steps were taken twice, from the last checkpoint on
-    before, after = load_file(out / "model.safetensors"), load_file(tmp_path / "model" / "model.safetensors")
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert losses == undisturbed[1]
+    assert_same_weights(undisturbed[0], tmp_path / "model")
 
 
-def test_groups_of_another_reference_are_refused(world, cluster, tmp_path):
-    write_groups(world / "tied", tmp_path / "groups", scale=1.1)
-    with pytest.raises(TrainingError, match=r"first CPO loss is .* but must be 8\.52"):
-        train(world, cluster, tmp_path / "model", groups=tmp_path / "groups")
+@pytest.mark.chaos
+def test_a_worker_killed_at_every_step_changes_nothing(world, cluster, undisturbed, tmp_path, monkeypatch):
+    struck = {("step", step): step % 2 for step in range(1, STEPS + 1)}
+    monkeypatch.setattr(trainer, "train_worker", tampered(struck, tmp_path))
+    losses = train(world, cluster, tmp_path / "model", max_failures=STEPS)
+    assert all((tmp_path / f"{what}-{step}").exists() for what, step in struck)
+    assert losses == undisturbed[1]
+    assert_same_weights(undisturbed[0], tmp_path / "model")
 
 
-def test_a_broken_score_stops_before_the_step_and_names_the_row(world, cluster, tmp_path):
-    write_groups(world / "tied", tmp_path / "groups", scale=float("nan"))
-    with pytest.raises(TrainingError, match=r"step 1: the loss is not finite for rows row-\d+, .*no step was taken"):
-        train(world, cluster, tmp_path / "model", groups=tmp_path / "groups")
+def kill_driver(world, folder, struck):
+    """One driver after the other, each killed once, until one lives. Asserts that each was killed."""
+    driver = [sys.executable, "-m", "tests.training.driver", world, folder, json.dumps(struck)]
+    with (folder / "log").open("w+") as log:  # a file: some of Ray's agents outlive their cluster and keep a pipe open
+        ends = [subprocess.run(driver, stdout=log, stderr=log, cwd=ROOT).returncode for _ in range(len(struck) + 1)]
+        log.seek(0)
+        assert ends == [-signal.SIGKILL] * len(struck) + [0], log.read()
+
+
+def test_a_driver_killed_three_times_changes_nothing(world, undisturbed, tmp_path):
+    kill_driver(world, tmp_path, [("step", 8, 1), ("step", 11, 0), ("checkpoint", 15, 1)])
+    assert_same_weights(undisturbed[0], tmp_path / "model")
+
+
+@pytest.mark.chaos
+def test_a_driver_killed_at_every_step_changes_nothing(world, undisturbed, tmp_path):
+    kill_driver(world, tmp_path, [("step", step, step % 2) for step in range(1, STEPS + 1)])
+    assert_same_weights(undisturbed[0], tmp_path / "model")
+
+
+def test_told_to_end_it_saves_and_goes_on_elsewhere(world, cluster, undisturbed, tmp_path, monkeypatch):
+    """SIGTERM saves at once; the newest checkpoint is damaged meanwhile; the rest runs on one worker instead of two."""
+    steps = []
+
+    def end_at_eight(metrics):
+        steps.append(metrics["step"])
+        if metrics["step"] == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(trainer, "train_worker", tampered({}, tmp_path, pause=0.4))
+    longer = {"checkpoint_every": 7, "zero_stage": 2}
+    with pytest.raises(Preempted, match=r"saved at step \d+; the same command goes on"):
+        train(world, cluster, tmp_path / "model", on_step=end_at_eight, **longer)
+    kept = checkpoints(tmp_path / "model")
+    *_, before, saved = sorted(kept)
+    assert before == 7 < saved < 14  # an extra one, between two ordinary ones
+    shard = next(kept[saved].glob("engine/*optim_states.pt"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+
+    monkeypatch.undo()
+    notices = []
+    losses = train(world, cluster, tmp_path / "model", notices=notices, workers=1, **longer)
+    why = f"engine/{shard.name} has changed since it was written"
+    assert notices == [f"the checkpoint of step {saved} is damaged ({why}): going on from the one before"]
+    assert list(losses) == list(range(before + 1, STEPS + 1))
+    assert list(losses.values()) == pytest.approx([undisturbed[1][step] for step in losses], abs=1e-4)
+
+
+def test_the_best_checkpoint_becomes_the_model(world, cluster, tmp_path):
+    """A learning rate that grows harmful: the validation loss is lowest early, and that model is kept."""
+    validation = {}
+
+    def hear(metrics):
+        if "validation" in metrics:
+            validation[metrics["step"]] = metrics["validation"]["loss"]
+
+    settings = {"steps": 12, "checkpoint_every": 3, "learning_rate": 0.05, "warmup_steps": 12, "keep_checkpoints": 1}
+    train(
+        world,
+        cluster,
+        tmp_path / "model",
+        on_step=hear,
+        validation=world / "groups-tied",
+        validation_rows=16,
+        final="best",
+        **settings,
+    )
+    assert sorted(validation) == [3, 6, 9, 12]
+    best = min(validation, key=validation.get)
+    kept = checkpoints(tmp_path / "model")
+    assert {best, 12} == set(kept)
+    assert_same_weights(kept[best] / "model", tmp_path / "model")
+
+
+def test_a_refusal_reaches_the_user_and_is_not_retried(world, cluster, tmp_path):
+    def scaled(rows):
+        return [row | {"ref_logps": [1.1 * logp for logp in row["ref_logps"]]} for row in rows]
+
+    write_groups(world / "tied", tmp_path / "groups", change=scaled)
+    heard = []
+    with pytest.raises(TrainingError, match=r"refuses to go on: the first CPO loss is .* but must be 8\.52"):
+        train(world, cluster, tmp_path / "model", groups=tmp_path / "groups", on_step=heard.append)
+    assert heard == []
 
 
 def test_nothing_is_left_running(cluster):
     assert ray.available_resources()["CPU"] == cluster.local_cpus
+    assert training_workers() == []
+    assert scratch() == []

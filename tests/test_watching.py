@@ -1,0 +1,41 @@
+from types import SimpleNamespace
+
+import pytest
+
+from cpo_ray.artifacts import read_jsonl
+from cpo_ray.metrics import MetricsLog
+from cpo_ray.tracking import Tracker
+from cpo_ray.watching import Watcher
+
+
+@pytest.fixture
+def watch(tmp_path):
+    """A watcher of a training, what the tracker heard, and where the bar stands."""
+    tracked, bar = [], []
+    run = SimpleNamespace(metrics=MetricsLog(tmp_path / "metrics.jsonl"))
+    progress = SimpleNamespace(moveto=lambda *state: bar.append(state))
+    return Watcher(run, "cpo", progress, Tracker([lambda *numbers: tracked.append(numbers)])), tracked, bar
+
+
+def test_a_step_is_kept_shown_and_tracked(watch, tmp_path, capsys):
+    watcher, tracked, bar = watch
+    watcher.hear({"stage": "cpo", "step": 1, "loss": 2.0, "expected_loss": 2.0, "gold_drift": 0.0})
+    watcher.hear({"stage": "cpo", "step": 1, "validation": {"loss": 3.0}})
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 1]
+    assert bar == [(1, "loss 2.0000")]
+    assert tracked[1] == ({"validation/loss": 3.0}, 1)
+    said = capsys.readouterr().out
+    assert "first CPO loss 2.0000, must be 2.0000" in said
+    assert "step 1: validation loss 3.0000" in said
+
+
+def test_likelihood_displacement_is_told_once(watch, capsys):
+    watcher, *_ = watch
+    for step in range(1, 90):
+        watcher.hear({"stage": "cpo", "step": step, "loss": 1.0, "gold_drift": -0.1 * step})
+    assert capsys.readouterr().out.count("likelihood displacement") == 1
+
+
+def test_the_workers_notices_are_told(watch, capsys):
+    watch[0].tell("head size 100 [not supported]; SDPA is used")
+    assert "cpo: head size 100 [not supported]; SDPA is used" in capsys.readouterr().out

@@ -1,0 +1,24 @@
+"""A driver to be killed: `python -m tests.training.driver WORLD FOLDER STRUCK` trains into FOLDER/model.
+
+STRUCK is the JSON of a list of moments, [what, step, rank], at which a worker kills this process.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from cpo_ray.cluster import ray_cluster
+from cpo_ray.config import ClusterConfig
+from cpo_ray.training import trainer
+from tests.training.world import make_task, tampered
+
+if __name__ == "__main__":
+    world, folder = map(Path, sys.argv[1:3])
+    struck = {(what, step): rank for what, step, rank in json.loads(sys.argv[3])}
+    trainer.train_worker = tampered(struck, folder, victim=os.getpid())
+    cluster = ClusterConfig(local_cpus=4, object_store_gib=0.2)
+    with ray_cluster(cluster) as lazy:
+        lazy.ensure()
+        (folder / "model").mkdir(exist_ok=True)
+        trainer.train_model(make_task(world), cluster, folder / "checkpoints", folder / "model", print, print)

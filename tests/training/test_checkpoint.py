@@ -1,0 +1,55 @@
+import json
+
+import pytest
+
+from cpo_ray.training.checkpoint import CURSOR, _seal, find_fault
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """As two workers write it: each its shard and its seal, the first the cursor."""
+    for rank in range(2):
+        (tmp_path / "engine").mkdir(exist_ok=True)
+        mine = tmp_path / f"worker-{rank}"
+        mine.mkdir()
+        (mine / "shard.pt").write_bytes(bytes([rank]) * 100)
+        if rank == 0:
+            (mine / CURSOR).write_text(json.dumps({"finished": 5, "workers": 2}))
+        _seal(mine, rank)
+        for file in mine.iterdir():
+            name = f"engine/{rank}.pt" if file.name == "shard.pt" else file.name
+            file.rename(tmp_path / name)
+        seal = tmp_path / f"seal-0000{rank}.json"
+        seal.write_text(seal.read_text().replace("shard.pt", f"engine/{rank}.pt"))
+        mine.rmdir()
+    return tmp_path
+
+
+def test_a_whole_checkpoint_has_no_fault(checkpoint):
+    assert find_fault(checkpoint) is None
+    assert [find_fault(checkpoint, part, 3) for part in range(3)] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        (CURSOR, "cursor.json is missing"),
+        ("seal-00001.json", "seal-00001.json is missing"),
+        ("engine/1.pt", "engine/1.pt is missing"),
+    ],
+)
+def test_a_missing_file_is_named(checkpoint, name, fault):
+    (checkpoint / name).unlink()
+    assert find_fault(checkpoint) == fault
+
+
+def test_a_cut_file_is_named(checkpoint):
+    file = checkpoint / "engine" / "0.pt"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert find_fault(checkpoint) == "engine/0.pt has changed since it was written"
+
+
+def test_each_worker_checks_its_share(checkpoint):
+    (checkpoint / "engine" / "1.pt").unlink()
+    assert find_fault(checkpoint, 0, 2) is None
+    assert find_fault(checkpoint, 1, 2) == "engine/1.pt is missing"

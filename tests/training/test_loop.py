@@ -1,0 +1,159 @@
+"""The loop in this process, as the only worker. What Ray adds is in test_trainer."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from cpo_ray.config import ObjectiveConfig, ScheduledSamplingConfig
+from cpo_ray.training.engine import start_engine
+from cpo_ray.training.loop import check_step, training_steps
+from cpo_ray.training.tally import Tally
+from cpo_ray.training.task import Refusal, Rows
+from cpo_ray.training.validation import validate
+from tests.training.world import make_task
+
+pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.e2e]
+
+
+def run(task, change=lambda engine: None):
+    """The steps' metrics, and the engine afterwards."""
+    engine = start_engine(task, pytest.fail)
+    change(engine)
+    steps = list(training_steps(engine, Rows.read(task.rows, task), task, finished=0))
+    assert [step.number for step in steps] == list(range(1, task.training.steps + 1))
+    return [step.metrics for step in steps], engine
+
+
+def losses(task):
+    return [metrics["loss"] for metrics in run(task)[0]]
+
+
+@pytest.fixture(scope="module")
+def plain(world):
+    return run(make_task(world, workers=1, steps=4))[0]
+
+
+def test_the_first_step_of_cpo(plain):
+    first, last = plain[0], plain[-1]
+    # One candidate of eight equals the gold and is masked: log 7!.
+    assert first["loss"] == pytest.approx(math.lgamma(8), abs=1e-3)
+    assert first["expected_loss"] == pytest.approx(math.lgamma(8))
+    assert first["masked"] == 8
+    assert first["gold_drift"] == pytest.approx(0, abs=1e-3)
+    assert first["kl"] == pytest.approx(0, abs=1e-3)
+    assert set(first["negative_drift"]) == {"autoregressive", "batch", "meanfield", "truncation"}
+    assert last["loss"] < first["loss"]
+    assert last["rank_accuracy"] > 0.5
+    assert last["memory_gib"] > 0.05
+    assert "mfu" not in last  # a CPU's peak is not known
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prompts_per_microbatch": 8},
+        {"activation_checkpointing": True},
+        {"row_tokens": 96},
+    ],
+)
+def test_what_only_saves_memory_changes_no_loss(world, plain, settings):
+    calls = []
+    task = make_task(world, workers=1, steps=4, **settings)
+    metrics, _ = run(
+        task,
+        lambda engine: (
+            engine.module.model.get_decoder().layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+        ),
+    )
+    assert [each["loss"] for each in metrics] == pytest.approx([each["loss"] for each in plain], abs=1e-4)
+    microbatches = 4 * 8 // task.training.prompts_per_microbatch
+    assert len(calls) == microbatches * (2 if task.training.activation_checkpointing else 1)
+
+
+def test_the_options_of_the_objective_start_where_they_must(world, plain):
+    for objective in (
+        ObjectiveConfig(length_normalised=True),
+        ObjectiveConfig(gold_floor_weight=1.0),
+        ObjectiveConfig(mle_weight=1.0),
+        ObjectiveConfig(ranked=False),
+    ):
+        metrics, _ = run(make_task(world, workers=1, steps=4, objective=objective))
+        start = math.lgamma(8) if objective.ranked else math.log(7)
+        assert metrics[0]["loss"] == pytest.approx(start, abs=1e-3)
+        assert metrics[-1]["loss"] != pytest.approx(plain[-1]["loss"], abs=1e-6)
+
+
+def test_the_joint_loss_and_the_floor_hold_the_gold_up(world, plain):
+    for objective in (ObjectiveConfig(mle_weight=20.0), ObjectiveConfig(gold_floor_weight=20.0)):
+        metrics, _ = run(make_task(world, workers=1, steps=4, objective=objective))
+        assert metrics[-1]["gold_logp"] > plain[-1]["gold_logp"]
+
+
+def test_mle_and_pss_learn_the_gold(world):
+    mle = make_task(world, workers=1, steps=6, objective=False)
+    pss = dataclasses.replace(mle, scheduled_sampling=ScheduledSamplingConfig())
+    for task in (mle, pss):
+        metrics, engine = run(task)
+        assert metrics[-1]["loss"] < metrics[0]["loss"]
+        assert validate(engine, Rows.read(task.rows, task), task)["loss"] < metrics[0]["loss"]
+    assert losses(pss) == losses(pss)  # its draws are seeded
+    assert losses(pss) != losses(mle)
+
+
+def test_pss_does_not_depend_on_the_microbatch(world):
+    task = dataclasses.replace(
+        make_task(world, workers=1, steps=2, objective=False), scheduled_sampling=ScheduledSamplingConfig()
+    )
+    bigger = dataclasses.replace(task, training=task.training.model_copy(update={"prompts_per_microbatch": 8}))
+    assert losses(task) == pytest.approx(losses(bigger), abs=1e-5)
+
+
+def test_validation_is_the_mean_over_its_rows(world):
+    task = make_task(world, workers=1, steps=1, prompts_per_step=32, prompts_per_microbatch=8, learning_rate=1e-9)
+    metrics, engine = run(task)  # one step over all 32 rows
+    measured = validate(engine, Rows.read(task.rows, task), task)
+    for name in ("loss", "gold_logp", "margin"):
+        assert measured[name] == pytest.approx(metrics[0][name], abs=1e-3)
+    # 5 rows and microbatches of 8: the last one is not full.
+    assert math.isfinite(validate(engine, Rows.read(task.rows, task, 5), task)["loss"])
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(world):
+    task = make_task(world, workers=1, steps=1)
+    before = {}
+
+    def break_gradients(engine):
+        before.update({name: p.detach().clone() for name, p in engine.module.named_parameters()})
+        weight = engine.module.model.get_decoder().norm.weight
+        weight.register_hook(lambda gradient: gradient * float("inf"))
+        weight.register_hook(engine.module._look_at)
+        engines.append(engine)
+
+    engines = []
+    with pytest.raises(Refusal, match=r"step 1: a gradient is not finite.*row-\d+.*learning rate"):
+        run(task, break_gradients)
+    assert all(torch.equal(before[name], p) for name, p in engines[0].module.named_parameters())
+
+
+def test_a_loss_that_is_not_finite_names_its_rows(world):
+    task = make_task(world, workers=1)
+    rows, tally = Rows.read(task.rows, task), Tally(torch.device("cpu"), ["gold"])
+    tally.add_mle(torch.tensor([-1.0, float("nan"), -2.0]), 9, [4, 5, 6])
+    with pytest.raises(Refusal, match=r"step 8: the loss is not finite for rows row-5; no step was taken"):
+        check_step(tally.over_workers(), tally, rows, task, 7, [4, 5, 6])
+
+
+def test_another_reference_is_refused_at_the_first_step(world):
+    task = make_task(world, head="untied", groups=world / "groups-tied", workers=1)
+    with pytest.raises(Refusal, match=r"first CPO loss is .* but must be 8\.52"):
+        run(task)
+
+
+def test_a_wanted_checkpoint_reaches_every_worker(world):
+    task = make_task(world, workers=1, steps=3)
+    engine = start_engine(task, pytest.fail)
+    wanted = iter([False, True, False])
+    steps = training_steps(engine, Rows.read(task.rows, task), task, 0, lambda: next(wanted))
+    assert [step.save for step in steps] == [False, True, False]
