@@ -114,10 +114,8 @@ def test_curves_start_at_log_k_factorial_and_have_every_step(run):
 
 def test_a_finished_run_starts_no_engine(run):
     root, *_ = run
-    began = time.monotonic()
     driver = Driver(root)
     output = driver.finish()
     assert driver.process.returncode == 0
     assert "  made " not in output
     assert "engines" not in output
-    assert time.monotonic() - began < 120

@@ -238,6 +238,27 @@ def test_a_refusal_reaches_the_user_and_is_not_retried(world, cluster, tmp_path)
     assert heard == []
 
 
+def test_memory_that_runs_out_on_one_worker_ends_all_and_says_what_to_lower(world, cluster, tmp_path, monkeypatch):
+    def train_worker(settings):  # a closure, because workers cannot import the tests
+        from cpo_ray.training import loop
+
+        set_rate = loop.set_learning_rate
+
+        def greedy(engine, rate):
+            if engine.global_steps == 1 and dist.get_rank() == 1:
+                torch.empty(2**50)
+            set_rate(engine, rate)
+
+        loop.set_learning_rate = greedy
+        loop.train_worker(settings)
+
+    monkeypatch.setattr(trainer, "train_worker", train_worker)
+    heard = []
+    with pytest.raises(TrainingError, match=r"out of memory: .*Lower training\.prompts_per_microbatch \(now 2\), or"):
+        train(world, cluster, tmp_path / "model", on_step=heard.append)
+    assert len(heard) == 1
+
+
 def test_nothing_is_left_running(cluster):
     assert ray.available_resources()["CPU"] == cluster.local_cpus
     assert training_workers() == []
