@@ -224,6 +224,12 @@ def describe_environment(seed: int) -> dict[str, Any]:
     }
 
 
+def hash_file(file: Path) -> str:
+    """SHA-256 of the content, in hexadecimal."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 def sync_folder(folder: Path) -> None:
     """Flush every file below `folder` and the folder itself to disk."""
     for file in folder.rglob("*"):
@@ -256,7 +262,7 @@ def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         if file in (folder / INPUTS, folder / MANIFEST):
             continue
-        entry: dict[str, Any] = {"sha256": _sha256(file), "bytes": file.stat().st_size}
+        entry: dict[str, Any] = {"sha256": hash_file(file), "bytes": file.stat().st_size}
         if file.suffix == ".parquet":
             entry["rows"] = pq.ParquetFile(file).metadata.num_rows
         elif file.suffix == ".jsonl":
@@ -276,11 +282,6 @@ def _replace_folder(new: Path, place: Path) -> None:
     new.rename(place)
     if old.exists():
         shutil.rmtree(old)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _git_revision() -> str | None:

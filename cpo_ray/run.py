@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from cpo_ray.configfile import parse_config
 from cpo_ray.errors import ArtifactError, ConfigError, RunMismatchError
 from cpo_ray.metrics import MetricsLog
 from cpo_ray.progress import say
+from cpo_ray.store import Store
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,38 @@ class Run:
         """The run's metrics.jsonl."""
         return MetricsLog(self.root / "metrics.jsonl")
 
+    @cached_property
+    def store(self) -> Store | None:
+        """Where this run shares its artifacts with others, if it does."""
+        folder = self.config.cluster.artifact_store
+        return None if folder is None else Store(folder.resolve())
+
     def make(self, name: str, inputs: dict[str, Any], build: Builder) -> Artifact:
         """Reuse the artifact `name` where its inputs are the same, else build it; say which, and why."""
         before = find_artifact(self.root, name)
-        artifact = make_artifact(self.root, name, inputs, build)
+        lent = None if self.store is None or self.current(name, inputs) else self.store.find(name, inputs)
+        artifact = make_artifact(self.root, name, inputs, partial(Store.lend, lent) if lent else build)
+        if self.store is not None and not artifact.reused and not lent:
+            self.store.keep(artifact)
         if artifact.reused:
             say(f"  [green]reused[/] {name}: same inputs, made {artifact.manifest.created}")
+        elif lent:
+            say(f"  [green]shared[/] {name}: another run has made it, {lent.manifest.created}")
         else:
             why = "" if before is None else f" again: {escape(_changed(before.manifest.inputs, inputs))} changed"
             say(f"  [green]made[/] {name}{why} in {artifact.manifest.seconds:.0f} s{_brief(artifact.manifest.summary)}")
         for warning in artifact.manifest.summary.get("warnings", []):
             say(f"  [yellow]warning[/] {escape(warning)}")
         return artifact
+
+    def find_like(self, name: str, inputs: dict[str, Any], but: str) -> Artifact | None:
+        """A finished artifact, of this run or of the store, whose inputs differ from these in the dotted key `but` alone."""
+        own = find_artifact(self.root, name)
+        wanted = _flatten(json.loads(canonical(inputs))) | {but: None}
+        for artifact in [*([own] if own else []), *(self.store.every(name) if self.store else [])]:
+            if _flatten(artifact.manifest.inputs) | {but: None} == wanted:
+                return artifact
+        return None
 
     def current(self, name: str, inputs: dict[str, Any]) -> bool:
         """Would `make` reuse this artifact?"""

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from cpo_ray.artifacts import Artifact, Summary, canonical, find_artifact, read_jsonl, read_table, write_json
+from cpo_ray.artifacts import Artifact, Summary, canonical, find_artifact, hash_file, read_jsonl, read_table, write_json
 from cpo_ray.config import ObjectiveConfig, RunConfig, ScheduledSamplingConfig, TrainingConfig, stage_inputs
 from cpo_ray.errors import ConfigError
 from cpo_ray.progress import bar, console, say
@@ -315,5 +315,4 @@ def _hash_file(path: Path | None) -> str | None:
     """Content hash of an input file; a missing one is the reader's to report."""
     if path is None or not path.is_file():
         return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_file(path)

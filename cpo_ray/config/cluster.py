@@ -1,5 +1,6 @@
 """Where it runs."""
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -25,3 +26,6 @@ class ClusterConfig(Section):
     checkpoint_storage: str | None = None
     """Where training checkpoints go: a folder that all nodes see, or `s3://bucket/prefix` (through fsspec). Default: the run
     directory."""
+    artifact_store: Path | None = None
+    """A folder that several runs share: what one has finished, another with the same inputs takes over. A sweep over `beta`
+    then makes data, reference and groups once. Default: every run makes its own."""

@@ -17,6 +17,7 @@ import ray.train
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 
+from cpo_ray.artifacts import hash_file
 from cpo_ray.training.engine import to_universal
 
 CURSOR = "cursor.json"
@@ -109,24 +110,19 @@ def find_fault(folder: Path, part: int = 0, parts: int = 1) -> str | None:
             file = folder / name
             if not file.is_file():
                 return f"{name} is missing"
-            if _hash(file) != digest:
+            if hash_file(file) != digest:
                 return f"{name} has changed since it was written"
     return None
 
 
 def _seal(folder: Path, rank: int) -> None:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    digests = {path.relative_to(folder).as_posix(): _hash(path) for path in files}
+    digests = {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
     (folder / _seal_name(rank)).write_text(json.dumps(digests), encoding="utf-8")
 
 
 def _seal_name(rank: int) -> str:
     return f"seal-{rank:05d}.json"
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,72 @@
+"""Artifacts that several runs share: kept by what they were made from, so that a sweep makes each of them once."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cpo_ray.artifacts import INPUTS, MANIFEST, Artifact, Summary, canonical, find_artifact, hash_file
+
+
+class Store:
+    """A folder of finished artifacts, `<name>/<hash of the inputs>`. Files are hard links where the disk is the same."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def find(self, name: str, inputs: dict[str, Any]) -> Artifact | None:
+        """The artifact made from these inputs, if a run has left it here. One whose content has changed since is removed."""
+        place = self._place(name, inputs)
+        artifact = find_artifact(self.root, place)
+        if artifact is None:
+            return None
+        files = artifact.manifest.files.items()
+        if any(hash_file(artifact.path / relative) != entry["sha256"] for relative, entry in files):
+            shutil.rmtree(artifact.path)
+            return None
+        return artifact
+
+    def every(self, name: str) -> Iterator[Artifact]:
+        """All artifacts of this name."""
+        for folder in sorted((self.root / name).glob("*")):
+            artifact = None if folder.name.startswith(".") else find_artifact(self.root, f"{name}/{folder.name}")
+            if artifact is not None:
+                yield artifact
+
+    def keep(self, artifact: Artifact) -> None:
+        """Leave an artifact for other runs. Of two runs that leave the same one, one is heard."""
+        place = self.root / self._place(artifact.name, artifact.manifest.inputs)
+        if place.exists():
+            return
+        partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+        for relative in [*artifact.manifest.files, MANIFEST]:
+            _link(artifact.path / relative, partial / relative)
+        try:
+            partial.rename(place)
+        except OSError:
+            if not place.exists():
+                raise
+            shutil.rmtree(partial)
+
+    @staticmethod
+    def lend(artifact: Artifact, out: Path) -> Summary:
+        """Fill the folder `out` with an artifact's files, as its builder would have."""
+        for stray in set(out.iterdir()) - {out / INPUTS}:
+            shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+        for relative in artifact.manifest.files:
+            _link(artifact.path / relative, out / relative)
+        return artifact.manifest.summary
+
+    @staticmethod
+    def _place(name: str, inputs: dict[str, Any]) -> str:
+        return f"{name}/{hashlib.sha256(canonical(inputs).encode()).hexdigest()[:16]}"
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)
