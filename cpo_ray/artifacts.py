@@ -29,6 +29,7 @@ from cpo_ray.errors import ArtifactError, RunInUseError
 
 MANIFEST = "manifest.json"
 INPUTS = "inputs.json"
+STATS = "stats.json"  # measurements of what the other files hold, speeds among them: no part of the content
 
 Summary = dict[str, Any]
 Builder = Callable[[Path], Summary]
@@ -48,7 +49,8 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Hash of the content: equal fingerprints, equal files made from equal inputs."""
-        content = {"inputs": self.inputs, "files": {name: entry["sha256"] for name, entry in self.files.items()}}
+        hashes = {name: entry["sha256"] for name, entry in self.files.items() if name != STATS}
+        content = {"inputs": self.inputs, "files": hashes}
         return hashlib.sha256(canonical(content).encode()).hexdigest()[:16]
 
 

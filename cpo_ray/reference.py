@@ -77,7 +77,7 @@ def _type_name(annotation: Any) -> str:
     if origin is tuple:
         return f"list of {_type_name(arguments[0])}"
     if origin is dict:
-        return "name to section"
+        return "name to text" if _nested(annotation) is None else "name to section"
     if hasattr(annotation, "__metadata__"):
         bounds = ", ".join(filter(None, map(_bound, annotation.__metadata__)))
         return f"{_type_name(arguments[0])} {bounds}".strip()

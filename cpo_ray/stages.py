@@ -46,6 +46,7 @@ def reference(run: Run) -> None:
 def sampling(run: Run) -> None:
     """Make K - 1 negatives per prompt, score them under the reference, rank them."""
     from cpo_ray.sampling.groups import make_groups
+    from cpo_ray.sampling.kinds import hash_kinds
 
     examples, reference_model = run.need("data", "data"), run.need("models/reference", "reference")
     rows = min(run.config.sampling.rows or run.config.data.train_rows, run.config.data.train_rows)
@@ -53,6 +54,7 @@ def sampling(run: Run) -> None:
     inputs = {
         "seed": run.config.seed,
         "sampling": stage_inputs(run.config.sampling),
+        "kinds": hash_kinds(run.config.sampling),
         "max_response_tokens": run.config.data.max_response_tokens,
         "on_bad_row": run.config.data.on_bad_row,
         "precision": run.config.training.precision,

@@ -8,8 +8,9 @@ from cpo_ray.config.cluster import ClusterConfig
 from cpo_ray.config.data import DataConfig, TokenizerConfig
 from cpo_ray.config.engine import EngineConfig
 from cpo_ray.config.evaluation import DecodingConfig, GenerationConfig, JudgeConfig, MauveConfig
+from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
 from cpo_ray.config.run import RunConfig
-from cpo_ray.config.sampling import NegativeCounts, SamplingConfig
+from cpo_ray.config.sampling import SamplingConfig
 from cpo_ray.config.section import EXECUTION, Section, stage_inputs
 from cpo_ray.config.serving import MergingConfig, ServingConfig
 from cpo_ray.config.training import (
@@ -43,5 +44,6 @@ __all__ = [
     "TokenizerConfig",
     "TrackingConfig",
     "TrainingConfig",
+    "UnhelpfulConfig",
     "stage_inputs",
 ]

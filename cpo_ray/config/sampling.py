@@ -1,36 +1,17 @@
 """Stage `sampling`."""
 
+import difflib
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from cpo_ray.config.engine import EngineConfig
+from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
 from cpo_ray.config.section import EXECUTION, Section
-from cpo_ray.records import NEGATIVE_KINDS
+from cpo_ray.records import CANDIDATE_KINDS
 
-
-class NegativeCounts(Section):
-    """Negatives per prompt and kind. Their sum is K - 1 (the paper's MixN: 3 batch, 5 meanfield, 3 truncation)."""
-
-    autoregressive: Annotated[int, Field(ge=0)] = 0
-    """Sampled from the reference by vLLM."""
-    batch: Annotated[int, Field(ge=0)] = 3
-    """Other prompts' responses."""
-    meanfield: Annotated[int, Field(ge=0)] = 5
-    """The gold with a share of its tokens resampled independently from the reference."""
-    truncation: Annotated[int, Field(ge=0)] = 3
-    """The gold cut short."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "NegativeCounts":
-        if self.total == 0:
-            raise ValueError("K = 1: at least one negative per prompt is needed (K >= 2)")
-        return self
-
-    @property
-    def total(self) -> int:
-        """K - 1."""
-        return sum(getattr(self, kind, 0) for kind in NEGATIVE_KINDS)
+KindName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+KindReference = Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]
 
 
 class SamplingConfig(Section):
@@ -40,6 +21,11 @@ class SamplingConfig(Section):
     """Make groups for the first `rows` training rows only. Default: all."""
     negatives: NegativeCounts = NegativeCounts()
     """How many of each kind."""
+    kinds: dict[KindName, KindReference] = Field(default={})
+    """Kinds of your own: name to `module:function`, for instance `{shuffled: mypackage.negatives:shuffled}`. The module
+    must be importable on every node. See [Sampling](sampling.md#a-kind-of-your-own)."""
+    redraws: Annotated[int, Field(ge=0)] = 7
+    """How often a negative that equals the gold or another candidate of its group is drawn again before it is kept."""
     top_k: Annotated[int, Field(ge=1)] = 50
     """Top-k of autoregressive negatives (the paper: 50)."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -54,3 +40,26 @@ class SamplingConfig(Section):
     """What ranks: `minilm` (all-MiniLM-L6-v2, bundled), a sentence-transformers directory, or a hub id."""
     engine: EngineConfig = EngineConfig()
     """The engine of autoregressive negatives."""
+    unhelpful: UnhelpfulConfig = UnhelpfulConfig()
+    """What writes the negatives of that name."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "SamplingConfig":
+        taken = [name for name in self.kinds if name in CANDIDATE_KINDS]
+        if taken:
+            raise ValueError(f"kinds: {taken[0]!r} is a kind that exists already; choose another name")
+        known = [*NegativeCounts.model_fields, *self.kinds]
+        for name in self.negatives.model_extra or {}:
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+                raise ValueError(
+                    f"unknown kind of negative `negatives.{name}`; did you mean `negatives.{nearest}`? A kind of your own "
+                    f"is declared as `kinds: {{{name}: module:function}}`"
+                )
+        lacking = [name for name in ("url", "model") if getattr(self.unhelpful, name) is None]
+        if self.negatives.unhelpful and lacking:
+            raise ValueError(
+                f"negatives.unhelpful {self.negatives.unhelpful} needs {' and '.join(f'unhelpful.{n}' for n in lacking)}: "
+                "the OpenAI-compatible API and the model that write them"
+            )
+        return self

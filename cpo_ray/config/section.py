@@ -23,4 +23,4 @@ def stage_inputs(section: BaseModel) -> dict[str, Any]:
             continue
         value = getattr(section, key)
         inputs[key] = stage_inputs(value) if isinstance(value, Section) else section.model_dump(mode="json")[key]
-    return inputs
+    return inputs | (section.model_extra or {})

@@ -13,16 +13,16 @@ Tokens = list[int]
 
 
 def sampling_parameters(
-    config: SamplingConfig, max_tokens: int, eos: int, seed: int, row_id: str, vocabulary: int
+    config: SamplingConfig, max_tokens: int, eos: int, seed: int, row_id: str, vocabulary: int, n: int, attempt: int
 ) -> dict[str, Any]:
     """Keywords of vLLM's SamplingParams for one row: n samples that share the prompt, sample j seeded by seed + j."""
     return {
-        "n": config.negatives.autoregressive,
+        "n": n,
         "top_k": min(config.top_k, vocabulary),
         "temperature": config.temperature,
         "max_tokens": max_tokens,
         "stop_token_ids": [eos],
-        "seed": draw_seed(seed, row_id, "autoregressive", 0) >> 1,  # room for the samples' own seeds
+        "seed": draw_seed(seed, row_id, "autoregressive", 0, attempt) >> 1,  # room for the samples' own seeds
         "detokenize": False,
     }
 
@@ -33,3 +33,14 @@ def autoregressive_negative(token_ids: Sequence[int], finish_reason: str | None,
     if finish_reason == "stop" and tokens[-1:] != [eos]:
         tokens.append(eos)
     return tokens
+
+
+def repeated(samples: Sequence[Tokens], present: Sequence[Tokens]) -> list[int]:
+    """Which of a row's samples equal one of `present`, the group's candidates so far, or an earlier sample."""
+    seen = set(map(tuple, present))
+    again = []
+    for index, sample in enumerate(samples):
+        if tuple(sample) in seen:
+            again.append(index)
+        seen.add(tuple(sample))
+    return again

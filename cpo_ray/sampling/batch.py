@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
-from cpo_ray.errors import DataError
-from cpo_ray.sampling.seeding import generator
+import numpy as np
 
-Tokens = list[int]
+from cpo_ray.errors import DataError
+from cpo_ray.sampling.source import Source, Tokens
 
 
 def distinct(responses: Iterable[Sequence[int]]) -> list[Tokens]:
@@ -13,15 +13,20 @@ def distinct(responses: Iterable[Sequence[int]]) -> list[Tokens]:
     return [list(tokens) for tokens in dict.fromkeys(tuple(response) for response in responses)]
 
 
-def batch_negatives(gold: Tokens, pool: Sequence[Tokens], count: int, seed: int, row_id: str) -> list[Tokens]:
-    """Draw `count` different responses from `pool`, the distinct responses of the row's batch, never the row's own.
+def batch_negative(source: Source, rng: np.random.Generator) -> Tokens:
+    """One of the other rows' responses that this row has not taken yet, all equally likely: never the row's own text.
 
-    Negative j does not depend on `count`. Raises DataError where the batch has too few other responses.
+    Raises DataError where none is left.
     """
-    others = [tokens for tokens in pool if tokens != gold]
-    if len(others) < count:
-        raise DataError(
-            f"row {row_id}: {count} batch negatives need {count} different responses of other rows, but its batch has "
-            f"{len(others)}. Raise sampling.batch_rows or lower sampling.negatives.batch."
-        )
-    return [others.pop(generator(seed, row_id, "batch", index).integers(len(others))) for index in range(count)]
+    left = [tokens for tokens in source.others if tokens not in source.taken]
+    if not left:
+        raise too_few(source.id, len(source.others))
+    return left[rng.integers(len(left))]
+
+
+def too_few(row_id: str, there: int) -> DataError:
+    """The error for a row whose batch has `there` different responses of other rows."""
+    return DataError(
+        f"row {row_id}: the other rows of its batch have {there} different responses, fewer than sampling.negatives.batch. "
+        "Raise sampling.batch_rows or lower sampling.negatives.batch."
+    )

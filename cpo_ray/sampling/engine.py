@@ -1,14 +1,17 @@
 """The vLLM engine as a Ray Data actor. The only file of this wing that imports vllm."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from cpo_ray.config import RunConfig
-from cpo_ray.sampling.autoregressive import autoregressive_negative, sampling_parameters
-from cpo_ray.sampling.units import Unit, add, read_units, write_units
+from cpo_ray.records import Group
+from cpo_ray.sampling.autoregressive import autoregressive_negative, repeated, sampling_parameters
+from cpo_ray.sampling.source import Tokens
+from cpo_ray.sampling.units import Unit, add, note, read_units, write_units
 
 
 class Engine:
@@ -56,29 +59,57 @@ class Engine:
             self.llm.llm_engine.engine_core.shutdown()
 
     def _sample(self, units: list[Unit]) -> None:
+        """Sample for all rows at once, then again for those whose samples the group has already, and so on."""
+        began = time.perf_counter()
+        groups = [group for unit in units for group in unit["groups"]]
+        samples: list[list[Tokens]] = [[[]] * self.config.sampling.negatives.autoregressive for _ in groups]
+        wanted = {row: list(range(len(places))) for row, places in enumerate(samples)}
+        redraws = tokens = 0
+        for attempt in range(1 + self.config.sampling.redraws):
+            redraws += sum(map(len, wanted.values())) if attempt else 0
+            for row, drawn in self._generate(groups, wanted, attempt).items():
+                tokens += sum(map(len, drawn))
+                for place, sample in zip(wanted[row], drawn, strict=True):
+                    samples[row][place] = sample
+            again = {row: repeated(samples[row], groups[row]["candidate_ids"]) for row in wanted}
+            wanted = {row: places for row, places in again.items() if places}
+            if not wanted:
+                break
+        for group, drawn in zip(groups, samples, strict=True):
+            add(group, "autoregressive", drawn)
+        note(units[0], "autoregressive", redraws=redraws, tokens=tokens, seconds=time.perf_counter() - began)
+
+    def _generate(self, groups: list[Group], wanted: dict[int, list[int]], attempt: int) -> dict[int, list[Tokens]]:
+        """As many samples for each row as it wants."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
-        config = self.config
-        groups = [group for unit in units for group in unit["groups"]]
+        config, most = self.config, self.config.data.max_response_tokens
         parameters: list[dict[str, Any]] = [
             sampling_parameters(
-                config.sampling, config.data.max_response_tokens, self.eos, config.seed, group["id"], self.vocabulary
+                config.sampling,
+                most,
+                self.eos,
+                config.seed,
+                groups[row]["id"],
+                self.vocabulary,
+                n=len(places),
+                attempt=attempt,
             )
-            for group in groups
+            for row, places in wanted.items()
         ]
         outputs = self.llm.generate(
-            [TokensPrompt(prompt_token_ids=group["prompt_ids"]) for group in groups],
+            [TokensPrompt(prompt_token_ids=groups[row]["prompt_ids"]) for row in wanted],
             [SamplingParams(**keywords) for keywords in parameters],
             use_tqdm=False,
         )
-        for group, output in zip(groups, outputs, strict=True):
-            samples = sorted(output.outputs, key=lambda sample: sample.index)
-            add(
-                group,
-                "autoregressive",
-                [autoregressive_negative(s.token_ids, s.finish_reason, self.eos) for s in samples],
-            )
+        return {
+            row: [
+                autoregressive_negative(sample.token_ids, sample.finish_reason, self.eos)
+                for sample in sorted(output.outputs, key=lambda sample: sample.index)
+            ]
+            for row, output in zip(wanted, outputs, strict=True)
+        }
 
 
 def _set_environment(threads: int) -> None:

@@ -1,6 +1,9 @@
 """The stage `sampling`: every training row becomes a group. Ray Data streams units of rows through the actors.
 
-rows -> draw (gold, batch, truncation) -> engine (autoregressive) -> scorer (meanfield, log-probs) -> ranker -> shards
+rows -> draw (gold, batch, truncation, kinds of the user) -> engine (autoregressive) -> scorer (meanfield, log-probs)
+     -> ranker -> shards
+
+Unhelpful negatives are asked for before that: see `unhelpful.py`.
 """
 
 import contextlib
@@ -12,13 +15,17 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cpo_ray.artifacts import Summary, read_table, write_json, write_table
+from cpo_ray.artifacts import STATS, Summary, read_table, write_json, write_table
 from cpo_ray.config import RunConfig
 from cpo_ray.errors import ClusterError, ConfigError, CpoRayError
-from cpo_ray.records import GROUP_SCHEMA, Group
+from cpo_ray.records import GROUP_SCHEMA
+from cpo_ray.sampling.kinds import Limits, load_kinds
+from cpo_ray.sampling.responses import encode_responses, load_tokenizer
 from cpo_ray.sampling.selection import Selection, select_rows
-from cpo_ray.sampling.stats import count_candidates, equal_share, warnings
-from cpo_ray.sampling.units import draw_unit, read_units, write_units
+from cpo_ray.sampling.source import Tokens
+from cpo_ray.sampling.stats import Tally, count_candidates, equal_share, warnings, with_redraws
+from cpo_ray.sampling.unhelpful import add_unhelpful
+from cpo_ray.sampling.units import Unit, draw_unit, read_units, write_units
 
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy, Dataset
@@ -34,6 +41,7 @@ class Reference:
     path: Path
     context: int  # positions
     eos: int
+    vocabulary: int  # tokens that it has an embedding for
 
 
 @dataclass(frozen=True)
@@ -55,20 +63,26 @@ def make_groups(
     `on_rows(n)` is called as n more rows are done. Ray must be initialised.
 
     Raises DataError for a row that cannot become a group (see `select_rows`), ConfigError and ClusterError for what
-    cannot run.
+    cannot run, ServiceError where the API of unhelpful negatives fails for good.
     """
     config, reference = _with_absolute_paths(config), reference.resolve()
+    load_kinds(config.sampling)  # what is wrong with them is told before anything starts
     model = read_reference(reference)
     selection = select_rows(read_table(data / split), config, model.context, model.eos)
+    asked: Summary = {}
+    if config.sampling.negatives.unhelpful:
+        journal = out.parent / "unhelpful.answers"
+        selection, asked = add_unhelpful(selection, config, load_tokenizer(reference), journal)
     shards = plan_shards(out, len(selection.table), config.sampling.shard_rows)
     missing = [shard for shard in shards if not _is_finished(shard, selection.table)]
     kept = sum(shard.stop - shard.start for shard in shards if shard not in missing)
     if kept:
         on_rows(kept)
+    tally = Tally()
     if missing:
         starts = [row for shard in missing for row in range(shard.start, shard.stop, config.sampling.batch_rows)]
-        write_shards(groups_dataset(config, selection, model, starts), missing, on_rows)
-    return _summarize(config, selection, shards, out)
+        tally = write_shards(groups_dataset(config, selection, model, starts), missing, on_rows)
+    return _summarize(config, selection, shards, out, tally, asked)
 
 
 def read_reference(path: Path) -> Reference:
@@ -78,8 +92,8 @@ def read_reference(path: Path) -> Reference:
     eos = AutoTokenizer.from_pretrained(path, trust_remote_code=False).eos_token_id
     if eos is None:
         raise ConfigError(f"the tokenizer in {path} has no EOS token")
-    context = AutoConfig.from_pretrained(path, trust_remote_code=False).max_position_embeddings
-    return Reference(path, context, eos)
+    model = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    return Reference(path, model.max_position_embeddings, eos, model.vocab_size)
 
 
 def plan_shards(out: Path, rows: int, shard_rows: int) -> list[Shard]:
@@ -104,8 +118,9 @@ def groups_dataset(config: RunConfig, selection: Selection, reference: Reference
     table = ray.put(selection.table)
 
     def draw(batch: pa.Table) -> pa.Table:
-        rows = ray.get(table)
-        return write_units([draw_unit(rows, start, selection.prompt_tokens, config) for start in _starts(batch)])
+        rows, draws, limits = ray.get(table), load_kinds(config.sampling), _limits(config, reference)
+        prompt_tokens = selection.prompt_tokens
+        return write_units([draw_unit(rows, start, prompt_tokens, config, draws, limits) for start in _starts(batch)])
 
     pool = _actor_options(config)
     units = ray.data.from_items([{"start": start} for start in starts], override_num_blocks=len(starts))
@@ -119,23 +134,35 @@ def groups_dataset(config: RunConfig, selection: Selection, reference: Reference
     return units.map_batches(Ranker, fn_constructor_args=(config, reference.path), batch_size=1, **pool)
 
 
-def write_shards(units: "Dataset", shards: Sequence[Shard], on_rows: OnRows) -> None:
-    """Write each shard once all its rows are there, in order. Holds only the shards that are under way."""
-    groups: dict[Shard, dict[int, list[Group]]] = {shard: {} for shard in shards}
+def write_shards(units: "Dataset", shards: Sequence[Shard], on_rows: OnRows) -> Tally:
+    """Write each shard once all its rows are there, in order. Holds only the shards that are under way.
+
+    Returns the work that went into them; each shard keeps its own redraws in its metadata.
+    """
+    unfinished: dict[Shard, list[Unit]] = {shard: [] for shard in shards}
+    tally = Tally()
     with _plain_errors(), contextlib.closing(_finished_units(units)) as finished:
-        for start, members in finished:
-            shard = next(shard for shard in groups if shard.start <= start < shard.stop)
-            groups[shard][start] = members
-            if sum(map(len, groups[shard].values())) == shard.stop - shard.start:
-                in_order = [group for _, unit in sorted(groups.pop(shard).items()) for group in unit]
-                write_table(shard.path, pa.Table.from_pylist(in_order, schema=GROUP_SCHEMA))
-            on_rows(len(members))
+        for unit in finished:
+            tally.add(unit["work"])
+            shard = next(shard for shard in unfinished if shard.start <= unit["start"] < shard.stop)
+            unfinished[shard].append(unit)
+            if sum(len(unit["groups"]) for unit in unfinished[shard]) == shard.stop - shard.start:
+                _write_shard(shard, unfinished.pop(shard))
+            on_rows(len(unit["groups"]))
+    return tally
 
 
-def _finished_units(units: "Dataset") -> Generator[tuple[int, list[Group]], None, None]:
+def _write_shard(shard: Shard, units: list[Unit]) -> None:
+    tally = Tally()
+    for unit in units:
+        tally.add(unit["work"])
+    groups = [group for unit in sorted(units, key=lambda unit: unit["start"]) for group in unit["groups"]]
+    write_table(shard.path, with_redraws(pa.Table.from_pylist(groups, schema=GROUP_SCHEMA), tally.redraws))
+
+
+def _finished_units(units: "Dataset") -> Generator[Unit, None, None]:
     for batch in units.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
-        for unit in read_units(batch):
-            yield unit["start"], unit["groups"]
+        yield from read_units(batch)
 
 
 def _with_engine(units: "Dataset", config: RunConfig, reference: Reference) -> "Dataset":
@@ -224,17 +251,32 @@ def _starts(batch: pa.Table) -> list[int]:
     return batch["start"].to_pylist()
 
 
-def _summarize(config: RunConfig, selection: Selection, shards: Sequence[Shard], out: Path) -> Summary:
-    stats = count_candidates(pq.read_table(shard.path) for shard in shards)
-    write_json(out / "stats.json", stats)
+def _limits(config: RunConfig, reference: Reference) -> Limits:
+    longest = config.data.max_response_tokens
+
+    def encode(text: str) -> Tokens:
+        return encode_responses(load_tokenizer(reference.path), [text], longest)[0]
+
+    return Limits(longest, reference.eos, reference.vocabulary, encode)
+
+
+def _summarize(
+    config: RunConfig, selection: Selection, shards: Sequence[Shard], out: Path, tally: Tally, asked: Summary
+) -> Summary:
+    speeds = tally.speeds
+    if asked.get("tokens_per_second") is not None:
+        speeds["unhelpful"] = asked["tokens_per_second"]
+    stats = count_candidates((pq.read_table(shard.path) for shard in shards), speeds)
+    write_json(out / STATS, stats)
     summary: Summary = {
         "rows": len(selection.table),
         "candidates": config.candidates,
         "tokens": sum(kind["tokens"] for kind in stats.values()),
+        "redraws": sum(kind["redraws"] for kind in stats.values()),
         "left_out": sum(selection.left_out.values()),
         "truncated_prompts": selection.truncated_prompts,
         "warnings": warnings(stats, selection.left_out, selection.truncated_prompts),
     }
     if config.sampling.negatives.autoregressive:
         summary["autoregressive_equal_to_gold"] = round(equal_share(stats, "autoregressive"), 4)
-    return summary
+    return summary | ({"unhelpful": asked} if asked else {})

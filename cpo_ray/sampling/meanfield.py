@@ -2,8 +2,8 @@
 
 The distribution at position t is pi_ref(. | x, y_<t) of the gold, so one teacher-forced pass serves all negatives of a
 row. EOS is no replacement: a continuation that goes on after its EOS is none. A resampled token may be the gold's own, and
-where the reference is sure it mostly is: a negative that equals the gold or an earlier one is drawn again, positions and
-all, `TRIES` times at the most, then kept and counted.
+where the reference is sure it mostly is: a negative that equals the gold or another candidate is drawn again, positions
+and all, a bounded number of times, then kept and counted.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 
 from cpo_ray.sampling.seeding import generator
-
-TRIES = 8
 
 Tokens = list[int]
 
@@ -28,11 +26,13 @@ class MeanfieldDraw:
     uniforms: list[float]  # (P,) in [0, 1)
 
 
-def meanfield_draws(gold: Tokens, count: int, fraction: float, seed: int, row_id: str) -> list[list[MeanfieldDraw]]:
+def meanfield_draws(
+    gold: Tokens, count: int, fraction: float, seed: int, row_id: str, *, tries: int
+) -> list[list[MeanfieldDraw]]:
     """For each of `count` negatives its tries: round(fraction * T) of the T positions before EOS, at least one."""
     length = len(gold) - 1
     chosen = max(1, round(fraction * length))
-    return [_tries(generator(seed, row_id, "meanfield", index), length, chosen) for index in range(count)]
+    return [_tries(generator(seed, row_id, "meanfield", index), length, chosen, tries) for index in range(count)]
 
 
 def union_positions(draws: Sequence[Sequence[MeanfieldDraw]]) -> list[int]:
@@ -40,24 +40,33 @@ def union_positions(draws: Sequence[Sequence[MeanfieldDraw]]) -> list[int]:
     return sorted({position for tries in draws for draw in tries for position in draw.positions})
 
 
-def meanfield_negatives(gold: Tokens, draws: Sequence[Sequence[MeanfieldDraw]], logits_PV: Tensor) -> list[Tokens]:
-    """One negative per list of tries, by inverse CDF. logits_PV: next-token logits of `union_positions(draws)`, in order."""
+def meanfield_negatives(
+    gold: Tokens, draws: Sequence[Sequence[MeanfieldDraw]], logits_PV: Tensor, present: Sequence[Tokens] = ()
+) -> tuple[list[Tokens], int]:
+    """One negative per list of tries, by inverse CDF, and how many draws were thrown away.
+
+    logits_PV: next-token logits of `union_positions(draws)`, in order. present: the other candidates of the group.
+    """
     row = {position: index for index, position in enumerate(union_positions(draws))}
     cdf_PV = _cumulative(logits_PV, eos=gold[-1])
+    seen = {tuple(gold), *map(tuple, present)}
     negatives: list[Tokens] = []
+    redraws = 0
     for tries in draws:
-        for draw in tries:
+        for attempt, draw in enumerate(tries):
+            redraws += attempt > 0
             negative = _resample(gold, draw, cdf_PV[[row[position] for position in draw.positions]])
-            if negative != gold and negative not in negatives:
+            if tuple(negative) not in seen:
                 break
         negatives.append(negative)
-    return negatives
+        seen.add(tuple(negative))
+    return negatives, redraws
 
 
-def _tries(rng: np.random.Generator, length: int, chosen: int) -> list[MeanfieldDraw]:
+def _tries(rng: np.random.Generator, length: int, chosen: int, tries: int) -> list[MeanfieldDraw]:
     return [
         MeanfieldDraw(sorted(rng.choice(length, size=chosen, replace=False).tolist()), rng.random(chosen).tolist())
-        for _ in range(TRIES)
+        for _ in range(tries)
     ]
 
 

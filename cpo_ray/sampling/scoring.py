@@ -1,6 +1,7 @@
 """Meanfield negatives and reference log-probs: the reference model as a Ray Data actor around a pure function."""
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cpo_ray.objective.logprobs import candidate_logps, gold_logits
 from cpo_ray.objective.packing import pack_groups
 from cpo_ray.records import Group
 from cpo_ray.sampling.meanfield import MeanfieldDraw, meanfield_draws, meanfield_negatives, union_positions
-from cpo_ray.sampling.units import add, put_in_order, read_units, write_units
+from cpo_ray.sampling.units import Unit, add, note, put_in_order, read_units, write_units
 
 BATCH_TOKENS = 8192  # tokens of a forward pass, before prefixes are shared
 BATCH_LOGITS = 2**26  # logits held for meanfield draws: 256 MiB
@@ -40,20 +41,21 @@ class Scorer:
         """Finish the candidates of the batch's units and score them, unit by unit."""
         units = read_units(batch)
         for unit in units:
-            add_meanfield(self.model, unit["groups"], self.config)
+            add_meanfield(self.model, unit, self.config)
             score(self.model, unit["groups"])
         return write_units(units)
 
 
 @torch.inference_mode()
-def add_meanfield(model: PreTrainedModel, groups: list[Group], config: RunConfig) -> None:
+def add_meanfield(model: PreTrainedModel, unit: Unit, config: RunConfig) -> None:
     """Add the configured number of meanfield negatives to each group."""
-    count, fraction = config.sampling.negatives.meanfield, config.sampling.meanfield_fraction
+    count, fraction, groups = config.sampling.negatives.meanfield, config.sampling.meanfield_fraction, unit["groups"]
     if count == 0:
         return
+    began, redraws, tokens = time.perf_counter(), 0, 0
     golds = [group["candidate_ids"][0] for group in groups]
     draws = [
-        meanfield_draws(gold, count, fraction, config.seed, group["id"])
+        meanfield_draws(gold, count, fraction, config.seed, group["id"], tries=1 + config.sampling.redraws)
         for gold, group in zip(golds, groups, strict=True)
     ]
     vocabulary = model.get_output_embeddings().weight.shape[0]
@@ -68,7 +70,11 @@ def add_meanfield(model: PreTrainedModel, groups: list[Group], config: RunConfig
         for r, logits_PV in zip(rows, logits, strict=True):
             if not torch.isfinite(logits_PV).all():
                 raise TrainingError(f"the reference's logits for row {groups[r]['id']} are not finite")
-            add(groups[r], "meanfield", meanfield_negatives(golds[r], draws[r], logits_PV))
+            negatives, thrown = meanfield_negatives(golds[r], draws[r], logits_PV, groups[r]["candidate_ids"])
+            add(groups[r], "meanfield", negatives)
+            redraws += thrown
+            tokens += (count + thrown) * len(golds[r])
+    note(unit, "meanfield", redraws=redraws, tokens=tokens, seconds=time.perf_counter() - began)
 
 
 @torch.inference_mode()

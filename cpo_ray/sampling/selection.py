@@ -1,5 +1,6 @@
 """Which training rows become groups, and in what shape their prompts do."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,9 @@ import pyarrow as pa
 
 from cpo_ray.config import RunConfig
 from cpo_ray.errors import ConfigError, DataError
+from cpo_ray.sampling.batch import too_few
 from cpo_ray.sampling.truncation import MINIMUM_TOKENS
+from cpo_ray.sampling.units import windows
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ def select_rows(table: pa.Table, config: RunConfig, context: int, eos: int) -> S
 
     Such a row follows `data.on_bad_row`: DataError naming it, or left out with a count. A prompt that would leave no
     room for `data.max_response_tokens` in the reference's `context` keeps its last tokens, and is counted.
-    Raises ConfigError where the context has no room for a prompt at all.
+    Raises ConfigError where the context has no room for a prompt at all, DataError where a batch has too few different
+    responses for its batch negatives.
     """
     room = context - config.data.max_response_tokens
     if room < 1:
@@ -46,8 +50,23 @@ def select_rows(table: pa.Table, config: RunConfig, context: int, eos: int) -> S
     table = table.filter(pa.array(usable)).combine_chunks()
     if len(table) == 0:
         raise DataError(f"no training row is left to make groups of: {left_out}")
+    check_batches(table, config)
     truncated = int((_lengths(table, "prompt_ids") > room).sum())
     return Selection(table, room, truncated, left_out)
+
+
+def check_batches(table: pa.Table, config: RunConfig) -> None:
+    """Raise DataError, before any actor starts, for the first row whose batch has too few other responses to draw from."""
+    wanted = config.sampling.negatives.batch
+    if not wanted:
+        return
+    values = table["response_ids"].combine_chunks().values.to_numpy(zero_copy_only=False)
+    offsets = _offsets(table, "response_ids")
+    responses = [values[start:stop].tobytes() for start, stop in itertools.pairwise(offsets)]
+    for first, start, stop in windows(len(table), config.sampling.batch_rows):
+        others = len(set(responses[first:stop])) - 1
+        if others < wanted:
+            raise too_few(table["id"][start].as_py(), others)
 
 
 Fault = Callable[[pa.Table], npt.NDArray[np.bool_]]

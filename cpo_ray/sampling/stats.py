@@ -1,41 +1,72 @@
-"""What was sampled, per kind, counted from the finished shards: `stats.json` and the stage's summary."""
+"""What was sampled, per kind, counted from the finished shards: `stats.json` and the stage's summary.
 
+The page docs/sampling.md says what each key means.
+"""
+
+import itertools
+import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from cpo_ray.sampling.units import Work
 
 MANY_EQUAL = 0.2
 """Share of autoregressive negatives equal to the gold above which the user is warned."""
+MANY_REDRAWS = 0.5
+"""Share of draws thrown away above which the user is warned, where a draw costs a model's time or money."""
+DEAR = ("autoregressive", "unhelpful")
+REDRAWS = b"redraws"  # key of a shard's Parquet metadata: {kind: draws thrown away}, JSON
+LENGTH_BINS = 20
+SIMILARITY_BINS = 40
+QUANTILES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 
 Stats = dict[str, dict[str, Any]]
+Numbers = npt.NDArray[np.float64]
 
 
-def count_candidates(shards: Iterable[pa.Table]) -> Stats:
-    """Per kind: `count`, `mean_tokens`, `mean_similarity`, `mean_ref_logp`, `equal_to_gold`, `duplicates`.
+@dataclass
+class Tally:
+    """The work that went into some units, by kind."""
 
-    shards: tables of GROUP_SCHEMA. Candidates are compared by tokens; a duplicate equals an earlier negative of its
-    group and not the gold.
+    redraws: Counter[str] = field(default_factory=Counter)
+    tokens: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, works: Iterable[Work]) -> None:
+        """Count one unit's work."""
+        for work in works:
+            self.redraws[work["kind"]] += work["redraws"]
+            self.tokens[work["kind"]] += work["tokens"]
+            self.seconds[work["kind"]] += work["seconds"]
+
+    @property
+    def speeds(self) -> dict[str, float]:
+        """Tokens per second of one actor, thrown-away draws included, for the kinds that took any time."""
+        return {kind: self.tokens[kind] / seconds for kind, seconds in self.seconds.items() if seconds > 0}
+
+
+def with_redraws(shard: pa.Table, redraws: Mapping[str, int]) -> pa.Table:
+    """The shard with its redraws in its metadata: counts survive a restart as the rows do."""
+    return shard.replace_schema_metadata({REDRAWS: json.dumps(dict(sorted(redraws.items())))})
+
+
+def count_candidates(shards: Iterable[pa.Table], speeds: Mapping[str, float] | None = None) -> Stats:
+    """Count finished shards (GROUP_SCHEMA), one at a time. speeds: tokens per second, by kind, where they were measured.
+
+    Candidates are compared by tokens; a duplicate equals an earlier negative of its group and not the gold.
     """
-    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    sums: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    columns = ["candidate_kind", "candidate_ids", "similarity", "ref_logps"]
+    kinds: defaultdict[str, _Kind] = defaultdict(_Kind)
     for shard in shards:
-        for group in shard.select(columns).to_pylist():
-            _count_group(group, counts, sums)
-    return {
-        kind: {
-            "count": count["count"],
-            "tokens": count["tokens"],
-            "mean_tokens": count["tokens"] / count["count"],
-            "mean_similarity": sums[kind]["similarity"] / count["count"],
-            "mean_ref_logp": sums[kind]["ref_logp"] / count["count"],
-            "equal_to_gold": count["equal_to_gold"],
-            "duplicates": count["duplicates"],
-        }
-        for kind, count in counts.items()
-    }
+        _count_shard(shard, kinds)
+    longest = max((int(lengths.max()) for kind in kinds.values() for lengths in kind.lengths), default=0)
+    return {name: _describe(kind, longest, (speeds or {}).get(name)) for name, kind in kinds.items()}
 
 
 def warnings(stats: Stats, left_out: dict[str, int], truncated_prompts: int) -> list[str]:
@@ -49,6 +80,12 @@ def warnings(stats: Stats, left_out: dict[str, int], truncated_prompts: int) -> 
             f"{share:.0%} of the autoregressive negatives equal the gold and will be masked: the reference knows its "
             "training prompts by heart. Train it for fewer steps or sample at a higher temperature."
         )
+    lines += [
+        f"{stats[kind]['redraw_rate']:.0%} of the draws of {kind} negatives repeated the gold or another candidate and "
+        "were drawn again: most of the work was for nothing. Ask for fewer of them or lower sampling.redraws."
+        for kind in DEAR
+        if kind in stats and stats[kind]["redraw_rate"] > MANY_REDRAWS
+    ]
     return lines
 
 
@@ -57,20 +94,101 @@ def equal_share(stats: Stats, kind: str) -> float:
     return stats[kind]["equal_to_gold"] / stats[kind]["count"] if kind in stats else 0.0
 
 
-def _count_group(
-    group: dict[str, Any], counts: defaultdict[str, Counter[str]], sums: defaultdict[str, Counter[str]]
+@dataclass
+class _Kind:
+    """What is known of one kind so far: an array per shard, a number per candidate."""
+
+    lengths: list[Numbers] = field(default_factory=list)
+    ratios: list[Numbers] = field(default_factory=list)
+    similarities: list[Numbers] = field(default_factory=list)
+    logps: list[Numbers] = field(default_factory=list)
+    equal_to_gold: int = 0
+    duplicates: int = 0
+    without_eos: int = 0
+    redraws: int = 0
+
+
+def _count_shard(shard: pa.Table, kinds: defaultdict[str, _Kind]) -> None:
+    if not len(shard):
+        return
+    names = _flat(shard, "candidate_kind").to_numpy(zero_copy_only=False)
+    sizes = pc.list_value_length(shard["candidate_kind"]).to_numpy()
+    gold = np.repeat(np.cumsum(sizes) - sizes, sizes)  # of each candidate, the gold's index
+    candidates = _flat(shard, "candidate_ids")
+    lengths = pc.list_value_length(candidates).to_numpy(zero_copy_only=False).astype(np.float64)
+    similarities, logps = (_flat(shard, name).to_numpy(zero_copy_only=False) for name in ("similarity", "ref_logps"))
+    for name in dict.fromkeys(names):
+        here, kind = names == name, kinds[name]
+        kind.lengths.append(lengths[here])
+        kind.ratios.append(lengths[here] / lengths[gold[here]])
+        kind.similarities.append(similarities[here].astype(np.float64))
+        kind.logps.append(logps[here])
+    _compare(_tokens(candidates), names, gold, kinds)
+    for name, redraws in json.loads((shard.schema.metadata or {}).get(REDRAWS, b"{}")).items():
+        kinds[name].redraws += redraws
+
+
+def _compare(
+    tokens: Sequence[npt.NDArray[np.int32]], names: Iterable[str], gold: Iterable[int], kinds: dict[str, _Kind]
 ) -> None:
-    seen: set[tuple[int, ...]] = set()
-    gold = tuple(group["candidate_ids"][0])
-    for k, kind in enumerate(group["candidate_kind"]):
-        tokens = tuple(group["candidate_ids"][k])
-        count = counts[kind]
-        count["count"] += 1
-        count["tokens"] += len(tokens)
-        sums[kind]["similarity"] += group["similarity"][k]
-        sums[kind]["ref_logp"] += group["ref_logps"][k]
-        if k and tokens == gold:
-            count["equal_to_gold"] += 1
-        elif k and tokens in seen:
-            count["duplicates"] += 1
-        seen.add(tokens)
+    """Find what equals the gold or an earlier negative of its group."""
+    seen: set[bytes] = set()
+    for index, (name, first) in enumerate(zip(names, gold, strict=True)):
+        if index == first:
+            seen = set()
+            continue
+        written = tokens[index].tobytes()
+        if written == tokens[first].tobytes():
+            kinds[name].equal_to_gold += 1
+        elif written in seen:
+            kinds[name].duplicates += 1
+        kinds[name].without_eos += int(tokens[index][-1] != tokens[first][-1])
+        seen.add(written)
+
+
+def _describe(kind: _Kind, longest: int, speed: float | None) -> dict[str, Any]:
+    lengths, similarities, logps = map(np.concatenate, (kind.lengths, kind.similarities, kind.logps))
+    count = len(lengths)
+    return {
+        "count": count,
+        "tokens": int(lengths.sum()),
+        "mean_tokens": float(lengths.mean()),
+        "mean_similarity": float(similarities.mean()),
+        "mean_ref_logp": float(logps.mean()),
+        "equal_to_gold": kind.equal_to_gold,
+        "duplicates": kind.duplicates,
+        "redraws": kind.redraws,
+        "without_eos": kind.without_eos,
+        "equal_to_gold_rate": kind.equal_to_gold / count,
+        "duplicate_rate": kind.duplicates / count,
+        "redraw_rate": kind.redraws / (count + kind.redraws),
+        "tokens_per_second": None if speed is None else round(speed, 1),
+        "length": _spread(lengths) | {"histogram": _histogram(lengths, 0, longest, min(LENGTH_BINS, longest))},
+        "length_ratio": _spread(np.concatenate(kind.ratios)),
+        "similarity": _spread(similarities) | {"histogram": _histogram(similarities, -1, 1, SIMILARITY_BINS)},
+        "ref_logp_per_token": _spread(logps / lengths),
+    }
+
+
+def _spread(values: Numbers) -> dict[str, Any]:
+    at = np.quantile(values, list(QUANTILES.values()))
+    return {name: round(float(value), 4) for name, value in zip(QUANTILES, at, strict=True)} | {
+        "mean": round(float(values.mean()), 4)
+    }
+
+
+def _histogram(values: Numbers, low: float, high: float, bins: int) -> dict[str, Any]:
+    """`counts[i]` values lie between `low` + i * w and the next, w = (high - low) / bins, the last bin's end included."""
+    counts, _ = np.histogram(np.clip(values, low, high), bins=bins, range=(low, high))
+    return {"low": low, "high": high, "counts": counts.tolist()}
+
+
+def _flat(shard: pa.Table, column: str) -> pa.Array:
+    """A list column's elements, one after another."""
+    return shard[column].combine_chunks().flatten()
+
+
+def _tokens(candidates: pa.Array) -> list[npt.NDArray[np.int32]]:
+    offsets = candidates.offsets.to_numpy()
+    values = candidates.values.to_numpy(zero_copy_only=False)
+    return [values[start:stop] for start, stop in itertools.pairwise(offsets)]

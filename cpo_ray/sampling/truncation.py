@@ -1,27 +1,23 @@
 """Truncation negatives (TN, the paper's section 3): the gold cut short, then EOS."""
 
-from cpo_ray.errors import DataError
-from cpo_ray.sampling.seeding import generator
+import numpy as np
 
-Tokens = list[int]
+from cpo_ray.errors import DataError
+from cpo_ray.sampling.source import Source, Tokens
 
 MINIMUM_TOKENS = 3
 """Two tokens and EOS: a shorter response has no proper prefix that says anything."""
 
 
-def truncation_negatives(gold: Tokens, count: int, seed: int, row_id: str) -> list[Tokens]:
+def truncation_negative(source: Source, rng: np.random.Generator) -> Tokens:
     """Keep the first n of the gold's T tokens before EOS, n uniform in 1..T-1, then EOS: never the gold itself.
 
-    The n of a row differ until all T-1 have been used; then they begin anew. Negative j does not depend on `count`.
-    Raises DataError for a one-token response, which cannot be truncated (the stage leaves such rows out before).
+    The n of a row differ until all T-1 have been used; then they begin anew. Raises DataError for a one-token response,
+    which cannot be truncated (the stage leaves such rows out before).
     """
+    gold = source.gold
     if len(gold) < MINIMUM_TOKENS:
-        raise DataError(f"row {row_id}: a response of {len(gold) - 1} token(s) and EOS cannot be truncated")
-    *_, eos = gold
-    lengths: list[int] = []
-    negatives = []
-    for index in range(count):
-        lengths = lengths or list(range(1, len(gold) - 1))
-        kept = lengths.pop(generator(seed, row_id, "truncation", index).integers(len(lengths)))
-        negatives.append([*gold[:kept], eos])
-    return negatives
+        raise DataError(f"row {source.id}: a response of {len(gold) - 1} token(s) and EOS cannot be truncated")
+    used = np.bincount([len(negative) - 1 for negative in source.taken], minlength=len(gold) - 1)[1:]
+    least = np.flatnonzero(used == used.min()) + 1
+    return [*gold[: least[rng.integers(len(least))]], source.eos]

@@ -4,16 +4,30 @@ A unit is one row of the Ray Dataset. Whatever Ray does with blocks, a unit's ro
 batches in which its scores are computed, depend on the training split alone.
 """
 
-from typing import TypedDict
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, TypedDict
 
 import pyarrow as pa
 
 from cpo_ray.config import RunConfig
 from cpo_ray.records import CANDIDATE_KINDS, GROUP_SCHEMA, Group
-from cpo_ray.sampling.batch import batch_negatives, distinct
-from cpo_ray.sampling.truncation import truncation_negatives
+from cpo_ray.sampling.batch import distinct
+from cpo_ray.sampling.kinds import Draw, Limits, draw_kind
+from cpo_ray.sampling.source import Source, Tokens
 
-UNIT_SCHEMA = pa.schema([("start", pa.int64()), ("groups", pa.list_(pa.struct(list(GROUP_SCHEMA))))])
+UNHELPFUL = "unhelpful"  # the kind, and a column of the selected rows: those negatives, made before the others
+UNHELPFUL_REDRAWS = "unhelpful_redraws"  # a column: answers thrown away
+COLUMNS = ["id", "prompt", "prompt_ids", "response", "response_ids"]
+
+
+class Work(TypedDict):
+    """What it took to make the candidates of one kind, thrown-away draws included."""
+
+    kind: str
+    redraws: int  # draws thrown away
+    tokens: int  # drawn
+    seconds: float  # of one actor
 
 
 class Unit(TypedDict):
@@ -21,6 +35,15 @@ class Unit(TypedDict):
 
     start: int  # number of the first row
     groups: list[Group]
+    work: list[Work]
+
+
+WORK_SCHEMA = pa.struct(
+    [("kind", pa.string()), ("redraws", pa.int64()), ("tokens", pa.int64()), ("seconds", pa.float64())]
+)
+UNIT_SCHEMA = pa.schema(
+    [("start", pa.int64()), ("groups", pa.list_(pa.struct(list(GROUP_SCHEMA)))), ("work", pa.list_(WORK_SCHEMA))]
+)
 
 
 def read_units(table: pa.Table) -> list[Unit]:
@@ -33,49 +56,104 @@ def write_units(units: list[Unit]) -> pa.Table:
     return pa.Table.from_pylist(units, schema=UNIT_SCHEMA)
 
 
-def draw_unit(table: pa.Table, start: int, prompt_tokens: int, config: RunConfig) -> Unit:
-    """Begin the unit of rows start, start + 1, ...: the gold, and the negatives that need no model.
+def windows(rows: int, batch_rows: int) -> Iterator[tuple[int, int, int]]:
+    """(first, start, stop) of every unit: its rows start..stop-1 exchange responses with rows first..stop-1.
 
-    table: all selected rows (EXAMPLE_SCHEMA). A last, shorter unit exchanges with the last `batch_rows` rows.
-    Raises DataError where a row cannot have its negatives.
+    A last, shorter unit exchanges with the last `batch_rows` rows.
     """
-    size, counts = config.sampling.batch_rows, config.sampling.negatives
-    stop = min(start + size, len(table))
-    first = max(0, min(start, len(table) - size))
-    window = table.select(["id", "prompt", "prompt_ids", "response_ids"]).slice(first, stop - first).to_pylist()
-    pool = distinct(row["response_ids"] for row in window)
-    groups = []
-    for row in window[start - first :]:
-        group = _begin_group(row["id"], row["prompt"], row["prompt_ids"][-prompt_tokens:], row["response_ids"])
-        gold, row_id = row["response_ids"], row["id"]
-        if counts.batch:
-            add(group, "batch", batch_negatives(gold, pool, counts.batch, config.seed, row_id))
-        if counts.truncation:
-            add(group, "truncation", truncation_negatives(gold, counts.truncation, config.seed, row_id))
-        groups.append(group)
-    return {"start": start, "groups": groups}
+    for start in range(0, rows, batch_rows):
+        yield window(rows, start, batch_rows)
 
 
-def add(group: Group, kind: str, candidates: list[list[int]]) -> None:
+def window(rows: int, start: int, batch_rows: int) -> tuple[int, int, int]:
+    """The one of the unit that begins at `start`."""
+    return max(0, min(start, rows - batch_rows)), start, min(start + batch_rows, rows)
+
+
+def draw_unit(
+    table: pa.Table, start: int, prompt_tokens: int, config: RunConfig, draws: Mapping[str, Draw], limits: Limits
+) -> Unit:
+    """Begin the unit of rows start, start + 1, ...: the gold, and the negatives that need no model here.
+
+    table: all selected rows (EXAMPLE_SCHEMA). draws: as `load_kinds` gives them. Raises DataError where a row cannot have
+    its negatives, ConfigError for a kind that gives what is no negative.
+    """
+    first, start, stop = window(len(table), start, config.sampling.batch_rows)
+    there = [*COLUMNS, *(name for name in (UNHELPFUL, UNHELPFUL_REDRAWS) if name in table.column_names)]
+    rows = table.select(there).slice(first, stop - first).to_pylist()
+    pool = distinct(row["response_ids"] for row in rows)
+    unit: Unit = {"start": start, "groups": [], "work": []}
+    for row in rows[start - first :]:
+        source = _source(row, pool, prompt_tokens)
+        group = _begin_group(source)
+        if UNHELPFUL in row:
+            add(group, UNHELPFUL, row[UNHELPFUL])
+            note(unit, UNHELPFUL, redraws=row[UNHELPFUL_REDRAWS], tokens=sum(map(len, row[UNHELPFUL])), seconds=0.0)
+        _draw(unit, group, source, config, draws, limits)
+        unit["groups"].append(group)
+    return unit
+
+
+def add(group: Group, kind: str, candidates: list[Tokens]) -> None:
     """Append candidates of one kind."""
     group["candidate_kind"] += [kind] * len(candidates)
     group["candidate_ids"] += candidates
 
 
+def note(unit: Unit, kind: str, *, redraws: int, tokens: int, seconds: float) -> None:
+    """Add to the work that a kind took."""
+    for work in unit["work"]:
+        if work["kind"] == kind:
+            work["redraws"] += redraws
+            work["tokens"] += tokens
+            work["seconds"] += seconds
+            return
+    unit["work"].append({"kind": kind, "redraws": redraws, "tokens": tokens, "seconds": seconds})
+
+
 def put_in_order(group: Group) -> None:
-    """Sort candidates by kind: the gold, autoregressive, batch, meanfield, truncation; draws in their order."""
-    order = sorted(range(len(group["candidate_kind"])), key=lambda k: CANDIDATE_KINDS.index(group["candidate_kind"][k]))
+    """Sort candidates by kind: the gold, the shipped kinds, the user's by name; draws in their order."""
+    order = sorted(range(len(group["candidate_kind"])), key=lambda k: kind_order(group["candidate_kind"][k]))
     group["candidate_kind"] = [group["candidate_kind"][k] for k in order]
     group["candidate_ids"] = [group["candidate_ids"][k] for k in order]
 
 
-def _begin_group(row_id: str, prompt: str, prompt_ids: list[int], gold: list[int]) -> Group:
+def kind_order(kind: str) -> tuple[int, str]:
+    """Where a kind stands among the candidates of a group."""
+    return (CANDIDATE_KINDS.index(kind) if kind in CANDIDATE_KINDS else len(CANDIDATE_KINDS)), kind
+
+
+def _draw(
+    unit: Unit, group: Group, source: Source, config: RunConfig, draws: Mapping[str, Draw], limits: Limits
+) -> None:
+    counts, redraws = config.sampling.negatives.by_kind, config.sampling.redraws
+    for kind, draw in draws.items():
+        began = time.perf_counter()
+        drawn = draw_kind(kind, draw, counts[kind], source, group["candidate_ids"], config.seed, redraws, limits)
+        add(group, kind, drawn.negatives)
+        tokens = sum(map(len, drawn.negatives)) + drawn.thrown_tokens
+        note(unit, kind, redraws=drawn.redraws, tokens=tokens, seconds=time.perf_counter() - began)
+
+
+def _source(row: dict[str, Any], pool: list[Tokens], prompt_tokens: int) -> Source:
+    gold = row["response_ids"]
+    return Source(
+        id=row["id"],
+        prompt=row["prompt"],
+        response=row["response"],
+        prompt_ids=row["prompt_ids"][-prompt_tokens:],
+        gold=gold,
+        others=[tokens for tokens in pool if tokens != gold],
+    )
+
+
+def _begin_group(source: Source) -> Group:
     return {
-        "id": row_id,
-        "prompt": prompt,
-        "prompt_ids": prompt_ids,
+        "id": source.id,
+        "prompt": source.prompt,
+        "prompt_ids": source.prompt_ids,
         "candidate_kind": ["gold"],
-        "candidate_ids": [gold],
+        "candidate_ids": [source.gold],
         "candidate_text": [],
         "similarity": [],
         "rank": [],

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from cpo_ray.config import SamplingConfig
 from cpo_ray.errors import DataError
-from cpo_ray.sampling.autoregressive import autoregressive_negative, sampling_parameters
-from cpo_ray.sampling.batch import batch_negatives, distinct
+from cpo_ray.sampling.autoregressive import autoregressive_negative, repeated, sampling_parameters
+from cpo_ray.sampling.batch import distinct
+from cpo_ray.sampling.kinds import DRAWN, Limits, draw_kind
 from cpo_ray.sampling.meanfield import MeanfieldDraw, meanfield_draws, meanfield_negatives, union_positions
 from cpo_ray.sampling.seeding import draw_seed, generator
-from cpo_ray.sampling.truncation import truncation_negatives
+from tests.sampling.made_rows import encode, make_source
 
 EOS = 0
 VOCABULARY = 12
@@ -23,10 +24,25 @@ seeds = st.integers(0, 2**31)
 row_ids = st.text("0123456789abcdef", min_size=1, max_size=16)
 
 
+LIMITS = Limits(max_tokens=64, eos=EOS, vocabulary=VOCABULARY, encode=encode)
+
+
+def drawn(kind, source, count, seed, present=(), redraws=7):
+    return draw_kind(kind, DRAWN[kind], count, source, present, seed, redraws, LIMITS)
+
+
+def batch_negatives(gold, pool, count, seed, row_id):
+    return drawn("batch", make_source(gold, pool, row_id), count, seed).negatives
+
+
+def truncation_negatives(gold, count, seed, row_id):
+    return drawn("truncation", make_source(gold, (), row_id), count, seed).negatives
+
+
 def test_seed_depends_on_each_part_and_is_pinned():
     base = (17, "row", "batch", 0)
     others = [(18, "row", "batch", 0), (17, "row1", "batch", 0), (17, "row", "truncation", 0), (17, "row", "batch", 1)]
-    assert len({draw_seed(*parts) for parts in [base, *others]}) == 5
+    assert len({draw_seed(*parts) for parts in [base, *others]} | {draw_seed(*base, attempt=1)}) == 6
     assert draw_seed(*base) == 0x140F009A59F06503
     assert generator(*base).integers(1000) == generator(*base).integers(1000)
 
@@ -37,7 +53,7 @@ def test_batch_negatives_are_distinct_others_or_an_error(responses, count, seed)
     pool = distinct(responses)
     for index, gold in enumerate(responses):
         if len(pool) - 1 < count:
-            with pytest.raises(DataError, match=f"row r{index}: {count} batch negatives"):
+            with pytest.raises(DataError, match=f"row r{index}: .* have {len(pool) - 1} different"):
                 batch_negatives(gold, pool, count, seed, f"r{index}")
             continue
         negatives = batch_negatives(gold, pool, count, seed, f"r{index}")
@@ -79,10 +95,11 @@ def test_truncation_lengths_are_uniform():
 @settings(deadline=None)  # cores are shared
 @given(gold=golds, count=st.integers(1, 4), fraction=st.floats(0.01, 1.0), seed=seeds, row_id=row_ids)
 def test_meanfield_changes_only_its_positions(gold, count, fraction, seed, row_id):
-    draws = meanfield_draws(gold, count, fraction, seed, row_id)
+    draws = meanfield_draws(gold, count, fraction, seed, row_id, tries=8)
     logits_PV = torch.from_numpy(np.random.default_rng(seed).normal(size=(len(union_positions(draws)), VOCABULARY)))
     logits_PV[:, EOS] += 20  # EOS would win every time
-    negatives = meanfield_negatives(gold, draws, logits_PV.float())
+    negatives, redraws = meanfield_negatives(gold, draws, logits_PV.float())
+    assert 0 <= redraws <= 7 * count
     assert len(negatives) == count
     for tries, negative in zip(draws, negatives, strict=True):
         assert {len(draw.positions) for draw in tries} == {max(1, round(fraction * (len(gold) - 1)))}
@@ -90,8 +107,9 @@ def test_meanfield_changes_only_its_positions(gold, count, fraction, seed, row_i
         assert negative.count(EOS) == 1
         assert negative[-1] == EOS
         changed = {t for t, (old, new) in enumerate(zip(gold, negative, strict=True)) if old != new}
+        assert len(changed) <= max(1, round(fraction * (len(gold) - 1)))
         assert any(changed <= set(draw.positions) for draw in tries)
-    assert draws[:-1] == meanfield_draws(gold, count - 1, fraction, seed, row_id)
+    assert draws[:-1] == meanfield_draws(gold, count - 1, fraction, seed, row_id, tries=8)
 
 
 def test_meanfield_follows_the_distribution_of_each_position():
@@ -99,7 +117,7 @@ def test_meanfield_follows_the_distribution_of_each_position():
     probabilities = torch.tensor([[0.0, 0.1, 0.2, 0.7], [0.0, 0.6, 0.3, 0.1]])
     logits_PV = (probabilities + 1e-12).log()
     draws = [MeanfieldDraw([0, 2], generator(1, f"row{i}", "meanfield", 0).random(2).tolist()) for i in range(4000)]
-    negatives = np.array([meanfield_negatives(gold, [[draw]], logits_PV)[0] for draw in draws])
+    negatives = np.array([meanfield_negatives(gold, [[draw]], logits_PV)[0][0] for draw in draws])
     assert (negatives[:, 1] == 2).all()
     for column, expected in zip((0, 2), probabilities, strict=True):
         shares = np.bincount(negatives[:, column], minlength=4) / len(draws)
@@ -109,7 +127,7 @@ def test_meanfield_follows_the_distribution_of_each_position():
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
 def test_meanfield_survives_the_ends_of_the_unit_interval(uniform):
     gold = [1, 2, 3]  # EOS is 3, the last of the vocabulary
-    negatives = meanfield_negatives(gold, [[MeanfieldDraw([0], [uniform])]], torch.zeros(1, 4))
+    negatives, _ = meanfield_negatives(gold, [[MeanfieldDraw([0], [uniform])]], torch.zeros(1, 4))
     assert negatives == [[0 if uniform == 0 else 2, 2, 3]]
 
 
@@ -117,12 +135,10 @@ def test_meanfield_draws_again_what_equals_the_gold_or_an_earlier_one():
     gold, logits_PV = [1, 2, EOS], torch.zeros(2, 4)  # every token but EOS equally likely: a third each
     first, second, third = ([MeanfieldDraw([0], [u])] for u in (0.1, 0.5, 0.9))  # tokens 1, 2 and 3 at position 0
     there = [MeanfieldDraw([1], [0.9])]
-    assert meanfield_negatives(gold, [first + second, second + third, third + there], logits_PV) == [
-        [2, 2, EOS],
-        [3, 2, EOS],
-        [1, 3, EOS],
-    ]
-    assert meanfield_negatives(gold, [first + first], logits_PV[:1]) == [gold]  # kept, and counted by the stage
+    wanted = [[2, 2, EOS], [3, 2, EOS], [1, 3, EOS]]
+    assert meanfield_negatives(gold, [first + second, second + third, third + there], logits_PV) == (wanted, 3)
+    assert meanfield_negatives(gold, [second + third], logits_PV[:1], present=[[2, 2, EOS]]) == ([[3, 2, EOS]], 1)
+    assert meanfield_negatives(gold, [first + first], logits_PV[:1]) == ([gold], 1)  # kept, and counted by the stage
 
 
 @settings(deadline=None)  # cores are shared
@@ -136,10 +152,19 @@ def test_a_sample_gets_eos_where_the_model_stopped_and_none_at_the_length_limit(
 def test_sampling_parameters_are_the_papers_and_seeded_by_row():
     config = SamplingConfig.model_validate({"negatives": {"autoregressive": 11, "batch": 0}})
     first, again, other = (
-        sampling_parameters(config, 64, EOS, 17, row_id, vocabulary=1024) for row_id in ("a", "a", "b")
+        sampling_parameters(config, 64, EOS, 17, row_id, vocabulary=1024, n=11, attempt=0) for row_id in ("a", "a", "b")
     )
     assert first == again
     assert first["seed"] != other["seed"]
     assert 0 <= first["seed"] < 2**62
     assert (first["n"], first["top_k"], first["temperature"], first["max_tokens"]) == (11, 50, 1.0, 64)
-    assert sampling_parameters(config, 64, EOS, 17, "a", vocabulary=20)["top_k"] == 20
+    once_more = sampling_parameters(config, 64, EOS, 17, "a", vocabulary=20, n=2, attempt=1)
+    assert (once_more["n"], once_more["top_k"]) == (2, 20)
+    assert once_more["seed"] != first["seed"]
+
+
+def test_samples_that_repeat_a_candidate_or_each_other_are_found():
+    gold, batch = [1, 2, EOS], [3, EOS]
+    samples = [[4, EOS], [1, 2, EOS], [4, EOS], [3, EOS], [5, 5]]
+    assert repeated(samples, [gold, batch]) == [1, 2, 3]
+    assert repeated([], [gold]) == []

@@ -51,6 +51,10 @@ def make_groups(rows=6):
     return groups
 
 
+def as_unit(groups):
+    return {"start": 0, "groups": groups, "work": []}
+
+
 def plain_logp(model, prompt, continuation):
     with torch.no_grad():
         logps = model(torch.tensor([prompt + continuation])).logits[0].log_softmax(-1)
@@ -59,7 +63,7 @@ def plain_logp(model, prompt, continuation):
 
 def test_scores_equal_separate_forwards_in_the_order_of_kinds(model, config):
     groups = make_groups()
-    add_meanfield(model, groups, config)
+    add_meanfield(model, as_unit(groups), config)
     score(model, groups)
     kinds = ["gold", "autoregressive", "batch", "meanfield", "meanfield", "meanfield", "truncation"]
     for group in groups:
@@ -70,19 +74,30 @@ def test_scores_equal_separate_forwards_in_the_order_of_kinds(model, config):
 
 def test_meanfield_does_not_depend_on_the_rows_beside_it(model, config, monkeypatch):
     together, alone, in_small_batches = make_groups(), make_groups(), make_groups()
-    add_meanfield(model, together, config)
+    add_meanfield(model, as_unit(together), config)
     for group in alone:
-        add_meanfield(model, [group], config)
+        add_meanfield(model, as_unit([group]), config)
     monkeypatch.setattr(scoring, "BATCH_TOKENS", 20)
-    add_meanfield(model, in_small_batches, config)
+    add_meanfield(model, as_unit(in_small_batches), config)
     assert together == alone == in_small_batches
+
+
+def test_meanfield_work_is_noted_and_repeats_nothing_that_the_group_has(model, config):
+    unit = as_unit(make_groups())
+    add_meanfield(model, unit, config)
+    (work,) = unit["work"]
+    assert work["kind"] == "meanfield"
+    assert work["seconds"] > 0
+    assert work["tokens"] >= 3 * sum(len(group["candidate_ids"][0]) for group in unit["groups"])
+    for group in unit["groups"]:
+        assert len(set(map(tuple, group["candidate_ids"]))) == len(group["candidate_ids"])
 
 
 def test_a_reference_that_is_not_finite_is_named_with_the_row(model, config, monkeypatch):
     groups = make_groups(1)
     monkeypatch.setattr(model.lm_head, "weight", torch.nn.Parameter(torch.full((50, 32), torch.nan)))
     with pytest.raises(TrainingError, match="row row0 are not finite"):
-        add_meanfield(model, groups, config)
+        add_meanfield(model, as_unit(groups), config)
     with pytest.raises(TrainingError, match="row row0 are not finite"):
         score(model, groups)
 

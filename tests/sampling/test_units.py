@@ -1,55 +1,22 @@
 """Units: selection of rows, negatives without a model, order of candidates."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from cpo_ray.config import RunConfig
 from cpo_ray.errors import ConfigError, DataError
-from cpo_ray.records import EXAMPLE_SCHEMA
 from cpo_ray.sampling.selection import select_rows
-from cpo_ray.sampling.units import add, draw_unit, put_in_order, read_units, write_units
-
-EOS = 0
-
-
-def make_config(**sampling):
-    defaults = {"batch_rows": 8, "shard_rows": 16, "negatives": {"batch": 3, "meanfield": 0, "truncation": 2}}
-    on_bad_row = sampling.pop("on_bad_row", "error")
-    return RunConfig.model_validate(
-        {
-            "name": "test",
-            "data": {"max_response_tokens": 8, "max_prompt_tokens": 8, "on_bad_row": on_bad_row},
-            "model": {"context": 32},
-            "sampling": defaults | sampling,
-        }
-    )
-
-
-def make_table(responses, prompt=(5, 6, 7)):
-    rows = [
-        {
-            "id": f"{number:016x}",
-            "source": "test",
-            "category": "",
-            "prompt": "p",
-            "response": str(response),
-            "prompt_ids": list(prompt),
-            "response_ids": list(response),
-        }
-        for number, response in enumerate(responses)
-    ]
-    return pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
-
-
-def responses(rows):
-    return [[1 + row // 10, 11 + row % 10, 3, EOS] for row in range(rows)]
+from cpo_ray.sampling.units import add, put_in_order, read_units, windows, write_units
+from tests.sampling.made_rows import EOS, draw, make_config, make_table, responses
 
 
 def test_a_unit_draws_from_its_own_rows_whatever_else_is_drawn():
     config, table = make_config(), make_table(responses(24))
-    whole = draw_unit(table, 8, 16, config)
-    again = draw_unit(make_table(responses(24)), 8, 16, config)
-    assert whole == again
+    whole = draw(table, 8, config)
+    again = draw(make_table(responses(24)), 8, config)
+    assert whole["groups"] == again["groups"]
     assert read_units(write_units([whole])) == [whole]
     own = [row["response_ids"] for row in table.slice(8, 8).to_pylist()]
     for gold, group in zip(own, whole["groups"], strict=True):
@@ -60,7 +27,7 @@ def test_a_unit_draws_from_its_own_rows_whatever_else_is_drawn():
 
 def test_a_last_short_unit_exchanges_with_the_rows_before_it():
     config, table = make_config(), make_table(responses(17))
-    unit = draw_unit(table, 16, 16, config)
+    unit = draw(table, 16, config)
     (group,) = unit["groups"]
     window = [row["response_ids"] for row in table.slice(9, 8).to_pylist()]
     assert all(negative in window for negative in group["candidate_ids"][1:4])
@@ -68,19 +35,62 @@ def test_a_last_short_unit_exchanges_with_the_rows_before_it():
 
 def test_too_few_different_responses_name_the_row():
     table = make_table([*responses(1) * 7, *responses(3)[1:]])
-    with pytest.raises(DataError, match=f"row {0:016x}: 3 batch negatives need 3 different"):
-        draw_unit(table, 0, 16, make_config())
+    with pytest.raises(DataError, match=f"row {0:016x}: .* have 2 different responses"):
+        draw(table, 0, make_config())
+    with pytest.raises(DataError, match=f"row {0:016x}: .* have 2 different responses"):
+        select_rows(table, make_config(), context=32, eos=EOS)  # before any actor starts
+
+
+def test_fewer_rows_than_batch_negatives_need_are_refused_before_anything_starts():
+    with pytest.raises(DataError, match=r"have 2 different responses, .* Raise sampling\.batch_rows or lower"):
+        select_rows(make_table(responses(3)), make_config(), context=32, eos=EOS)
+    assert len(select_rows(make_table(responses(4)), make_config(), context=32, eos=EOS).table) == 4
+
+
+def test_every_row_is_in_one_unit_and_every_unit_has_a_full_batch():
+    assert list(windows(17, 8)) == [(0, 0, 8), (8, 8, 16), (9, 16, 17)]
+    assert list(windows(5, 8)) == [(0, 0, 5)]
+
+
+@settings(deadline=None, max_examples=25)  # cores are shared
+@given(
+    rows=st.integers(9, 40),
+    alphabet=st.integers(5, 9),
+    length=st.integers(2, 4),
+    seed=st.integers(0, 2**31),
+    order=st.randoms(use_true_random=False),
+)
+def test_groups_do_not_depend_on_shards_actors_or_order(rows, alphabet, length, seed, order):
+    """Units drawn in any order, from a table in other chunks, after an Arrow round trip: the same groups."""
+    golds = [[*tokens, EOS] for tokens in np.random.default_rng(seed).integers(1, 1 + alphabet, (rows, length)).tolist()]
+    config, table = make_config().model_copy(update={"seed": seed}), make_table(golds)
+    starts = list(range(0, rows, 8))
+    in_order = {start: draw(table, start, config)["groups"] for start in starts}
+    cut = order.randrange(1, rows)
+    in_chunks = pa.concat_tables([table.slice(0, cut), table.slice(cut)])
+    order.shuffle(starts)
+    for start in starts:
+        (unit,) = read_units(write_units([draw(in_chunks, start, config)]))
+        assert unit["groups"] == in_order[start]
+    for start, groups in in_order.items():
+        first = max(0, min(start, rows - 8))
+        pool = golds[first : start + 8]
+        for gold, group in zip(golds[start:], groups, strict=False):
+            assert all(negative in pool and negative != gold for negative in group["candidate_ids"][1:4])
+            assert all(negative != gold for negative in group["candidate_ids"][4:])
 
 
 def test_candidates_are_sorted_by_kind_and_keep_their_order():
-    unit = draw_unit(make_table(responses(8)), 0, 16, make_config())
+    unit = draw(make_table(responses(8)), 0, make_config())
     group = unit["groups"][0]
     before = dict(zip(map(tuple, group["candidate_ids"]), group["candidate_kind"], strict=True))
+    add(group, "of_mine", [[7, 7, EOS]])
     add(group, "meanfield", [[9, 9, EOS]])
     add(group, "autoregressive", [[8, 8, EOS], [8, EOS]])
     put_in_order(group)
     assert group["candidate_kind"] == [
-        "gold", "autoregressive", "autoregressive", "batch", "batch", "batch", "meanfield", "truncation", "truncation"
+        "gold", "autoregressive", "autoregressive", "batch", "batch", "batch", "meanfield", "truncation", "truncation",
+        "of_mine",
     ]  # fmt: skip
     assert group["candidate_ids"][1:3] == [[8, 8, EOS], [8, EOS]]
     for tokens, kind in zip(group["candidate_ids"], group["candidate_kind"], strict=True):
@@ -91,7 +101,7 @@ def test_prompts_beyond_the_context_keep_their_end_and_are_counted():
     table = pa.concat_tables([make_table(responses(4)), make_table(responses(8)[4:], prompt=range(1, 31))])
     selection = select_rows(table, make_config(), context=32, eos=EOS)
     assert (selection.prompt_tokens, selection.truncated_prompts, selection.left_out) == (24, 4, {})
-    unit = draw_unit(selection.table, 0, selection.prompt_tokens, make_config())
+    unit = draw(selection.table, 0, make_config(), selection.prompt_tokens)
     assert unit["groups"][0]["prompt_ids"] == [5, 6, 7]
     assert unit["groups"][-1]["prompt_ids"] == list(range(7, 31))
 

@@ -1,0 +1,61 @@
+"""Rows, configurations and limits for tests of what is drawn."""
+
+import pyarrow as pa
+
+from cpo_ray.config import RunConfig
+from cpo_ray.records import EXAMPLE_SCHEMA
+from cpo_ray.sampling.kinds import Limits, load_kinds
+from cpo_ray.sampling.source import Source
+from cpo_ray.sampling.units import draw_unit
+
+EOS = 0
+
+
+def encode(text):
+    """A tokenizer of sorts: a token per letter."""
+    return [*(1 + ord(letter) % 90 for letter in text)][:7] + [EOS]
+
+
+LIMITS = Limits(max_tokens=8, eos=EOS, vocabulary=100, encode=encode)
+
+
+def make_config(**sampling):
+    defaults = {"batch_rows": 8, "shard_rows": 16, "negatives": {"batch": 3, "meanfield": 0, "truncation": 2}}
+    on_bad_row = sampling.pop("on_bad_row", "error")
+    return RunConfig.model_validate(
+        {
+            "name": "test",
+            "data": {"max_response_tokens": 8, "max_prompt_tokens": 8, "on_bad_row": on_bad_row},
+            "model": {"context": 32},
+            "sampling": defaults | sampling,
+        }
+    )
+
+
+def make_table(responses, prompt=(5, 6, 7)):
+    rows = [
+        {
+            "id": f"{number:016x}",
+            "source": "test",
+            "category": "",
+            "prompt": "p",
+            "response": str(response),
+            "prompt_ids": list(prompt),
+            "response_ids": list(response),
+        }
+        for number, response in enumerate(responses)
+    ]
+    return pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
+
+
+def responses(rows):
+    return [[1 + row // 10, 11 + row % 10, 3, EOS] for row in range(rows)]
+
+
+def make_source(gold, others=(), row_id="row", taken=()):
+    return Source(row_id, "p", "r", [5, 6, 7], list(gold), [t for t in others if t != gold], taken)
+
+
+def draw(table, start, config, prompt_tokens=16):
+    """The unit that begins at `start`."""
+    return draw_unit(table, start, prompt_tokens, config, load_kinds(config.sampling), LIMITS)
