@@ -86,6 +86,57 @@ def test_k_of_one_is_refused():
         parse(sampling={"negatives": {"batch": 0, "meanfield": 0, "truncation": 0}})
 
 
+def test_an_unknown_kind_of_negative_names_the_nearest():
+    with pytest.raises(
+        ConfigError, match=r"unknown kind of negative `negatives.bach`; did you mean `negatives.batch`\?"
+    ):
+        parse(sampling={"negatives": {"bach": 3}})
+    with pytest.raises(ConfigError, match=r"did you mean `negatives.shuffled`\?"):
+        parse(sampling={"negatives": {"shufled": 3}, "kinds": {"shuffled": "mine.kinds:shuffled"}})
+
+
+def test_a_kind_of_the_users_counts_and_is_what_the_groups_depend_on():
+    tree = {"negatives": {"batch": 1, "shuffled": 2}, "kinds": {"shuffled": "mine.kinds:shuffled"}}
+    config = parse(sampling=tree)
+    assert config.sampling.negatives.by_kind == {"batch": 1, "meanfield": 5, "truncation": 3, "shuffled": 2}
+    assert config.candidates == 12
+    assert stage_inputs(config)["sampling"]["negatives"]["shuffled"] == 2
+    assert stage_inputs(config)["sampling"]["kinds"] == {"shuffled": "mine.kinds:shuffled"}
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))), "again") == config
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({"kinds": {"batch": "mine:draw"}}, "'batch' is a kind that exists already"),
+        ({"kinds": {"gold": "mine:draw"}}, "'gold' is a kind that exists already"),
+        ({"kinds": {"mine": "mine.draw"}}, "sampling.kinds.mine: String should match pattern"),
+        ({"kinds": {"Mine": "mine:draw"}}, "should match pattern"),
+        (
+            {"kinds": {"mine": "mine:draw"}, "negatives": {"mine": -1}},
+            "sampling.negatives.mine: Input should be greater",
+        ),
+        ({"negatives": {"unhelpful": 1}}, "negatives.unhelpful 1 needs unhelpful.url and unhelpful.model"),
+        ({"unhelpful": {"max_price": 5}}, "max_price 5 needs input_price and output_price"),
+        ({"unhelpful": {"max_requets": 5}}, "did you mean `sampling.unhelpful.max_requests`"),
+        ({"unhelpful": {"api_key": "x"}}, "name its environment variable"),
+        ({"redraws": -1}, "sampling.redraws: Input should be greater than or equal to 0, got -1"),
+    ],
+)
+def test_what_is_wrong_with_the_negatives_is_told(tree, words):
+    with pytest.raises(ConfigError) as caught:
+        parse(sampling=tree)
+    assert words in str(caught.value)
+
+
+def test_what_an_api_may_cost_makes_no_group_stale():
+    asked = {"unhelpful": {"url": "https://api.example/v1", "model": "some-llm"}}
+    dearer = {
+        "unhelpful": asked["unhelpful"] | {"max_requests": 9, "max_price": 1, "input_price": 1, "output_price": 2}
+    }
+    assert stage_inputs(parse(sampling=asked)) == stage_inputs(parse(sampling=dearer))
+
+
 def test_a_batch_that_does_not_divide_shows_the_arithmetic():
     with pytest.raises(ConfigError) as caught:
         parse(training={"prompts_per_step": 50, "workers": 2, "prompts_per_microbatch": 16})

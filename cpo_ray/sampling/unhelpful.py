@@ -103,6 +103,7 @@ class Writer:
         self.pace = Pace(self.settings.requests_per_minute)
         self.prompt_tokens: dict[str, int] = {}
         self.asked = self.tokens = 0
+        self.failure: ServiceError | None = None  # the first; what is under way then is paid for, and so still kept
 
     def estimate(self, rows: Sequence[dict[str, Any]]) -> None:
         """Tell what the unanswered first draws will cost at the most. Raises ConfigError where that exceeds a cap."""
@@ -126,7 +127,10 @@ class Writer:
 
         async def answer(row: dict[str, Any]) -> None:
             nonlocal told
-            answered[row["id"]] = await self.answer(row, client)
+            try:
+                answered[row["id"]] = await self.answer(row, client)
+            except ServiceError as error:
+                self.failure = self.failure or error
             if time.monotonic() - told > TOLD_EVERY_S:
                 told = time.monotonic()
                 say(f"  unhelpful negatives: {len(answered):,} of {len(rows):,} rows")
@@ -134,6 +138,8 @@ class Writer:
         client.http.event_hooks = {"request": [self.pace.wait], "response": []}
         async with client:
             await run_bounded(rows, self.settings.concurrency, answer)
+        if self.failure is not None:
+            raise self.failure
         return answered
 
     async def answer(self, row: dict[str, Any], client: Client) -> Answered:
@@ -168,6 +174,8 @@ class Writer:
         """The API's answer, and what it cost. A reply that is no chat completion is asked for again, as a 500 is."""
         reserved, reply = Usage(1, question.tokens, self.longest), {}
         for attempt in range(1 + self.settings.retries):
+            if self.failure is not None:
+                raise self.failure
             self.budget.reserve(reserved)
             reply = await client.post("/chat/completions", question.body)
             text = _read_text(reply)

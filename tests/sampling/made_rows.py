@@ -13,7 +13,7 @@ EOS = 0
 
 def encode(text):
     """A tokenizer of sorts: a token per letter."""
-    return [*(1 + ord(letter) % 90 for letter in text)][:7] + [EOS]
+    return [*(1 + ord(letter) % 90 for letter in text[:7]), EOS]
 
 
 LIMITS = Limits(max_tokens=8, eos=EOS, vocabulary=100, encode=encode)

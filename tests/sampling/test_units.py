@@ -62,7 +62,9 @@ def test_every_row_is_in_one_unit_and_every_unit_has_a_full_batch():
 )
 def test_groups_do_not_depend_on_shards_actors_or_order(rows, alphabet, length, seed, order):
     """Units drawn in any order, from a table in other chunks, after an Arrow round trip: the same groups."""
-    golds = [[*tokens, EOS] for tokens in np.random.default_rng(seed).integers(1, 1 + alphabet, (rows, length)).tolist()]
+    golds = [
+        [*tokens, EOS] for tokens in np.random.default_rng(seed).integers(1, 1 + alphabet, (rows, length)).tolist()
+    ]
     config, table = make_config().model_copy(update={"seed": seed}), make_table(golds)
     starts = list(range(0, rows, 8))
     in_order = {start: draw(table, start, config)["groups"] for start in starts}
