@@ -53,6 +53,8 @@ app = typer.Typer(
 )
 configs = typer.Typer(help="List the shipped configurations, or copy one to start from.", invoke_without_command=True)
 app.add_typer(configs, name="configs", rich_help_panel="Before a run")
+show = typer.Typer(help="Print what a run directory holds.", no_args_is_help=True)
+app.add_typer(show, name="show", rich_help_panel="A run")
 
 
 class GpuKind(StrEnum):
@@ -203,6 +205,22 @@ def copy_config(
     with _errors_in_red():
         target = copy_shipped(name, to)
         say(escape(f"copied to {target}; next: cpo-ray validate {shlex.quote(str(target))}"))
+
+
+@show.command("groups")
+def show_groups(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory, e.g. runs/demo.")],
+    row_id: Annotated[
+        str | None, typer.Option("--id", metavar="X", help="The prompt's id, or how it begins: that group alone.")
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="How many groups to print without --id.")] = 1,
+    split: Annotated[str, typer.Option("--split", help="`train`, or `validation` where it was sampled.")] = "train",
+) -> None:
+    """The negatives of a run: statistics per kind, and prompts with their candidates, ranks and reference log-probs."""
+    from cpo_ray.show import show_groups as shown
+
+    with _errors_in_red():
+        Console(soft_wrap=False).print(shown(run_dir, split, row_id, rows))
 
 
 def _perform(
