@@ -78,11 +78,12 @@ def draw_kind(
     attempt) and the candidates before it. Raises ConfigError for a negative that is no continuation.
     """
     drawn = Drawn()
+    source = replace(source, taken=drawn.negatives)
     seen = {tuple(source.gold), *map(tuple, present)}
     for index in range(count):
         for attempt in range(1 + redraws):
             rng = generator(seed, source.id, kind, index, attempt)
-            negative = _check(kind, source.id, draw(replace(source, taken=tuple(drawn.negatives)), rng), limits)
+            negative = _check(kind, source.id, draw(source, rng), limits)
             if tuple(negative) not in seen or attempt == redraws:
                 break
             drawn.redraws += 1
@@ -96,6 +97,8 @@ def _check(kind: str, row_id: str, negative: Tokens | str, limits: Limits) -> To
     """The negative as a continuation: tokens of which the last, and it alone, is EOS."""
     if isinstance(negative, str):
         return limits.encode(negative)
+    if kind in DRAWN:
+        return negative
     tokens = [int(token) for token in negative]
     ends = tokens.count(limits.eos) == 1 and tokens[-1] == limits.eos
     if ends and len(tokens) <= limits.max_tokens and min(tokens) >= 0 and max(tokens) < limits.vocabulary:

@@ -18,6 +18,8 @@ def truncation_negative(source: Source, rng: np.random.Generator) -> Tokens:
     gold = source.gold
     if len(gold) < MINIMUM_TOKENS:
         raise DataError(f"row {source.id}: a response of {len(gold) - 1} token(s) and EOS cannot be truncated")
-    used = np.bincount([len(negative) - 1 for negative in source.taken], minlength=len(gold) - 1)[1:]
-    least = np.flatnonzero(used == used.min()) + 1
-    return [*gold[: least[rng.integers(len(least))]], source.eos]
+    lengths = range(1, len(gold) - 1)
+    this_round = source.taken[len(source.taken) - len(source.taken) % len(lengths) :]
+    used = {len(negative) - 1 for negative in this_round}
+    left = [kept for kept in lengths if kept not in used]
+    return [*gold[: left[rng.integers(len(left))]], source.eos]

@@ -17,14 +17,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from cpo_ray.artifacts import read_table
 from cpo_ray.cluster import ray_cluster
 from cpo_ray.config import ClusterConfig, RunConfig
-from cpo_ray.errors import DataError
+from cpo_ray.errors import ConfigError, DataError
 from cpo_ray.records import EXAMPLE_SCHEMA, GROUP_SCHEMA
 from cpo_ray.sampling.groups import make_groups
 
 pytestmark = pytest.mark.e2e
 
 ROWS, USABLE, CONTEXT, MAX_RESPONSE = 97, 96, 64, 16
-KINDS = ["gold", *["autoregressive"] * 2, *["batch"] * 3, *["meanfield"] * 2, *["truncation"] * 2]
+KINDS = ["gold", *["autoregressive"] * 2, *["batch"] * 3, *["meanfield"] * 2, *["truncation"] * 2, "shouted"]
 WORDS = [
     "one",
     "two",
@@ -51,7 +51,8 @@ def make_config(**sampling):
             "data": {"max_prompt_tokens": 40, "max_response_tokens": MAX_RESPONSE, "on_bad_row": "quarantine"},
             "model": {"context": CONTEXT},
             "sampling": {
-                "negatives": {"autoregressive": 2, "batch": 3, "meanfield": 2, "truncation": 2},
+                "negatives": {"autoregressive": 2, "batch": 3, "meanfield": 2, "truncation": 2, "shouted": 1},
+                "kinds": {"shouted": "toy_shouting:shouted"},
                 "batch_rows": 16,
                 "shard_rows": 32,
                 "engine": {"kv_cache_gib": 0.25, "max_sequences": 64},
@@ -127,7 +128,20 @@ def data(tmp_path_factory, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def ray():
+def toy(tmp_path_factory):
+    """A kind of negative in a package of its own, on PYTHONPATH as a user's is."""
+    folder = tmp_path_factory.mktemp("packages")
+    (folder / "toy_shouting.py").write_text(
+        "def shouted(source, rng):\n    return source.response.upper()\n\n\ndef mute(source, rng):\n    return []\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def ray(toy):
     with ray_cluster(ClusterConfig(object_store_gib=0.3)) as cluster:
         cluster.ensure()
         import ray
@@ -184,7 +198,8 @@ def test_groups_have_the_schema_the_order_and_the_promised_candidates(made, data
         exchanged = [example["response_ids"] for example in examples[number // 16 * 16 :][:16]]
         assert all(negative in exchanged and negative != gold for negative in negatives[2:5])
         assert all(len(n) == len(gold) and n.count(eos) == 1 and n[-1] == eos for n in negatives[5:7])
-        assert all(n[:-1] == gold[: len(n) - 1] and n[-1] == eos and len(n) < len(gold) for n in negatives[7:])
+        assert all(n[:-1] == gold[: len(n) - 1] and n[-1] == eos and len(n) < len(gold) for n in negatives[7:9])
+        assert negatives[9] == [*tokenizer.encode(example["response"].upper())[: MAX_RESPONSE - 1], eos]
 
 
 def test_reference_scores_equal_separate_forwards(made, reference):
@@ -202,12 +217,16 @@ def test_samples_come_from_the_reference(made, reference):
     stats = json.loads((made[0] / "stats.json").read_text())
     assert set(stats) == set(KINDS)
     assert stats["autoregressive"]["count"] == 2 * USABLE
+    for kind in KINDS[1:]:
+        assert stats[kind]["tokens_per_second"] > 0, kind
+        assert stats[kind]["redraws"] >= 0
     per_token = {kind: entry["mean_ref_logp"] / entry["mean_tokens"] for kind, entry in stats.items()}
     assert per_token["autoregressive"] > per_token["gold"] + 0.5
 
 
 def test_a_rerun_makes_only_the_missing_shard_and_the_same_rows(made, data, reference):
     out, _, _ = made
+    counted = json.loads((out / "stats.json").read_text())
     before, second = read_table(out), out / "part-00001.parquet"
     untouched = {p: p.stat().st_mtime_ns for p in out.glob("*.parquet") if p != second}
     second.unlink()
@@ -222,6 +241,10 @@ def test_a_rerun_makes_only_the_missing_shard_and_the_same_rows(made, data, refe
         assert old["id"] == new["id"]
         assert [old["candidate_ids"][k] for k in fixed] == [new["candidate_ids"][k] for k in fixed]
         assert [old["ref_logps"][k] for k in fixed] == pytest.approx([new["ref_logps"][k] for k in fixed], abs=1e-5)
+    redraws = json.loads((out / "stats.json").read_text())
+    assert {kind: redraws[kind]["redraws"] for kind in ("batch", "truncation")} == {
+        kind: counted[kind]["redraws"] for kind in ("batch", "truncation")
+    }
 
 
 def test_the_engine_is_gone_when_the_stage_is_over(made, ray):
@@ -234,11 +257,18 @@ def test_the_engine_is_gone_when_the_stage_is_over(made, ray):
     assert ray.available_resources()["CPU"] == 8
 
 
-def test_a_row_without_enough_others_reaches_the_user_as_our_error(made, data, reference, tmp_path):
-    """Raised inside a Ray task, seen as a DataError."""
-    config = make_config(batch_rows=16, rows=3, negatives={"batch": 3, "meanfield": 1, "truncation": 0})
-    with pytest.raises(DataError, match="have 2 different responses"):
+def test_what_a_kind_gets_wrong_reaches_the_user_as_our_error(made, data, reference, tmp_path):
+    """Raised inside a Ray task, seen as a ConfigError."""
+    counts = {"batch": 3, "meanfield": 0, "truncation": 0, "mute": 1}
+    config = make_config(rows=16, negatives=counts, kinds={"mute": "toy_shouting:mute"})
+    with pytest.raises(ConfigError, match=r"sampling\.negatives\.mute: the negative for row .* is no continuation"):
         make_groups(config, data, reference, tmp_path, lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_without_enough_others_is_refused_before_any_actor_starts(data, reference, tmp_path):
+    with pytest.raises(DataError, match="have 2 different responses"):
+        make_groups(make_config(rows=3), data, reference, tmp_path, lambda _: None)
     assert list(tmp_path.iterdir()) == []
 
 

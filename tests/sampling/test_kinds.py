@@ -106,7 +106,7 @@ def test_a_kind_sees_what_it_has_drawn_and_has_random_numbers_of_its_own():
     seen = []
 
     def remember(source, rng):
-        seen.append((source.taken, int(rng.integers(1000))))
+        seen.append((tuple(source.taken), int(rng.integers(1000))))
         return [len(source.taken) + 1, EOS]
 
     drawn(remember, count=3)
