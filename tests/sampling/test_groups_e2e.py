@@ -14,17 +14,29 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from cpo_ray import client
 from cpo_ray.artifacts import read_table
 from cpo_ray.cluster import ray_cluster
 from cpo_ray.config import ClusterConfig, RunConfig
 from cpo_ray.errors import ConfigError, DataError
 from cpo_ray.records import EXAMPLE_SCHEMA, GROUP_SCHEMA
 from cpo_ray.sampling.groups import make_groups
+from tests.flaky_server import KEY, serve_flaky
 
 pytestmark = pytest.mark.e2e
 
 ROWS, USABLE, CONTEXT, MAX_RESPONSE = 97, 96, 64, 16
-KINDS = ["gold", *["autoregressive"] * 2, *["batch"] * 3, *["meanfield"] * 2, *["truncation"] * 2, "shouted"]
+KINDS = [
+    "gold",
+    *["autoregressive"] * 2,
+    *["batch"] * 3,
+    *["meanfield"] * 2,
+    *["truncation"] * 2,
+    "unhelpful",
+    "shouted",
+]
+COUNTS = {"autoregressive": 2, "batch": 3, "meanfield": 2, "truncation": 2, "unhelpful": 1, "shouted": 1}
+API = {"url": "http://127.0.0.1:9/v1", "model": "some-llm"}  # the fixture `api` sets the URL
 WORDS = [
     "one",
     "two",
@@ -51,8 +63,9 @@ def make_config(**sampling):
             "data": {"max_prompt_tokens": 40, "max_response_tokens": MAX_RESPONSE, "on_bad_row": "quarantine"},
             "model": {"context": CONTEXT},
             "sampling": {
-                "negatives": {"autoregressive": 2, "batch": 3, "meanfield": 2, "truncation": 2, "shouted": 1},
+                "negatives": COUNTS,
                 "kinds": {"shouted": "toy_shouting:shouted"},
+                "unhelpful": API,
                 "batch_rows": 16,
                 "shard_rows": 32,
                 "engine": {"kv_cache_gib": 0.25, "max_sequences": 64},
@@ -141,7 +154,18 @@ def toy(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ray(toy):
+def api():
+    """An LLM of few words, which fails for some requests."""
+    answer = {"choices": [{"message": {"role": "assistant", "content": "the apples are a pear"}}]}
+    with serve_flaky(lambda _: answer, failing=0.1) as service, pytest.MonkeyPatch.context() as patch:
+        patch.setitem(API, "url", service.url)
+        patch.setenv("CPO_RAY_UNHELPFUL_KEY", KEY)
+        patch.setattr(client, "FIRST_WAIT_S", 0.002)
+        yield service
+
+
+@pytest.fixture(scope="module")
+def ray(toy, api):
     with ray_cluster(ClusterConfig(object_store_gib=0.3)) as cluster:
         cluster.ensure()
         import ray
@@ -170,13 +194,14 @@ def names(process):
         return []
 
 
-def test_groups_have_the_schema_the_order_and_the_promised_candidates(made, data, tokenizer):
+def test_groups_have_the_schema_the_order_and_the_promised_candidates(made, data, tokenizer, api):
     out, summary, progress = made
     table = read_table(out)
     assert table.schema.equals(GROUP_SCHEMA)
     assert sorted(p.name for p in out.glob("*")) == [*(f"part-0000{i}.parquet" for i in range(3)), "stats.json"]
     examples = [row for row in read_table(data / "train").to_pylist() if row["id"] != f"{40:016x}"]
     assert sum(progress) == summary["rows"] == USABLE == len(table)
+    assert summary["unhelpful"]["asked"] == len(api.answered) == USABLE
     assert summary["candidates"] == len(KINDS)
     assert (summary["left_out"], summary["truncated_prompts"]) == (1, 1)
     eos = tokenizer.eos_token_id
@@ -199,7 +224,8 @@ def test_groups_have_the_schema_the_order_and_the_promised_candidates(made, data
         assert all(negative in exchanged and negative != gold for negative in negatives[2:5])
         assert all(len(n) == len(gold) and n.count(eos) == 1 and n[-1] == eos for n in negatives[5:7])
         assert all(n[:-1] == gold[: len(n) - 1] and n[-1] == eos and len(n) < len(gold) for n in negatives[7:9])
-        assert negatives[9] == [*tokenizer.encode(example["response"].upper())[: MAX_RESPONSE - 1], eos]
+        assert negatives[9] == [*tokenizer.encode("the apples are a pear"), eos]
+        assert negatives[10] == [*tokenizer.encode(example["response"].upper())[: MAX_RESPONSE - 1], eos]
 
 
 def test_reference_scores_equal_separate_forwards(made, reference):
@@ -259,7 +285,7 @@ def test_the_engine_is_gone_when_the_stage_is_over(made, ray):
 
 def test_what_a_kind_gets_wrong_reaches_the_user_as_our_error(made, data, reference, tmp_path):
     """Raised inside a Ray task, seen as a ConfigError."""
-    counts = {"batch": 3, "meanfield": 0, "truncation": 0, "mute": 1}
+    counts = {"batch": 3, "meanfield": 0, "truncation": 0, "unhelpful": 0, "mute": 1}
     config = make_config(rows=16, negatives=counts, kinds={"mute": "toy_shouting:mute"})
     with pytest.raises(ConfigError, match=r"sampling\.negatives\.mute: the negative for row .* is no continuation"):
         make_groups(config, data, reference, tmp_path, lambda _: None)
