@@ -115,11 +115,10 @@ def groups_dataset(config: RunConfig, selection: Selection, reference: Reference
     from cpo_ray.sampling.ranking import Ranker
     from cpo_ray.sampling.scoring import Scorer
 
-    table = ray.put(selection.table)
+    table, prompt_tokens = ray.put(selection.table), selection.prompt_tokens  # the function must not hold the table
 
     def draw(batch: pa.Table) -> pa.Table:
         rows, draws, limits = ray.get(table), load_kinds(config.sampling), _limits(config, reference)
-        prompt_tokens = selection.prompt_tokens
         return write_units([draw_unit(rows, start, prompt_tokens, config, draws, limits) for start in _starts(batch)])
 
     pool = _actor_options(config)

@@ -22,7 +22,7 @@ from cpo_ray.progress import say
 from cpo_ray.sampling.budget import Budget, Usage
 from cpo_ray.sampling.responses import Tokenizer, count_tokens, encode_responses
 from cpo_ray.sampling.seeding import draw_seed
-from cpo_ray.sampling.selection import Selection
+from cpo_ray.sampling.selection import Selection, check_batches
 from cpo_ray.sampling.source import Tokens
 from cpo_ray.sampling.units import UNHELPFUL, UNHELPFUL_REDRAWS
 
@@ -66,7 +66,8 @@ def add_unhelpful(
     most; what then still repeats is kept, and a row with nothing but empty answers follows `data.on_bad_row`.
 
     Raises ConfigError where the key is missing or the estimate exceeds a cap, ServiceError where the API refuses, keeps
-    failing, or a cap is reached (what was answered is kept), DataError for a row without an answer.
+    failing, or a cap is reached (what was answered is kept), DataError for a row without an answer or a batch without
+    enough rows.
     """
     settings = config.sampling.unhelpful
     key = os.environ.get(settings.key_variable)
@@ -89,7 +90,9 @@ def add_unhelpful(
             f"training row {lacking[0]} and {len(lacking) - 1} more: {NO_ANSWER}. "
             "Set data.on_bad_row: quarantine to leave such rows out of the groups, with a count."
         )
-    return _with_columns(selection, answered, lacking), writer.summary(time.monotonic() - began)
+    selection = _with_columns(selection, answered, lacking)
+    check_batches(selection.table, config)  # rows may have been left out
+    return selection, writer.summary(time.monotonic() - began)
 
 
 class Writer:
