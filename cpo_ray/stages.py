@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from cpo_ray.artifacts import Artifact, Summary, canonical, find_artifact, hash_file, read_jsonl, read_table, write_json
+from cpo_ray.artifacts import Artifact, Summary, canonical, find_artifact, read_jsonl, read_table, write_json
 from cpo_ray.config import ObjectiveConfig, RunConfig, ScheduledSamplingConfig, TrainingConfig, stage_inputs
 from cpo_ray.errors import ConfigError
 from cpo_ray.progress import bar, console, say
@@ -21,10 +21,18 @@ from cpo_ray.watching import Watcher
 
 def data(run: Run) -> None:
     """Read, split, cut and tokenize the examples."""
-    from cpo_ray.data.examples import prepare_examples
+    from cpo_ray.data.examples import prepare_examples, reads_in_parallel
+    from cpo_ray.data.sources import fingerprint
 
-    inputs = {"seed": run.config.seed, "data": stage_inputs(run.config.data), "file": _hash_file(run.config.data.path)}
-    run.make("data", inputs, lambda out: prepare_examples(run.config, out))
+    config = run.config.data
+    files = fingerprint(config.path, config.source) if config.path else None
+
+    def build(out: Path) -> Summary:
+        if reads_in_parallel(config):
+            run.ray.ensure()
+        return prepare_examples(run.config, out)
+
+    run.make("data", {"seed": run.config.seed, "data": stage_inputs(config), "files": files}, build)
 
 
 def reference(run: Run) -> None:
@@ -311,10 +319,3 @@ def _judge(run: Run, examples: Path) -> Iterator[tuple[str, str, str]]:
     if not key:
         raise ConfigError(f"the judge at {config.url} needs its key in the environment variable {config.key_variable}")
     yield config.url, key, config.model
-
-
-def _hash_file(path: Path | None) -> str | None:
-    """Content hash of an input file; a missing one is the reader's to report."""
-    if path is None or not path.is_file():
-        return None
-    return hash_file(path)

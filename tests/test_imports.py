@@ -30,7 +30,8 @@ GROUND = {  # below the wings: what each may import
 GATES = {
     "deepspeed": {"training/engine.py"},
     "mauve": {"evaluation/mauve.py"},
-    "mwxml": set(),
+    "mwxml": {"data/wikidump.py"},
+    "mwparserfromhell": {"data/wikidump.py"},
 }
 
 

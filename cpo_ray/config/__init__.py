@@ -5,7 +5,7 @@ out of bounds are errors that name the key; nothing is rounded or guessed.
 """
 
 from cpo_ray.config.cluster import ClusterConfig
-from cpo_ray.config.data import DataConfig, TokenizerConfig
+from cpo_ray.config.data import DataConfig, FieldsConfig, PassagesConfig, TokenizerConfig
 from cpo_ray.config.engine import EngineConfig
 from cpo_ray.config.evaluation import DecodingConfig, GenerationConfig, JudgeConfig, MauveConfig
 from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
@@ -28,6 +28,7 @@ __all__ = [
     "DataConfig",
     "DecodingConfig",
     "EngineConfig",
+    "FieldsConfig",
     "GenerationConfig",
     "JudgeConfig",
     "MauveConfig",
@@ -36,6 +37,7 @@ __all__ = [
     "ModelConfig",
     "NegativeCounts",
     "ObjectiveConfig",
+    "PassagesConfig",
     "RunConfig",
     "SamplingConfig",
     "ScheduledSamplingConfig",

@@ -1,6 +1,5 @@
 """Stage `data`."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -18,13 +17,59 @@ class TokenizerConfig(Section):
     """Size of the trained vocabulary. Not used with `path`."""
 
 
+class FieldsConfig(Section):
+    """Names of the fields in an instruction JSONL (`source: instructions`). Each value must be text."""
+
+    instruction: str = "instruction"
+    """What is asked. It must not be empty."""
+    context: str | None = None
+    """What the instruction is about; without it no row has a context. May be empty."""
+    response: str = "response"
+    """The ground-truth response. It must not be empty."""
+    category: str | None = None
+    """A label by which the report can sort rows; without it there is none."""
+
+
+class PassagesConfig(Section):
+    """How articles (`source: wikidump` or `text`) become prompts and continuations."""
+
+    tokens: Annotated[int, Field(ge=8)] = 256
+    """Tokens of a sample, prompt and continuation together. An article is cut into consecutive samples."""
+    min_tokens: Annotated[int, Field(ge=8)] = 32
+    """An article's last sample may be shorter, down to this. What is shorter still is left out, and such articles counted."""
+    prompt_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """The first floor(`prompt_share` * n) of a sample's n tokens are the prompt (the paper: 15%)."""
+
+    def prompt_tokens(self, tokens: int) -> int:
+        """Prompt tokens of a sample of `tokens` tokens."""
+        return int(self.prompt_share * tokens + 1e-9)  # 0.29 * 100 is 28.999...
+
+    @model_validator(mode="after")
+    def _check(self) -> "PassagesConfig":
+        if self.min_tokens > self.tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} exceeds tokens {self.tokens}")
+        prompt = self.prompt_tokens(self.min_tokens)
+        if not 1 <= prompt <= self.min_tokens - 2:
+            raise ValueError(
+                f"prompt_share {self.prompt_share:g} of min_tokens {self.min_tokens} gives {prompt} prompt and "
+                f"{self.min_tokens - prompt} continuation tokens, but at least 1 and 2 are needed: raise min_tokens"
+            )
+        return self
+
+
 class DataConfig(Section):
     """Stage `data`: read, split, cut, tokenize."""
 
-    source: Literal["synthetic", "dolly"] = "synthetic"
-    """`synthetic` is embedded and needs no file; `dolly` reads databricks-dolly-15k's JSONL from `path`."""
-    path: Path | None = None
-    """The data file. Needed by every source but `synthetic`."""
+    source: Literal["synthetic", "dolly", "instructions", "wikidump", "text"] = "synthetic"
+    """`synthetic` is embedded and needs no file; `dolly` reads databricks-dolly-15k's JSONL, `instructions` any JSONL with
+    the fields named in `fields`, `wikidump` MediaWiki dumps (.xml.bz2), `text` plain text, from `path`."""
+    path: str | None = None
+    """The data: a file, a folder, a pattern (`dumps/*.xml*.bz2`) or an fsspec URL of one (`s3://...`, `hf://datasets/...`).
+    Needed by every source but `synthetic`. Several files are read in parallel."""
+    fields: FieldsConfig = FieldsConfig()
+    """Only for `instructions`."""
+    passages: PassagesConfig = PassagesConfig()
+    """Only for `wikidump` and `text`."""
     train_rows: Annotated[int, Field(ge=1)] = 3000
     """Rows of the training split (the paper: 7505 of Dolly)."""
     validation_rows: Annotated[int, Field(ge=0)] = 200
@@ -42,10 +87,44 @@ class DataConfig(Section):
     on_bad_row: Literal["error", "quarantine"] = "error"
     """A malformed or empty row stops the stage, or goes to `data/quarantine.jsonl` with its line number and a count."""
 
+    @property
+    def has_articles(self) -> bool:
+        """Whether the source yields articles, to be cut into passages, rather than instructions with responses."""
+        return self.source in {"wikidump", "text"}
+
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
-        if self.source != "synthetic" and self.path is None:
-            raise ValueError(f"source: {self.source} needs data.path (for instance --set data.path=/data/dolly.jsonl)")
+        if self.source != "synthetic" and not self.path:
+            raise ValueError(
+                f"source: {self.source} needs data.path (for instance --set data.path=/data/{self._example})"
+            )
         if "{instruction}" not in self.template:
             raise ValueError("template must contain {instruction}")
+        if self.has_articles:
+            self._check_passages()
         return self
+
+    @property
+    def _example(self) -> str:
+        return {"dolly": "dolly.jsonl", "wikidump": "enwiki.xml.bz2", "text": "wikitext.txt"}.get(
+            self.source, "mine.jsonl"
+        )
+
+    def _check_passages(self) -> None:
+        if self.tokenizer.path is None:
+            raise ValueError(
+                f"source: {self.source} cuts articles by tokens, so it needs a tokenizer that is there already: "
+                "set data.tokenizer.path"
+            )
+        total, share = self.passages.tokens, self.passages.prompt_share
+        prompt = self.passages.prompt_tokens(total)
+        if prompt > self.max_prompt_tokens:
+            raise ValueError(
+                f"passages.prompt_share {share:g} of passages.tokens {total} gives prompts of {prompt} tokens, over "
+                f"max_prompt_tokens {self.max_prompt_tokens}"
+            )
+        if total - prompt + 1 > self.max_response_tokens:
+            raise ValueError(
+                f"passages.tokens {total} - prompt {prompt} + EOS = {total - prompt + 1} tokens of continuation, over "
+                f"max_response_tokens {self.max_response_tokens}: raise that, or lower passages.tokens"
+            )

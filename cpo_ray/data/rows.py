@@ -19,15 +19,25 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Article:
+    """A text to be cut into passages. Articles of one title stay on one side of the split."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
 class BadRow:
-    """A line that cannot be used, and why."""
+    """A line, an article or the rest of a file that cannot be used, and why."""
 
     file: str
-    line: int  # counted from 1
+    line: int | None  # counted from 1; None where `byte` says where
     reason: str
+    byte: int | None = None  # offset in the file as it is stored: compressed, for a compressed one
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}"
+        where = f"{self.line}" if self.byte is None else f" byte {self.byte}"
+        return f"{self.file}:{where}: {self.reason}"
 
 
 def content_hash(*parts: object) -> str:

@@ -8,7 +8,8 @@ from transformers import AutoTokenizer
 from cpo_ray.artifacts import Summary, read_jsonl, read_table
 from cpo_ray.config import RunConfig
 from cpo_ray.configfile import parse_config
-from cpo_ray.data.examples import gather, prepare_examples
+from cpo_ray.data.corpus import gather
+from cpo_ray.data.examples import prepare_examples
 from cpo_ray.data.splits import split_prompts
 from cpo_ray.data.synthetic import is_right
 from cpo_ray.errors import ConfigError, DataError
@@ -20,6 +21,8 @@ SMALL = {"train_rows": 300, "validation_rows": 40, "test_rows": 60, "tokenizer":
 
 
 def configure(**data: Any) -> RunConfig:
+    if "path" in data:
+        data["path"] = str(data["path"])
     return parse_config({"name": "test", "data": data}, "test")
 
 
