@@ -50,9 +50,9 @@ def _cut(text: str, ids: Sequence[int], spans: Sequence[Span], config: PassagesC
     begin = 0
     while begin < len(ids):
         end = _between_characters(spans, begin, begin + config.tokens)
-        tokens = end - begin
-        middle = _between_characters(spans, begin, begin + config.prompt_tokens(tokens))
-        if tokens >= config.min_tokens and begin < middle < end:
+        middle = _between_characters(spans, begin, begin + config.prompt_tokens(end - begin))
+        is_whole = end < len(ids) or end - begin >= config.min_tokens
+        if is_whole and begin < middle < end:
             first, cut, last = (_character(text, spans, place) for place in (begin, middle, end))
             yield Passage(text[first:cut], text[cut:last], array("i", ids[begin:middle]), array("i", ids[middle:end]))
         begin = end

@@ -16,7 +16,7 @@ Reader = Callable[[IO[bytes], str], Iterator[Any]]
 """From an open part and its name to its records. Ray carries it to its workers."""
 
 RECORDS = 64  # of a chunk
-BLOCK_BYTES = 8 << 20  # of chunks that Ray Data moves at once
+BLOCK_BYTES = 2 << 20  # of chunks that Ray Data moves at once
 MEGABYTE = 1_000_000
 
 

@@ -37,7 +37,7 @@ def list_parts(path: str, source: str) -> list[str]:
 
 
 def fingerprint(path: str, source: str) -> list[str | None]:
-    """What stands for the parts' content, in order: sha256 of a local file, the store's own tag of a remote one.
+    """What stands for the parts' content, in order: sha256 of a local file, of what the store says about a remote one.
 
     None stands for a missing local file.
     """
@@ -104,7 +104,8 @@ def _fingerprint(part: str) -> str | None:
     with _told(part):
         if "://" in part:
             fs, root = _file_system(part)
-            return f"{fs.size(root)} {fs.ukey(root)}"
+            about = sorted(fs.info(root).items())  # size and, by store, ETag, modification time, commit
+            return hashlib.sha256(str(about).encode()).hexdigest()
         place = Path(part).expanduser()
         if not place.is_file():
             return None
@@ -117,14 +118,14 @@ def _told(part: str, hint: str = "") -> Iterator[None]:
     """Turn what a file system raises into a DataError that says what to do."""
     try:
         yield
-    except FileNotFoundError:
-        raise DataError(
-            f"no data file {part}. {hint or 'Name a file, a folder or a URL with --set data.path=...'}{_hub_advice(part)}"
-        ) from None
+    except FileNotFoundError as error:
+        advice = (hint or "Name a file, a folder or a URL with --set data.path=...") + _hub_advice(part)
+        cause = f" ({error.__cause__})" if error.__cause__ else ""  # fsspec: what the web server answered
+        raise DataError(f"no data file {part}{cause}. {advice}") from None
     except ImportError as error:  # fsspec: the package of this kind of URL
         raise DataError(f"data.path: {part} needs a package that is not installed: {error}") from None
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
+    except (OSError, *_client_errors(part)) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{part} cannot be read: {reason}. Name another file with --set data.path=FILE.") from None
     except ValueError as error:
         if not str(error).startswith("Protocol not known"):
@@ -132,8 +133,17 @@ def _told(part: str, hint: str = "") -> Iterator[None]:
         raise DataError(f"data.path: {part}: {error}") from None
 
 
+def _client_errors(part: str) -> tuple[type[Exception], ...]:
+    """What fsspec lets through from a web server that refuses or breaks off."""
+    if not part.startswith(("http://", "https://")):
+        return ()
+    from aiohttp import ClientError
+
+    return (ClientError,)
+
+
 def _hub_advice(part: str) -> str:
-    if not HUB_ID.fullmatch(part):
+    if not HUB_ID.fullmatch(part) or part.endswith(sum(SUFFIXES.values(), ())):
         return ""
     return (
         f" If {part} is meant as a data set on the Hugging Face hub: the package datasets is not among this project's "

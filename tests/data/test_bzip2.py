@@ -1,0 +1,60 @@
+import bz2
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpo_ray.data.bzip2 import Bzip2Stream, DamagedFileError
+
+PAYLOAD = bytes(range(256)) * 40
+
+
+def read_all(compressed: bytes, size: int = 1000) -> bytes:
+    stream = Bzip2Stream(io.BytesIO(compressed))
+    return b"".join(iter(lambda: stream.read(size), b""))
+
+
+@given(st.lists(st.binary(max_size=300), max_size=4), st.integers(1, 500))
+def test_streams_one_after_the_other_read_as_one(pieces: list[bytes], size: int) -> None:
+    assert read_all(b"".join(map(bz2.compress, pieces)), size) == b"".join(pieces)
+
+
+@given(st.data())
+def test_a_file_cut_anywhere_is_told_with_its_length(data: st.DataObject) -> None:
+    first, second = bz2.compress(PAYLOAD), bz2.compress(b"more")
+    cut = data.draw(st.integers(1, len(first + second) - 1).filter(lambda cut: cut != len(first)))
+    with pytest.raises(DamagedFileError, match="truncated") as caught:
+        read_all((first + second)[:cut])
+    assert caught.value.byte == cut
+
+
+@given(st.integers(4, len(bz2.compress(PAYLOAD)) - 1), st.integers(1, 255))
+def test_a_changed_byte_never_yields_other_data(position: int, change: int) -> None:
+    compressed = bytearray(bz2.compress(PAYLOAD))
+    compressed[position] ^= change
+    try:
+        assert read_all(bytes(compressed)) == PAYLOAD
+    except DamagedFileError as error:
+        assert position <= error.byte
+
+
+def test_data_before_the_damage_comes_first() -> None:
+    damaged = bytearray(bz2.compress(b"one" * 100) + bz2.compress(b"two" * 100))
+    damaged[-8] ^= 0xFF
+    stream = Bzip2Stream(io.BytesIO(bytes(damaged)))
+    assert stream.read(1000) == b"one" * 100
+    with pytest.raises(DamagedFileError, match="damaged bzip2 data at or shortly before this byte"):
+        while stream.read(1000):
+            pass
+
+
+def test_what_follows_the_last_stream_is_damage() -> None:
+    with pytest.raises(DamagedFileError):
+        read_all(bz2.compress(b"x") + b"garbage")
+
+
+def test_memory_holds_a_block_not_the_file() -> None:
+    """A hundred megabytes of zeros compress to some hundred bytes; reading them must not unpack them at once."""
+    stream = Bzip2Stream(io.BytesIO(bz2.compress(bytes(100 << 20))))
+    assert len(stream.read(1 << 16)) == 1 << 16
