@@ -17,6 +17,7 @@ from cpo_ray.configfile import load_config, parse_config
 from cpo_ray.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
+WIKI = {"source": "wikidump", "path": "x.bz2", "tokenizer": {"path": "t"}, "passages": {"tokens": 64}}
 
 
 def parse(**tree):
@@ -68,6 +69,13 @@ def test_an_unknown_key_of_a_decoding_names_the_nearest():
         ({"model": {"context": 64}}, ["192 + data.max_response_tokens 64 = 256 exceeds model.context 64"]),
         ({"data": {"source": "dolly"}}, ["data", "needs data.path"]),
         ({"data": {"template": "{context}"}}, ["{instruction}"]),
+        ({"data": {"source": "wikidump"}}, ["needs data.path", "enwiki.xml.bz2"]),
+        ({"data": WIKI | {"tokenizer": {}}}, ["cuts articles by tokens", "set data.tokenizer.path"]),
+        ({"data": WIKI | {"max_prompt_tokens": 8}}, ["0.15 of passages.tokens 64 gives prompts of 9 tokens"]),
+        ({"data": WIKI | {"max_response_tokens": 55}}, ["64 - prompt 9 + EOS = 56", "max_response_tokens 55"]),
+        ({"data": {"passages": {"tokens": 64, "min_tokens": 65}}}, ["min_tokens 65 exceeds tokens 64"]),
+        ({"data": {"passages": {"prompt_share": 0.1, "min_tokens": 9}}}, ["gives 0 prompt and 9 continuation tokens"]),
+        ({"data": {"passages": {"prompt_share": 0.9, "min_tokens": 10}}}, ["gives 9 prompt and 1 continuation tokens"]),
         ({"sampling": {"batch_rows": 3, "shard_rows": 9}}, ["sampling.negatives.batch 3", "batch_rows is 3"]),
         ({"sampling": {"shard_rows": 100}}, ["sampling.shard_rows 100", "multiple", "64"]),
         ({"generation": {"decodings": {}}}, ["generation", "decodings", "at least one"]),

@@ -40,7 +40,7 @@ def read_chunks(parts: Sequence[str], reader: Reader, hint: str = "") -> Iterato
     chunks = (
         _read_part(0, parts[0], parts[0], reader, hint) if len(parts) == 1 else _read_in_parallel(parts, reader, hint)
     )
-    sizes = [part_bytes(part) for part in parts]
+    sizes = [part_bytes(part, hint) for part in parts]
     reached = [0] * len(parts)
     with bar("reading", max(sum(sizes) / MEGABYTE, 0.1), "MB") as progress:
         for chunk in chunks:

@@ -54,9 +54,9 @@ def open_part(part: str, hint: str = "") -> Iterator[IO[bytes]]:
         yield file
 
 
-def part_bytes(part: str) -> int:
-    """Size of a part as it is stored; 0 where the store does not tell."""
-    with _told(part):
+def part_bytes(part: str, hint: str = "") -> int:
+    """Size of a part as it is stored; 0 where the store does not tell. DataError as `open_part` has it."""
+    with _told(part, hint):
         if "://" not in part:
             return Path(part).expanduser().stat().st_size
         fs, root = _file_system(part)

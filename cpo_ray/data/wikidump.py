@@ -93,6 +93,8 @@ def _pages(stream: Any) -> Iterator[Page]:
     for page in Dump.from_element(root).pages:
         yield page
         root.element.clear()  # else the tree keeps an empty element of every page
+    for _ in root.pointer.etree_events:  # mwxml stops at </mediawiki>: what follows must be nothing
+        pass
 
 
 def _wikitext(page: Page) -> str | None:

@@ -1,5 +1,6 @@
 import random
 from array import array
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -20,9 +21,7 @@ def article(title: str, *prompts: str) -> CutArticle:
 
 def some_articles(count: int, most: int = 4, seed: int = 0) -> list[CutArticle]:
     draw = random.Random(seed)
-    return [
-        article(f"title {n}", *(f"prompt {n}.{k}" for k in range(draw.randint(0, most)))) for n in range(count)
-    ]
+    return [article(f"title {n}", *(f"prompt {n}.{k}" for k in range(draw.randint(0, most)))) for n in range(count)]
 
 
 def choose(articles: list[CutArticle], sizes: dict[str, int] = SIZES, seed: int = 17) -> Chooser:
@@ -61,7 +60,8 @@ def test_memory_does_not_grow_with_the_articles() -> None:
 def test_no_article_and_no_prompt_is_on_two_sides(seed: int) -> None:
     draw = random.Random(seed)
     articles = [
-        article(f"title {n % 30}", *(f"prompt {draw.randrange(60)}" for _ in range(draw.randint(1, 4)))) for n in range(60)
+        article(f"title {n % 30}", *(f"prompt {draw.randrange(60)}" for _ in range(draw.randint(1, 4))))
+        for n in range(60)
     ]
     splits = choose(articles).fill().splits
     sides = list(splits.values())
@@ -117,5 +117,5 @@ def test_neighbours_come_from_different_articles() -> None:
     """Neighbours exchange responses as batch negatives."""
     articles = [article(f"title {n}", *(f"prompt {n}.{k}" for k in range(20))) for n in range(10)]
     rows = choose(articles, {"train": 150, "validation": 0, "test": 0}).fill().splits["train"]
-    same = sum(one.title == other.title for one, other in zip(rows, rows[1:], strict=False))
+    same = sum(one.title == other.title for one, other in pairwise(rows))
     assert same < 40

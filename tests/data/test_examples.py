@@ -154,6 +154,36 @@ def test_special_tokens_spelled_out_in_a_text_stay_text(tmp_path: Path) -> None:
         assert row["response_ids"].index(eos) == len(row["response_ids"]) - 1
 
 
+def test_a_one_token_response_is_kept_with_its_eos(tmp_path: Path) -> None:
+    """Sampling leaves it out where a truncation negative is wanted; the data stage does not decide that."""
+    path = write_dolly(tmp_path / "d.jsonl", [{"instruction": f"Say {n}.", "response": str(n)} for n in range(4)])
+    prepare_examples(
+        configure(source="dolly", path=path, train_rows=3, validation_rows=0, test_rows=1), tmp_path / "out"
+    )
+    assert {len(row["response_ids"]) for row in rows_of(tmp_path / "out", "train", "test")} == {2}
+
+
+def test_a_folder_of_one_file_reads_like_the_file(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    path = write_dolly(tmp_path / "d" / "d.jsonl", [{"instruction": f"q{n}", "response": f"r{n}"} for n in range(4)])
+    sizes = {"train_rows": 3, "validation_rows": 0, "test_rows": 1}
+    for place in (path, path.parent, f"file://{path}"):
+        prepare_examples(configure(source="dolly", path=place, **sizes), tmp_path / "out")
+        assert len(rows_of(tmp_path / "out", "train", "test")) == 4
+
+
+def test_any_instruction_file_with_named_fields(tmp_path: Path) -> None:
+    path = tmp_path / "alpaca.jsonl"
+    rows = [{"prompt": f"q{n}", "input": "c" * (n % 2), "output": f"r{n}"} for n in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"instruction": "prompt", "context": "input", "response": "output"}
+    config = configure(source="instructions", path=path, fields=fields, train_rows=4, validation_rows=0, test_rows=2)
+    prepare_examples(config, tmp_path / "out")
+    made = rows_of(tmp_path / "out", "train", "test")
+    assert {row["prompt"] for row in made} == {"q0\n", "q1\nc\n", "q2\n", "q3\nc\n", "q4\n", "q5\nc\n"}
+    assert {(row["source"], row["category"]) for row in made} == {("instructions", "")}
+
+
 def test_bad_line_stops_the_stage_or_is_quarantined(tmp_path: Path) -> None:
     path = write_dolly(tmp_path / "d.jsonl", [{"instruction": f"q{n}", "response": f"r{n}"} for n in range(4)])
     lines = path.read_bytes().splitlines(keepends=True)

@@ -90,8 +90,14 @@ def test_a_folder_without_such_files(place: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        ("nowhere/here.jsonl", r"no data file nowhere/here\.jsonl\. Name a file, a folder or a URL with --set data\.path=\.\.\.$"),
-        ("databricks/databricks-dolly-15k", r"Hugging Face hub: the package datasets is not .*=hf://datasets/databricks/"),
+        (
+            "nowhere/here.jsonl",
+            r"no data file nowhere/here\.jsonl\. Name a file, a folder or a URL with --set data\.path=\.\.\.$",
+        ),
+        (
+            "databricks/databricks-dolly-15k",
+            r"Hugging Face hub: the package datasets is not .*=hf://datasets/databricks/",
+        ),
         ("memory://nowhere/here.jsonl", r"no data file memory://nowhere/here\.jsonl"),
         ("odd://x.jsonl", "data.path: odd://x.jsonl: Protocol not known: odd"),
         ("s3://bucket/x.jsonl", "needs a package that is not installed: Install s3fs"),
@@ -145,7 +151,12 @@ def test_a_web_server_is_a_source(web: str) -> None:
 
 @pytest.mark.parametrize(
     ("path", "words"),
-    [("404.jsonl", r"no data file .*\(404"), ("403.jsonl", r"\(403"), ("500.jsonl", r"\(500"), ("short.jsonl", "cannot be read")],
+    [
+        ("404.jsonl", r"no data file .*\(404"),
+        ("403.jsonl", r"\(403"),
+        ("500.jsonl", r"\(500"),
+        ("short.jsonl", "cannot be read"),
+    ],
 )
 def test_a_web_server_that_refuses_or_breaks_off(web: str, path: str, words: str) -> None:
     with pytest.raises(DataError, match=words), open_part(f"{web}/{path}") as file:
