@@ -124,7 +124,7 @@ def _told(part: str, hint: str = "") -> Iterator[None]:
         raise DataError(f"no data file {part}{cause}. {advice}") from None
     except ImportError as error:  # fsspec: the package of this kind of URL
         raise DataError(f"data.path: {part} needs a package that is not installed: {error}") from None
-    except (OSError, *_client_errors(part)) as error:
+    except _unreadable(part) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{part} cannot be read: {reason}. Name another file with --set data.path=FILE.") from None
     except ValueError as error:
@@ -133,13 +133,13 @@ def _told(part: str, hint: str = "") -> Iterator[None]:
         raise DataError(f"data.path: {part}: {error}") from None
 
 
-def _client_errors(part: str) -> tuple[type[Exception], ...]:
-    """What fsspec lets through from a web server that refuses or breaks off."""
+def _unreadable(part: str) -> tuple[type[Exception], ...]:
+    """What is raised for a file that cannot be read; from a web server also what fsspec lets through."""
     if not part.startswith(("http://", "https://")):
-        return ()
+        return (OSError,)
     from aiohttp import ClientError
 
-    return (ClientError,)
+    return (OSError, ClientError)
 
 
 def _hub_advice(part: str) -> str:

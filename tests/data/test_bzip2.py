@@ -34,9 +34,10 @@ BLOCKS = random.Random(17).randbytes(250_000)  # three blocks of 100 kB
 STORED = bz2.compress(BLOCKS, 1)
 
 
-@given(st.integers(4, len(STORED) - 1), st.integers(1, 255))
+@given(st.integers(4, len(STORED) - 2), st.integers(1, 255))
 @settings(max_examples=20)
 def test_what_a_damaged_file_gives_is_right_as_far_as_it_goes(position: int, change: int) -> None:
+    """The last byte may be padding in part."""
     damaged = bytearray(STORED)
     damaged[position] ^= change
     stream = Bzip2Stream(io.BytesIO(bytes(damaged)))

@@ -1,0 +1,179 @@
+"""Does the wiki reader's memory stay flat? `python benchmarks/readers.py --megabytes 100`; ratios from one run.
+
+A dump is repeated until its XML has so many megabytes, every copy of an article under another title and slightly another
+text, so that none is recognised as a duplicate. The whole stage `data` reads it, as one file and as parts, each in a process
+of its own; measured is the driver's peak resident memory above what it had before reading (imports, tokenizer, Ray).
+The dump is the one in shared/data where it is at hand, else one of invented words.
+"""
+
+import argparse
+import bz2
+import json
+import platform
+import random
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from cpo_ray.configfile import parse_config
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+MEGABYTE, GIB = 1_000_000, 2**20  # bytes; kB, as getrusage counts
+PARTS = 4
+LIMIT_GIB = 1.0
+SIZES = {"train_rows": 1500, "validation_rows": 100, "test_rows": 400}
+
+
+def dump_pieces():
+    """(head, pages, tail) of a dump's XML, and where it comes from."""
+    files = sorted((SHARED / "wiki").glob("*.bz2"))
+    if files:
+        head, page, rest = bz2.decompress(files[0].read_bytes()).decode().partition("  <page>")
+        pages, tail, _ = (page + rest).partition("</mediawiki>")
+        return head, pages, tail, "the small Wikipedia dump"
+    draw = random.Random(17)
+    words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 9))) for _ in range(20_000)]
+    texts = (" ".join(draw.choices(words, k=4000)) for _ in range(200))
+    pages = "".join(
+        f"  <page><title>Article {n}</title><ns>0</ns><id>{n}</id><revision><id>1</id><text>{text}</text></revision></page>\n"
+        for n, text in enumerate(texts)
+    )
+    return "<mediawiki><siteinfo></siteinfo>\n", pages, "</mediawiki>\n", "invented words"
+
+
+def write_dumps(folder, megabytes):
+    """`one.xml.bz2` with so many megabytes of XML, and the same in parts. Returns their places and the source."""
+    head, pages, tail, source = dump_pieces()
+    copies = max(PARTS, round(megabytes * MEGABYTE / len(pages.encode())))
+    (folder / "parts").mkdir(parents=True)
+    one, parts = folder / "one.xml.bz2", [folder / "parts" / f"{number}.xml.bz2" for number in range(PARTS)]
+    for file in (one, *parts):
+        file.write_bytes(bz2.compress(head.encode(), 1))
+    for copy in range(copies):
+        again = re.sub(r"<title>([^<]*)</title>", rf"<title>\1 (copy {copy})</title>", pages)
+        stored = bz2.compress(re.sub(r"(<text[^>]*>)", rf"\1Copy {copy}. ", again).encode(), 1)
+        for file in (one, parts[copy % PARTS]):
+            with file.open("ab") as out:
+                out.write(stored)
+    for file in (one, *parts):
+        with file.open("ab") as out:
+            out.write(bz2.compress((tail or "</mediawiki>").encode(), 1))
+    return {"one file": one, "parts": folder / "parts"}, copies * len(pages.encode()) / MEGABYTE, source
+
+
+def configure(path, tokenizer):
+    data = {
+        "source": "wikidump",
+        "path": str(path),
+        "tokenizer": {"path": str(tokenizer)},
+        "passages": {"tokens": 128},
+        "max_response_tokens": 112,
+        **SIZES,
+    }
+    return parse_config(
+        {"name": "readers", "data": data, "cluster": {"local_cpus": 2, "object_store_gib": 0.25}}, "benchmark"
+    )
+
+
+def child(path, tokenizer, out):
+    """Read in this process; write seconds, rows and the peak above the start to stdout."""
+    import cpo_ray.data.wikidump  # noqa: F401 - what is imported before is not counted
+    from cpo_ray.cluster import ray_cluster
+    from cpo_ray.data.examples import prepare_examples, reads_in_parallel
+    from cpo_ray.data.tokenization import load_tokenizer
+    from cpo_ray.progress import chatter_to
+
+    config = configure(path, tokenizer)
+    load_tokenizer(str(tokenizer))
+    with chatter_to(out.with_suffix(".log")), ray_cluster(config.cluster) as lazy:
+        if reads_in_parallel(config.data):
+            lazy.ensure()
+        base, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+        summary = prepare_examples(config, out)
+        seconds = time.monotonic() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = {"gib": (peak - base) / GIB, "seconds": seconds, "articles": summary["articles"]}
+    (out / "result.json").write_text(json.dumps(result))
+
+
+def measure(path, tokenizer, folder):
+    out = folder / "out" / path.name
+    out.mkdir(parents=True)
+    subprocess.run(
+        [sys.executable, __file__, "--read", str(path), str(tokenizer), str(out)], check=True, stdout=sys.stderr
+    )
+    return json.loads((out / "result.json").read_text())
+
+
+def make_tokenizer(folder):
+    """GPT-2's where it is at hand, else one trained on a few words."""
+    if (SHARED / "tokenizers").is_dir():
+        return SHARED / "tokenizers"
+    from cpo_ray.data.tokenization import train_tokenizer
+
+    train_tokenizer([dump_pieces()[1][:200_000]], 2000).save_pretrained(folder / "tokenizer")
+    return folder / "tokenizer"
+
+
+def memory_ratio(big, small, megabytes, how):
+    return {
+        "value": round(big["gib"], 3),
+        "target": f"< {LIMIT_GIB}",
+        "holds": big["gib"] < LIMIT_GIB,
+        "baseline": f"{small['gib']:.3f} for {small['megabytes']:.0f} MB",
+        "what": f"GiB of the driver above its start, {megabytes:.0f} MB of XML as {how}, {big['articles']} articles",
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=float, default=100)
+    parser.add_argument("--read", nargs=3, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.read:
+        child(*options.read)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        folder, seen = Path(place), {}
+        tokenizer = make_tokenizer(folder)
+        for size in (25, options.megabytes):
+            paths, megabytes, source = write_dumps(folder / f"{size:g}", size)
+            for how, path in paths.items():
+                seen[how, size] = measure(path, tokenizer, folder / f"{size:g}") | {"megabytes": megabytes}
+                sys.stderr.write(f"{how}, {megabytes:.0f} MB: {seen[how, size]}\n")
+    big = {how: seen[how, options.megabytes] for how in ("one file", "parts")}
+    faster = big["one file"]["seconds"] / big["parts"]["seconds"]
+    ratios = {
+        f"memory_{how.replace(' ', '_')}": memory_ratio(big[how], seen[how, 25], megabytes, how) for how in big
+    } | {
+        "parts_vs_one_file": {
+            "value": round(faster, 2),
+            "target": "> 1",
+            "holds": faster > 1,
+            "baseline": f"one file, {megabytes / big['one file']['seconds']:.1f} MB of XML per second",
+            "what": f"times faster, {PARTS} parts on 2 CPUs",
+        }
+    }
+    result = {
+        "date": time.strftime("%F"),
+        "machine": f"{platform.machine()}, 2 CPUs for Ray, {source}",
+        "command": f"python benchmarks/readers.py --megabytes {options.megabytes:g}",
+        "ratios": ratios,
+    }
+    out = ROOT / "benchmarks" / "results" / "readers.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for name, entry in ratios.items():
+        verdict = "holds" if entry["holds"] else "DOES NOT HOLD"
+        sys.stdout.write(
+            f"{name}: {entry['value']} ({entry['target']}: {verdict}) {entry['what']}; {entry['baseline']}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
