@@ -1,7 +1,8 @@
-"""A run's YAML file: read, overridden, validated. What is wrong is told by its key, with the nearest one that exists."""
+"""A run's YAML file: read with what it extends, overridden, validated. What is wrong is told by its key, with the nearest one that exists."""
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,71 @@ from pydantic_core import ErrorDetails
 from cpo_ray.config import DecodingConfig, RunConfig
 from cpo_ray.errors import ConfigError
 
+EXTENDS = "extends"
 SECRET_KEY = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"^(sk-|hf_|AKIA|ghp_)[A-Za-z0-9_-]{12,}")
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
-    """Read a YAML file, apply `a.b=v` overrides (values are YAML), and validate.
+    """Read a YAML file and what it extends, apply `a.b=v` overrides (values are YAML), and validate.
 
-    Raises ConfigError for a missing file, a line that is not YAML, a secret, an unknown key or a value out of bounds.
+    Raises ConfigError for a missing file, a line that is not YAML, files that extend each other in a circle, a secret,
+    an unknown key or a value out of bounds.
     """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"no configuration file {path}. `cpo-ray configs` lists the shipped ones.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} holds no keys")
+    tree = read_tree(path)
     for override in overrides:
         _apply_override(tree, override)
     return parse_config(tree, str(path))
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """A file's keys over those of the file that its key `extends` names (relative to the file itself), and so on.
+
+    Sections merge key by key; any other value, a list or null too, replaces what it extends. Raises ConfigError, naming
+    the chain of files, for one that is missing, is no YAML, or extends itself.
+    """
+    chain = [path]
+    tree = _read_keys(chain)
+    while EXTENDS in tree:
+        base = tree.pop(EXTENDS)
+        if not isinstance(base, str) or not base:
+            raise ConfigError(f"{chain[-1]}: {EXTENDS} must be the path of one YAML file, got {base!r}")
+        chain.append(chain[-1].parent / base)
+        if chain[-1].resolve() in {file.resolve() for file in chain[:-1]}:
+            raise ConfigError(f"{_told_chain(chain)}: a configuration cannot extend itself")
+        tree = _merge(_read_keys(chain), tree)
+    return tree
+
+
+def _read_keys(chain: Sequence[Path]) -> dict[str, Any]:
+    """The keys of the last file of a chain."""
+    path, told = chain[-1], _told_chain(chain)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if len(chain) > 1:
+            raise ConfigError(f"{told}: there is no such file; `{EXTENDS}` is relative to the file it is in") from None
+        raise ConfigError(f"no configuration file {path}. `cpo-ray configs` lists the shipped ones.") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{told} is a folder, not a configuration file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{told} is not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{told} holds no keys")
+    return tree
+
+
+def _told_chain(chain: Sequence[Path]) -> str:
+    return f" {EXTENDS} ".join(str(file) for file in chain)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid upon `base`; only sections merge."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = base.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def parse_config(tree: dict[str, Any], origin: str) -> RunConfig:

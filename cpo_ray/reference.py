@@ -15,7 +15,8 @@ INTRODUCTION = """\
 
 A run is one YAML file. Every key has a default but `name`; a key that does not exist is an error that names the nearest.
 `--set a.b=value` overrides one key (the value is YAML); `cpo-ray validate CONFIG` prints the file with every default
-filled in. Secrets do not belong in it: keys name the environment variable that holds one.
+filled in. `extends: other.yaml` (a path relative to the file) starts from that file: sections merge key by key, any other
+value replaces. Secrets do not belong in it: keys name the environment variable that holds one.
 
 Keys marked *execution* say how fast or where, never what: changing one makes no finished stage stale.
 

@@ -2,18 +2,21 @@
 
 import difflib
 import itertools
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+import yaml
+
+from cpo_ray.configfile import EXTENDS, read_tree
 from cpo_ray.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Name to file. Raises ConfigError where there is no checkout around this package."""
-    found = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
+    """Name to file; `folder/name` for one in a folder. Raises ConfigError where there is no checkout around this package."""
+    paths = sorted(CONFIGS.rglob("*.yaml"), key=lambda path: (path.parent != CONFIGS, path))
+    found = {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in paths}
     if not found:
         raise ConfigError(
             f"no shipped configurations at {CONFIGS}: they come with the source checkout, not with an installed "
@@ -29,7 +32,10 @@ def opening(text: str) -> str:
 
 
 def copy_shipped(name: str, to: Path | None) -> Path:
-    """Copy one to `to` (default: its own name, here) and return where. Raises ConfigError rather than overwrite a file."""
+    """Copy one to `to` (default: its own name, here) and return where. Raises ConfigError rather than overwrite a file.
+
+    One that extends another is written whole: what it extends does not come along.
+    """
     shipped = shipped_configs()
     source = shipped.get(name.removesuffix(".yaml"))
     if source is None:
@@ -37,8 +43,16 @@ def copy_shipped(name: str, to: Path | None) -> Path:
     target = to or Path(source.name)
     if target.exists():
         raise ConfigError(f"{target} exists already: name another file")
-    shutil.copyfile(source, target)
+    text = source.read_text(encoding="utf-8")
+    if EXTENDS in yaml.safe_load(text):
+        text = _heading(text) + yaml.safe_dump(read_tree(source), sort_keys=False, allow_unicode=True, width=120)
+    target.write_text(text, encoding="utf-8")
     return target
+
+
+def _heading(text: str) -> str:
+    """The comment that a file begins with."""
+    return "".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
