@@ -23,6 +23,7 @@ from cpo_ray.errors import ConfigError, CpoRayError
 from cpo_ray.pipeline import STAGES, run_pipeline
 from cpo_ray.progress import say
 from cpo_ray.shipped import copy_shipped, nearest, opening, shipped_configs
+from cpo_ray.stages import report_runs
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
@@ -65,6 +66,8 @@ class GpuKind(StrEnum):
     H100 = "h100"
     CPU = "cpu"
 
+
+STAGE_PANEL = "One stage of a run, in order"
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
 RunDir = Annotated[
@@ -127,7 +130,63 @@ def _stage_command(name: str) -> Callable[..., None]:
 
 
 for _name in STAGES:
-    app.command(_name, rich_help_panel="One stage of a run, in order")(_stage_command(_name))
+    if _name != "report":
+        app.command(_name, rich_help_panel=STAGE_PANEL)(_stage_command(_name))
+
+
+@app.command(rich_help_panel=STAGE_PANEL)
+def report(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="CONFIG | RUN...", help="A run's YAML file, or run directories.")
+    ],
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    accept_changes: AcceptChanges = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="With RUN...: where the report goes. Default: reports/<runs>."),
+    ] = None,
+) -> None:
+    """Tell it all in one page: of a run that goes on, or of finished ones side by side.
+
+    With a CONFIG, the last stage of its run: reads everything above; writes report and the models' cards.
+
+    With one or more RUN directories (runs/demo runs/other), whatever they hold so far: compares them on the prompts they
+    share, changes nothing in them, needs neither their YAML file nor Ray, and writes to --out.
+    """
+    if not any(path.is_dir() for path in paths):
+        with plainly("report", paths[0], run_dir, overrides):
+            refuse_mixture(paths, out)
+            _perform(paths[0], run_dir, overrides, accept_changes, "report", "report")
+        return
+    with _errors_in_red():
+        refuse_options(paths, run_dir, overrides, accept_changes)
+        report_runs(paths, out or Path("reports") / "-vs-".join(path.resolve().name for path in paths))
+
+
+def refuse_mixture(paths: list[Path], out: Path | None) -> None:
+    """Raise ConfigError for what `report` cannot do with a configuration file."""
+    if len(paths) > 1:
+        raise ConfigError(
+            f"{paths[1]} is no run directory: report takes one configuration file, or run directories only"
+        )
+    if out is not None:
+        raise ConfigError(
+            f"--out goes with run directories; the report of {paths[0]} is written into its run's directory"
+        )
+
+
+def refuse_options(paths: list[Path], run_dir: Path | None, overrides: list[str] | None, accept_changes: bool) -> None:
+    """Raise ConfigError for what `report` cannot do with run directories."""
+    for path in paths:
+        if not path.is_dir():
+            raise ConfigError(
+                f"{path} is no run directory: report takes one configuration file, or run directories only"
+            )
+    if run_dir or overrides or accept_changes:
+        raise ConfigError(
+            "--run-dir, --set and --accept-changes go with a configuration file, not with run directories"
+        )
 
 
 @app.command(rich_help_panel="Before a run")

@@ -1,4 +1,4 @@
-"""A run's YAML file: read with what it extends, overridden, validated. What is wrong is told by its key, with the nearest one that exists."""
+"""A run's YAML file: read with what it extends, overridden, validated. Faults are told by key, with the nearest that exists."""
 
 import difflib
 import re

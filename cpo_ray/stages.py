@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -242,8 +242,9 @@ def mauve(run: Run) -> None:
 
 
 def report(run: Run) -> None:
-    """Tell it in one page."""
-    from cpo_ray.evaluation.report import format_table, write_report
+    """Tell it in one page, and lay a model card into every model's directory."""
+    from cpo_ray.evaluation.card import place_cards
+    from cpo_ray.evaluation.report import write_report
 
     names = ["data", "groups/train", "mauve"]
     names += [
@@ -253,10 +254,29 @@ def report(run: Run) -> None:
         name: artifact.fingerprint for name in names if (artifact := find_artifact(run.root, name)) is not None
     }
     inputs = {"artifacts": inputs, "config": stage_inputs(run.config)}
-    page = run.make("report", inputs, lambda out: write_report(run.root, out))
-    console.print(format_table(page.manifest.summary))
-    say(escape(page.manifest.summary["headline"]))
-    say(f"[bold]{escape(str(page.path / 'index.html'))}[/]")
+    page = run.make("report", inputs, lambda out: write_report([run.root], out))
+    place_cards(page.path / "cards", run.root / "models")
+    _show_report(page.manifest.summary, page.path)
+
+
+def report_runs(roots: Sequence[Path], out: Path) -> None:
+    """The report of run directories, several side by side, into `out`. The runs are read and not changed."""
+    from cpo_ray.evaluation.report import write_report
+
+    for root in roots:
+        if out.resolve().is_relative_to(root.resolve()):
+            raise ConfigError(
+                f"--out {out} lies within the run {root}, whose files are sealed: name a folder elsewhere"
+            )
+    _show_report(write_report(roots, out), out)
+
+
+def _show_report(summary: Summary, folder: Path) -> None:
+    from cpo_ray.evaluation.report import format_table
+
+    console.print(format_table(summary))
+    say(escape(summary["headline"]))
+    say(f"[bold]{escape(str(folder / 'index.html'))}[/]")
 
 
 def _train(

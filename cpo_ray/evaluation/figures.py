@@ -4,6 +4,7 @@ Colours are CSS variables, so that a page's theme applies; `standalone` writes t
 Every chart has a title and a description for those who do not see it, and no two series differ by colour alone.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ PALETTES: dict[str, dict[str, str]] = {
 
 WIDTH, HEIGHT = 400, 270
 MAX_POINTS = 400
+LONGEST_NAME = 22  # characters of a name beside its dot; what is longer is cut, and whole in the description
 CHARACTER = 6.1  # pixels of an average character at the legend's font size
 
 
@@ -57,6 +59,7 @@ class Estimate:
     low: float
     high: float
     color: str
+    group: str = ""  # estimates of a group stand under its name
 
 
 @dataclass(frozen=True)
@@ -98,27 +101,52 @@ def line_chart(labels: Labels, series: Sequence[Series], level: Level | None = N
 
 
 def interval_chart(labels: Labels, estimates: Sequence[Estimate], level: Level) -> str:
-    """One row per estimate: name, dot and whiskers, and the numbers. All values are shares between 0 and 1."""
+    """One row per estimate: name, dot and whiskers, and the numbers. All values are shares between 0 and 1.
+
+    Estimates with a `group` stand under its name; those of a group must follow each other.
+    """
+    rows = _rows(estimates)
     row, top = 28, 48
-    height = top + row * len(estimates) + 46
+    height = top + row * len(rows) + 46
     ends = [end for item in estimates for end in (item.low, item.high)] + [level.value]
     low, high = _widen(ends, 0.06 * (max(ends) - min(ends) or 1.0))
-    left = 14 + max(len(item.name) for item in estimates) * 6.6
+    left = 14 + min(max(len(item.name) for item in estimates), LONGEST_NAME) * 6.6
     frame = _Frame((max(0.0, low), min(1.0, high)), (0, 1), top, left=left, right=116, height=height)
     x = frame.x(level.value)
     body = [frame.axes(labels, rows=True)]
     body.append(f'<line x1="{x}" x2="{x}" y1="{top - 4}" y2="{height - 44}" {_LEVEL}/>')
     place = min(max(x, left + len(level.name) * 2.9), WIDTH - len(level.name) * 2.9 - 6)
     body.append(f'<text x="{place:.1f}" y="{top - 9}" text-anchor="middle" {_HALO}>{escape(level.name)}</text>')
-    for number, item in enumerate(estimates):
+    for number, item in enumerate(rows):
         y = top + row * (number + 0.5)
-        body.append(f'<text x="{left - 8:.1f}" y="{y + 4}" text-anchor="end">{escape(item.name)}</text>')
+        if isinstance(item, str):
+            body.append(f'<text x="2" y="{y + 6:.1f}" font-weight="600" {_HALO}>{escape(_cut(item, 60))}</text>')
+            continue
+        body.append(
+            f'<text x="{left - 8:.1f}" y="{y + 4}" text-anchor="end">{escape(_cut(item.name, LONGEST_NAME))}</text>'
+        )
         body.append(_whisker(frame.x(item.low), y, frame.x(item.high), y, item.color))
         body.append(f'<circle cx="{frame.x(item.value)}" cy="{y}" r="5" fill="var(--{item.color})"/>')
         numbers = f"{item.value:.3f}  [{item.low:.3f}, {item.high:.3f}]"
         body.append(f'<text x="{WIDTH - 2}" y="{y + 4}" text-anchor="end" font-size="10">{numbers}</text>')
-    told = "; ".join(f"{item.name} {item.value:.3f}, from {item.low:.3f} to {item.high:.3f}" for item in estimates)
+    told = "; ".join(
+        f"{item.group}{', ' if item.group else ''}{item.name} {item.value:.3f}, from {item.low:.3f} to {item.high:.3f}"
+        for item in estimates
+    )
     return _svg(labels, height, f"{told}. The line is at {level.value:g}: {level.name}", body)
+
+
+def _rows(estimates: Sequence[Estimate]) -> list[str | Estimate]:
+    """A group's name before its first estimate."""
+    rows: list[str | Estimate] = []
+    for group, members in itertools.groupby(estimates, key=lambda item: item.group):
+        rows += [group] if group else []
+        rows += members
+    return rows
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def standalone(svg: str) -> str:

@@ -1,10 +1,11 @@
-"""The report of a run: one self-contained HTML page, the same facts as JSON, and the figures as files.
+"""The report of one run or several: one self-contained HTML page, the same facts as JSON, figures and model cards as files.
 
-What the run directory lacks is named as missing, never guessed. Every win rate has its interval; models are compared
+What a run directory lacks is named as missing, never guessed. Every win rate has its interval; models are compared
 with continued MLE on the same prompts, paired, and the p-values are adjusted for how many comparisons there are.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,49 +14,49 @@ from rich.markup import escape
 from rich.table import Table
 
 from cpo_ray.artifacts import Summary, write_atomically, write_json
+from cpo_ray.evaluation.card import write_cards
 from cpo_ray.evaluation.figures import standalone
 from cpo_ray.evaluation.page.charts import draw_charts, first_step_loss
-from cpo_ray.evaluation.page.findings import BASELINE, TableRow, find_results, mean_words, signed, tell_headline
-from cpo_ray.evaluation.page.run import Run, read_run
+from cpo_ray.evaluation.page.findings import TableRow, find_results, mean_words, signed, tell_headline
+from cpo_ray.evaluation.page.paper import lay_out
+from cpo_ray.evaluation.page.run import Run, read_runs, shared_decodings
 from cpo_ray.evaluation.page.samples import collect_samples
 from cpo_ray.evaluation.page.sections import render_page
 
 
-def write_report(root: Path, out: Path) -> Summary:
-    """Read the run directory `root`; write out/index.html, out/report.json and out/figures/*.svg.
+def write_report(roots: Sequence[Path], out: Path) -> Summary:
+    """Read the run directories `roots`; write index.html, report.json, figures/*.svg and cards/ into `out`.
 
     Returns the `headline`, the results `table`, the `decoding` that `format_table` shows, and what is `missing`.
 
-    Raises ArtifactError where `root` is not there or a file in it is damaged; what is absent is said on the page.
+    Raises ArtifactError where a run is not there or given twice, or a file in it is damaged; what is absent is said on
+    the page.
     """
-    run = read_run(root)
-    table, decodings = find_results(run), run.decodings
-    headline = tell_headline(table, decodings[0] if decodings else None)
-    charts = draw_charts(run, table, decodings)
+    runs = read_runs(roots)
+    table, decodings = find_results(runs), shared_decodings(runs)
+    charts = draw_charts(runs, table)
+    facts = [_facts(run) for run in runs]
     report = {
-        "run": run.name,
-        "finished": max((str(item.get("created", "")) for item in run.manifests.values()), default=None),
-        "headline": headline,
+        "name": " vs ".join(run.label for run in runs),
+        "finished": max((each["finished"] for each in facts if each["finished"]), default=None),
+        "headline": tell_headline(table, decodings[0] if decodings else None),
         "decodings": decodings,
         "table": table,
-        "ground_truth_mean_length": _ground_truth_length(run),
-        "judges": sorted({judge for judge in _judges(run) if judge}),
-        "training": {stage: _endpoints(curve.train) for stage, curve in run.curves.items()},
-        "first_step": _first_step(run),
-        "sampling": run.kinds,
-        "stages": _stages(run),
-        "missing": _missing(run),
+        "paper": lay_out(runs, table),
         "figures": [f"figures/{name}.svg" for name in charts],
-        "config": run.config,
-        "environment": run.environment,
+        "runs": facts,
     }
     report = _without_nan(report)
     for name, svg in charts.items():
-        _write_text(out / "figures" / f"{name}.svg", standalone(svg))
+        write_text(out / "figures" / f"{name}.svg", standalone(svg))
     write_json(out / "report.json", report)
-    page = render_page(report, charts, run.groups, collect_samples(run))
-    _write_text(out / "index.html", page)
-    return {name: report[name] for name in ("headline", "table", "missing")} | {"decoding": next(iter(decodings), None)}
+    groups = {run.label: run.groups for run in runs}
+    write_text(out / "index.html", render_page(report, charts, groups, collect_samples(runs)))
+    for run in runs:
+        write_cards(run, [row for row in table if row["run"] == run.label], out / "cards" / _folder(run, runs))
+    missing = [item if len(runs) == 1 else f"{each['label']}: {item}" for each in facts for item in each["missing"]]
+    summary = {name: report[name] for name in ("headline", "table")}
+    return summary | {"missing": missing, "decoding": next(iter(decodings), None)}
 
 
 def format_table(summary: Summary) -> Table:
@@ -67,13 +68,19 @@ def format_table(summary: Summary) -> Table:
     for row in summary["table"]:
         if row["decoding"] == summary["decoding"]:
             table.add_row(
-                row["model"],
+                escape(row["label"]),
                 _told_rate(row),
                 _told_difference(row),
                 _told_mauve(row),
                 "-" if row["mean_length"] is None else f"{row['mean_length']:.1f}",
             )
     return table
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _told_rate(row: TableRow) -> str:
@@ -84,7 +91,7 @@ def _told_difference(row: TableRow) -> str:
     """Points of win rate; a difference that is not significant is not dressed up as one."""
     difference = row["difference_to_mle"]
     if difference is None:
-        return "baseline" if row["model"] == BASELINE else "-"
+        return "baseline" if row["is_baseline"] else "-"
     return f"{signed(100 * difference['value'])}" + ("" if difference["significant"] else " n.s.")
 
 
@@ -93,6 +100,27 @@ def _told_mauve(row: TableRow) -> str:
         return "-"
     deviation = row["mauve_deviation"]
     return f"{row['mauve']:.3f}" + ("" if deviation is None else f" \N{PLUS-MINUS SIGN} {deviation:.3f}")
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """What report.json says of one run, besides its rows of the table."""
+    source, base = run.setting
+    return {
+        "label": run.label,
+        "method": run.method("cpo"),
+        "source": source,
+        "base": base,
+        "finished": max((str(item.get("created", "")) for item in run.manifests.values()), default=None),
+        "ground_truth_mean_length": _ground_truth_length(run),
+        "judges": sorted({judge for judge in _judges(run) if judge}),
+        "training": {stage: _endpoints(curve.train) for stage, curve in run.curves.items()},
+        "first_step": _first_step(run),
+        "sampling": run.kinds,
+        "stages": _stages(run),
+        "missing": _missing(run),
+        "config": run.config,
+        "environment": run.environment,
+    }
 
 
 def _first_step(run: Run) -> dict[str, Any] | None:
@@ -136,13 +164,7 @@ def _missing(run: Run) -> list[str]:
 
 
 def _judges(run: Run) -> list[str | None]:
-    return [
-        judged.get("judge")
-        for name, manifest in run.manifests.items()
-        if name.startswith("verdicts/")
-        for judged in (manifest.get("summary") or {}).values()
-        if isinstance(judged, dict)
-    ]
+    return [run.judge(model, decoding) for model, found in run.verdicts.items() for decoding in found]
 
 
 def _ground_truth_length(run: Run) -> float | None:
@@ -152,6 +174,11 @@ def _ground_truth_length(run: Run) -> float | None:
     return None
 
 
+def _folder(run: Run, runs: Sequence[Run]) -> str:
+    """Where a run's cards go below cards/: a place of its own where there are several."""
+    return "" if len(runs) == 1 else f"{runs.index(run) + 1}-{re.sub('[^A-Za-z0-9_-]', '-', run.label)}"
+
+
 def _without_nan(value: Any) -> Any:
     """NaN and infinity are not JSON: null."""
     if isinstance(value, dict):
@@ -159,8 +186,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write_text(path: Path, text: str) -> None:
-    with write_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -24,6 +24,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
 )
 CLERICAL_TOKENIZER_KEYS = {"name_or_path", "transformers_version", "processor_class"}  # where it lay, not what it does
+CARD = "README.md"  # tells of another model than the merged one
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack"}
 SHOWN_DIFFERENCES = 10
 
@@ -148,8 +149,10 @@ def _compare_tokenizer_file(name: str, ours: Path, theirs: Path) -> Iterator[str
 
 
 def _copy_other_files(source: Path, out: Path) -> None:
-    """Config, tokenizer, index: everything directly in `source` that is neither weights nor its manifest."""
+    """Config, tokenizer, index: everything directly in `source` but its weights, its manifest and its model card."""
     for file in sorted(source.iterdir()):
-        kept = file.suffix not in WEIGHT_SUFFIXES and file.name != MANIFEST and not file.name.startswith(".")
+        kept = (
+            file.suffix not in WEIGHT_SUFFIXES and file.name not in (MANIFEST, CARD) and not file.name.startswith(".")
+        )
         if kept and file.is_file():
             shutil.copyfile(file, out / file.name)

@@ -27,28 +27,36 @@ CONFIG = {
 }
 
 
-def make_fake_run(root, rows=500, steps=300, decodings=("greedy", "top_p")):
-    """Write the run directory; the first test prompt is hostile."""
+def make_fake_run(root, rows=500, steps=300, decodings=("greedy", "top_p"), models=MODELS, judge="oracle", **changes):
+    """Write the run directory; the first test prompt is hostile. changes: sections laid upon CONFIG."""
     rng = random.Random(1)
-    write_json(root / "config.json", CONFIG)
+    config = {key: merge(CONFIG.get(key), changes.get(key)) for key in {**CONFIG, **changes}}
+    write_json(root / "config.json", config)
     packages = {"torch": "2.13.0+cpu", "ray": "2.60.0"}
     environment = {"cpo_ray": "0.1.0", "git_revision": "4f2c9e1", "python": "3.11.9", "packages": packages, "cpus": 2}
     write_json(root / "environment.json", {**environment, "memory_gib": 16.0, "seed": 17})
     tests = [_example(rng, index) for index in range(rows)]
     tests[0]["prompt"] = tests[0]["response"] = HOSTILE
     write_table(root / "data" / "test" / "rows.parquet", pa.Table.from_pylist(tests, EXAMPLE_SCHEMA))
-    _manifest(root / "data", 2.1, {"train/rows.parquet": 3000, "test/rows.parquet": rows}, 0)
+    counts = {"train_rows": 3000, "validation_rows": 0, "test_rows": rows, "truncated_responses": 12}
+    _manifest(root / "data", 2.1, {"train/rows.parquet": 3000, "test/rows.parquet": rows}, 0, counts)
     _groups(root / "groups" / "train", rng)
     _metrics(root / "metrics.jsonl", steps)
     mauve = {}
-    for order, (model, rate) in enumerate(MODELS.items()):
+    for order, (model, rate) in enumerate(models.items()):
         _manifest(root / "models" / model, 81.4 if order < 3 else 0.4, {"model.safetensors": 0}, 4 + order)
-        _answers(root, model, rate, tests, decodings)
+        _answers(root, model, rate, tests, decodings, order, judge)
         mean = round(0.6 + rate / 2 + rng.uniform(-0.02, 0.02), 4)
         scores = {"mean": mean, "deviation": 0.011, "scores": [mean] * 3, "rows": rows}
         mauve[model] = {name: {**scores, "mean": mean - 0.03 * index} for index, name in enumerate(decodings)}
     write_json(root / "mauve" / "scores.json", mauve)
     _manifest(root / "mauve", 31.0, {"scores.json": 0}, 30)
+
+
+def merge(before, after):
+    if isinstance(before, dict) and isinstance(after, dict):
+        return {**before, **after}
+    return before if after is None else after
 
 
 def _example(rng, index):
@@ -153,7 +161,7 @@ def _metrics(path, steps):
     path.write_text("".join(json.dumps(line) + "\n" for line in [restarted, *lines]), encoding="utf-8")
 
 
-def _answers(root, model, rate, tests, decodings):
+def _answers(root, model, rate, tests, decodings, order, judge):
     for decoding in decodings:
         rng = random.Random(zlib.crc32(f"{model}{decoding}".encode()))
         generations, verdicts = [], []
@@ -178,8 +186,7 @@ def _answers(root, model, rate, tests, decodings):
             path = root / folder / model / f"{decoding}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    judged = {decoding: {"n": len(tests), "judge": "oracle"} for decoding in decodings}
-    order = list(MODELS).index(model)
+    judged = {decoding: {"n": len(tests), "judge": judge} for decoding in decodings}
     files = {f"{name}.jsonl": len(tests) for name in decodings}
     _manifest(root / "generations" / model, 12.5, files, 10 + order)
     _manifest(root / "verdicts" / model, 9.5, files, 20 + order, judged)

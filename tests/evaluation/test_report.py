@@ -26,7 +26,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(run):
-    return write_report(run, run / "report")
+    return write_report([run], run / "report")
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_headline_says_whether_the_difference_is_significant(written, small):
     for row in read_jsonl(small / "verdicts" / "cpo" / "greedy.jsonl")[:1]:
         changed = [{**row, "id": f"{index:016x}", "outcome": "win"} for index in range(30)]
     (small / "verdicts" / "cpo" / "greedy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
-    assert "This is significant (p" in write_report(small, small / "report")["headline"]
+    assert "This is significant (p" in write_report([small], small / "report")["headline"]
 
 
 def test_terminal_table_says_not_significant(written):
@@ -98,13 +98,13 @@ def test_terminal_table_says_not_significant(written):
 def test_json_is_valid_and_figures_are_files(run, written):
     report = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert report["table"] == json.loads(json.dumps(written["table"]))
-    assert report["missing"] == []
-    first = report["first_step"]
+    assert report["runs"][0]["missing"] == []
+    first = report["runs"][0]["first_step"]
     assert first["formula"] == "log 12!"
     assert first["expected"] == pytest.approx(math.log(math.factorial(12)))
     assert first["loss"] == 19.9872
-    assert report["training"]["reference"]["first"]["loss"] < 50, "the row before the restart must not count"
-    assert len(report["figures"]) == 11
+    assert report["runs"][0]["training"]["reference"]["first"]["loss"] < 50, "the row before the restart must not count"
+    assert len(report["figures"]) == 12
     for name in report["figures"]:
         ET.parse(run / "report" / name)
 
@@ -138,7 +138,7 @@ def test_hostile_text_stays_text(run, small):
     (small / "environment.json").write_text(json.dumps({"git_revision": HOSTILE, "python": HOSTILE}))
     config = {**CONFIG, "name": "<script>alert(1)</script>", "judge": {"model": HOSTILE}}
     (small / "config.json").write_text(json.dumps(config))
-    write_report(small, small / "report")
+    write_report([small], small / "report")
     elements = Elements((small / "report" / "index.html").read_text(encoding="utf-8"))
     scripts = [attributes for tag, attributes in elements.found if tag == "script"]
     assert scripts == [{"type": "application/json", "id": "sample-data"}, {}]
@@ -155,7 +155,7 @@ def test_the_first_step_s_level_leaves_out_the_masked(small):
     first = next(row for row in rows if row["stage"] == "cpo" and row["step"] == 1)
     first |= {"loss": 17.5, "expected_loss": 17.5, "masked": 4}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_report(small, small / "report")
+    write_report([small], small / "report")
     page = (small / "report" / "index.html").read_text(encoding="utf-8")
     assert "must be log 12! without the masked = 17.5000" in page
     assert "4 of the step&#x27;s candidates were masked" in page or "4 of the step's candidates were masked" in page
@@ -182,7 +182,7 @@ PARTS = {
 def test_what_is_absent_is_said(small, part):
     target = small / part
     shutil.rmtree(target) if target.is_dir() else target.unlink()
-    summary = write_report(small, small / "report")
+    summary = write_report([small], small / "report")
     page = (small / "report" / "index.html").read_text(encoding="utf-8")
     assert len(summary["missing"]) == (2 if part == "groups" else 1)
     assert PARTS[part] in page
@@ -193,15 +193,15 @@ def test_what_is_absent_is_said(small, part):
 
 
 def test_an_empty_run_directory_is_reported_as_such(tmp_path):
-    summary = write_report(tmp_path, tmp_path / "report")
+    summary = write_report([tmp_path], tmp_path / "report")
     assert summary["table"] == []
     assert len(summary["missing"]) == 8
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
-    assert page.count('class="absent"') == 9
-    assert json.loads((tmp_path / "report" / "report.json").read_text())["first_step"] is None
+    assert page.count('class="absent"') == 10
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["runs"][0]["first_step"] is None
     Console(quiet=True).print(format_table(summary))
     with pytest.raises(ArtifactError, match="no run directory"):
-        write_report(tmp_path / "nowhere", tmp_path / "report")
+        write_report([tmp_path / "nowhere"], tmp_path / "report")
 
 
 @pytest.mark.parametrize(
@@ -216,15 +216,15 @@ def test_an_empty_run_directory_is_reported_as_such(tmp_path):
 def test_a_damaged_file_is_named(small, file, text, message):
     (small / file).write_text(text)
     with pytest.raises(ArtifactError, match=message):
-        write_report(small, small / "report")
+        write_report([small], small / "report")
 
 
 def test_numbers_that_are_not_finite_do_not_break_the_report(small):
     with (small / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "cpo", "step": 21, "loss": NaN, "margin": Infinity, "accuracy": null}\n')
-    write_report(small, small / "report")
+    write_report([small], small / "report")
     report = json.loads((small / "report" / "report.json").read_text(), parse_constant=pytest.fail)
-    assert report["training"]["cpo"]["last"]["loss"] is None
+    assert report["runs"][0]["training"]["cpo"]["last"]["loss"] is None
 
 
 def test_without_merged_models_nothing_is_drawn_over_alpha(small):
@@ -232,7 +232,7 @@ def test_without_merged_models_nothing_is_drawn_over_alpha(small):
         for model in ("merged-0.30", "merged-0.70", "cpo"):
             shutil.rmtree(small / folder / model)
     (small / "mauve" / "scores.json").unlink()
-    summary = write_report(small, small / "report")
+    summary = write_report([small], small / "report")
     assert "no model trained with CPO" in summary["headline"]
     assert not list((small / "report" / "figures").glob("*alpha*"))
     assert (small / "report" / "figures" / "win-rate-greedy.svg").is_file()
@@ -250,13 +250,13 @@ def test_the_configuration_on_the_page_is_exact(run, written):
 
 def test_the_report_is_the_same_when_written_again(run, written):
     before = (run / "report" / "index.html").read_bytes()
-    write_report(run, run / "report")
+    write_report([run], run / "report")
     assert (run / "report" / "index.html").read_bytes() == before
 
 
 def test_a_page_that_would_be_too_large_says_what_it_leaves_out(small, monkeypatch):
     assert MAX_CHARACTERS > 10_000_000
     monkeypatch.setattr("cpo_ray.evaluation.page.samples.MAX_CHARACTERS", 3000)
-    write_report(small, small / "report")
+    write_report([small], small / "report")
     page = (small / "report" / "index.html").read_text(encoding="utf-8")
     assert re.search(r"Only the first \d+ of 30 prompts", page)

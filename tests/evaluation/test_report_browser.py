@@ -33,7 +33,7 @@ def browser(tmp_path_factory):
 def url(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     make_fake_run(root)
-    write_report(root, root / "report")
+    write_report([root], root / "report")
     return (root / "report" / "index.html").as_uri()
 
 

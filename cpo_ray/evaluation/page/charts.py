@@ -1,14 +1,14 @@
-"""The report's charts, from its table and curves. A chart without data is not drawn."""
+"""The report's charts of training, and all charts together. A chart without data is not drawn."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cpo_ray.evaluation.figures import Estimate, Labels, Level, Series, interval_chart, line_chart, running_mean
+from cpo_ray.evaluation.figures import Labels, Level, Series, line_chart, running_mean
+from cpo_ray.evaluation.page.rates import MODEL_COLORS, draw_results, style_of
 from cpo_ray.evaluation.page.run import Curve, Run
 from cpo_ray.records import CANDIDATE_KINDS
 
-MODEL_COLORS = {"reference": "grey", "mle": "orange", "cpo": "blue"}
 KIND_STYLES = dict(
     zip(
         CANDIDATE_KINDS,
@@ -18,16 +18,28 @@ KIND_STYLES = dict(
 )
 STEP = "optimizer step"
 NATS = "nats per response"
+MARGIN = "margin of \N{GREEK SMALL LETTER BETA} log-ratios (nats)"
+SHARED = (  # name, title, stage, key, unit of the charts that several runs share
+    ("cpo-loss", "CPO loss", "cpo", "loss", "loss (nats)"),
+    ("cpo-margin", "Reward margin: gold minus mean of negatives", "cpo", "margin", MARGIN),
+    ("cpo-accuracy", "Accuracy: the gold has the highest score", "cpo", "accuracy", "share of prompts"),
+    ("gold-logp", "Log-prob of the gold under CPO", "cpo", "gold_logp", NATS),
+    ("mle-loss", "Continued MLE: next-token loss", "mle", "loss", "loss (nats per token)"),
+    ("reference-loss", "Reference: next-token loss", "reference", "loss", "loss (nats per token)"),
+)
 SMOOTH_FROM = 60  # points; shorter curves are drawn as they are
 
 Points = list[tuple[float, float]]
 
 
-def draw_charts(run: Run, table: Sequence[Mapping[str, Any]], decodings: Sequence[str]) -> dict[str, str]:
-    """Every chart that the run has data for: name -> SVG."""
-    charts = dict(_result_charts(table, decodings))
-    charts.update(_cpo_charts(run))
-    charts.update(_likelihood_charts(run.curves))
+def draw_charts(runs: Sequence[Run], table: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Every chart that the runs have data for: name -> SVG. Several runs share their charts."""
+    charts = dict(draw_results(runs, table))
+    if len(runs) == 1:
+        charts.update(_cpo_charts(runs[0]))
+        charts.update(_likelihood_charts(runs[0].curves))
+    else:
+        charts.update(_shared_charts(runs))
     return charts
 
 
@@ -47,58 +59,6 @@ def first_step_loss(run: Run) -> tuple[str, float] | None:
     return f"{formula} without the masked", float(logged)
 
 
-def _result_charts(table: Sequence[Mapping[str, Any]], decodings: Sequence[str]) -> Iterator[tuple[str, str]]:
-    level = Level("as good as the ground truth", 0.5)
-    for decoding in decodings:
-        estimates = [
-            Estimate(row["model"], row["win_rate"], row["low"], row["high"], MODEL_COLORS.get(row["model"], "green"))
-            for row in table
-            if row["decoding"] == decoding and row["win_rate"] is not None
-        ]
-        if estimates:
-            name = f"win-rate-{decoding}"
-            labels = Labels(name, f"Win rate, {decoding} decoding", "win rate against the ground truth (95% interval)")
-            yield name, interval_chart(labels, estimates, level)
-    rates = _over_alpha(table, decodings, "win_rate", lambda row: (row["low"], row["high"]))
-    if rates:
-        labels = Labels("win-rate-alpha", "Win rate over the merging weight", ALPHA, "win rate (95% interval)")
-        yield labels.name, line_chart(labels, rates, level)
-    scores = _over_alpha(
-        table,
-        decodings,
-        "mauve",
-        lambda row: (row["mauve"] - (row["mauve_deviation"] or 0), row["mauve"] + (row["mauve_deviation"] or 0)),
-    )
-    if scores:
-        labels = Labels(
-            "mauve-alpha", "MAUVE over the merging weight", ALPHA, "MAUVE (\N{PLUS-MINUS SIGN} deviation over seeds)"
-        )
-        yield labels.name, line_chart(labels, scores)
-
-
-ALPHA = "\N{GREEK SMALL LETTER ALPHA}: weight of MLE (0 is CPO alone, 1 is MLE alone)"
-
-
-def _over_alpha(
-    table: Sequence[Mapping[str, Any]],
-    decodings: Sequence[str],
-    key: str,
-    ends: Callable[[Mapping[str, Any]], tuple[float, float]],
-) -> list[Series]:
-    """A line per decoding over alpha, where merged models exist."""
-    series = []
-    for number, decoding in enumerate(decodings):
-        rows = [row for row in table if row["decoding"] == decoding and row["alpha"] is not None]
-        rows = sorted((row for row in rows if row[key] is not None), key=lambda row: row["alpha"])
-        if any(0 < row["alpha"] < 1 for row in rows):
-            shift = 0.012 * (number - (len(decodings) - 1) / 2)  # so that whiskers do not cover each other
-            color, dash = list(KIND_STYLES.values())[(3, 1, 2, 4, 0)[number % 5]]
-            points = [(row["alpha"] + shift, row[key]) for row in rows]
-            intervals = [(row["alpha"] + shift, *ends(row)) for row in rows]
-            series.append(Series(decoding, points, color, dash if number else "", intervals=intervals))
-    return series
-
-
 def _cpo_charts(run: Run) -> Iterator[tuple[str, str]]:
     curve = run.curves.get("cpo")
     if curve is None:
@@ -110,15 +70,17 @@ def _cpo_charts(run: Run) -> Iterator[tuple[str, str]]:
         "cpo-margin",
         "Reward margin: gold minus mean of negatives",
         STEP,
-        "margin of \N{GREEK SMALL LETTER BETA} log-ratios (nats)",
+        MARGIN,
     )
     yield from _chart(margin, _both(curve, "margin", "blue"))
     accuracy = Labels("cpo-accuracy", "Accuracy: the gold has the highest score", STEP, "share of prompts")
     yield from _chart(accuracy, _both(curve, "accuracy", "blue"))
     by_kind = _smooth("gold", _points(curve.train, "gold_logp"), *KIND_STYLES["gold"])
-    for kind in CANDIDATE_KINDS[1:]:
+    known = dict.fromkeys(CANDIDATE_KINDS[1:])
+    there = {kind for row in curve.train for kind in row.get("negative_logp") or {}}
+    for number, kind in enumerate([*(kind for kind in known if kind in there), *sorted(there - known.keys())]):
         rows = [{"step": row["step"], "value": (row.get("negative_logp") or {}).get(kind)} for row in curve.train]
-        by_kind += _smooth(kind, _points(rows, "value"), *KIND_STYLES[kind])
+        by_kind += _smooth(kind, _points(rows, "value"), *KIND_STYLES.get(kind, style_of(number)))
     yield from _chart(Labels("cpo-logp", "Log-prob of the gold and of the negatives (CPO)", STEP, NATS), by_kind)
 
 
@@ -133,6 +95,18 @@ def _likelihood_charts(curves: Mapping[str, Curve]) -> Iterator[tuple[str, str]]
         if stage in curves:
             gold += _smooth(stage, _points(curves[stage].train, "gold_logp"), MODEL_COLORS[stage], dash)
     yield from _chart(Labels("gold-logp", "Log-prob of the gold, from the same reference", STEP, NATS), gold)
+
+
+def _shared_charts(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
+    """One line per run, a running mean where it is long."""
+    for name, title, stage, key, unit in SHARED:
+        series: list[Series] = []
+        for number, run in enumerate(runs):
+            if stage in run.curves:
+                color, dash = style_of(number)
+                lines = _smooth(run.label, _points(run.curves[stage].train, key), color, dash)
+                series += [line for line in lines if not line.faint]
+        yield from _chart(Labels(name, title, STEP, unit), series)
 
 
 def _chart(labels: Labels, series: list[Series], level: Level | None = None) -> Iterator[tuple[str, str]]:

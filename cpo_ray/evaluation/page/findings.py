@@ -1,23 +1,24 @@
-"""What a run found: a row per model and decoding, every difference to continued MLE, and the sentence that says it."""
+"""What runs found: a row per model and decoding, every difference to continued MLE, and the sentence that says it."""
 
 from collections.abc import Sequence
 from typing import TypedDict
 
-from cpo_ray.evaluation.page.run import Run, alpha_of
+from cpo_ray.evaluation.page.method import BASELINE, PLAIN
+from cpo_ray.evaluation.page.run import Run, alpha_of, shared_decodings
 from cpo_ray.evaluation.statistics import INVALID, SCORES, holm, paired_difference, win_rate_interval
 
 LEVEL = 0.05
-BASELINE = "mle"
 
 
 class DifferenceRow(TypedDict):
-    """A model's win rate minus continued MLE's, on the same prompts."""
+    """A model's win rate minus its baseline's, on the same prompts."""
 
+    baseline: str  # the label of the row it is compared with: continued MLE
     value: float
     low: float
     high: float
     p: float
-    p_adjusted: float  # Holm, over the models of the same decoding
+    p_adjusted: float  # Holm, over all models of the same decoding
     significant: bool  # p_adjusted < 0.05
     n: int
     excluded: int
@@ -26,9 +27,13 @@ class DifferenceRow(TypedDict):
 class TableRow(TypedDict):
     """One model under one decoding. None is what the run does not hold."""
 
+    run: str
     model: str
+    label: str  # the model, with its run where the report tells of several
+    method: str  # what it was trained by, in the paper's words
     decoding: str
     alpha: float | None  # in the weight-space ensemble: cpo 0, mle 1
+    judge: str | None
     win_rate: float | None
     low: float | None
     high: float | None
@@ -41,20 +46,27 @@ class TableRow(TypedDict):
     mauve: float | None
     mauve_deviation: float | None
     mean_length: float | None  # whitespace-separated words
+    is_baseline: bool  # others are compared with it
 
 
-def find_results(run: Run) -> list[TableRow]:
-    """A row per decoding and model that has answers, verdicts or scores, compared with MLE under the same decoding."""
+def find_results(runs: Sequence[Run]) -> list[TableRow]:
+    """A row per decoding, run and model that has answers, verdicts or scores, compared with MLE under the same decoding."""
     rows = []
-    for decoding in run.decodings:
-        measured = [_measure(run, model, decoding) for model in run.models]
-        known = [row for row in measured if any(row[key] is not None for key in ("win_rate", "mauve", "mean_length"))]
-        _compare(run, decoding, known)
-        rows += known
+    for decoding in shared_decodings(runs):
+        known: list[tuple[Run, TableRow]] = []
+        for run in runs:
+            measured = [_measure(run, model, decoding, several=len(runs) > 1) for model in run.models]
+            known += [(run, row) for row in measured if _holds_something(row)]
+        _compare(known)
+        rows += [row for _, row in known]
     return rows
 
 
-def _measure(run: Run, model: str, decoding: str) -> TableRow:
+def _holds_something(row: TableRow) -> bool:
+    return any(value is not None for value in (row["win_rate"], row["mauve"], row["mean_length"]))
+
+
+def _measure(run: Run, model: str, decoding: str, *, several: bool) -> TableRow:
     verdicts = run.verdicts.get(model, {}).get(decoding, [])
     outcomes = [row["outcome"] for row in verdicts]
     valid = [outcome for outcome in outcomes if outcome != INVALID]
@@ -62,9 +74,13 @@ def _measure(run: Run, model: str, decoding: str) -> TableRow:
     answers = [row["response"] for row in run.generations.get(model, {}).get(decoding, [])]
     mauve = run.mauve.get(model, {}).get(decoding, {})
     return TableRow(
+        run=run.label,
         model=model,
+        label=label_of(run, model, several=several),
+        method=run.method(model),
         decoding=decoding,
         alpha=alpha_of(model),
+        judge=run.judge(model, decoding),
         win_rate=rate,
         low=low,
         high=high,
@@ -74,67 +90,97 @@ def _measure(run: Run, model: str, decoding: str) -> TableRow:
         invalid=outcomes.count(INVALID),
         flip_rate=sum(row["flipped"] for row in verdicts) / len(verdicts) if verdicts else None,
         difference_to_mle=None,
+        is_baseline=False,
         mauve=mauve.get("mean"),
         mauve_deviation=mauve.get("deviation"),
         mean_length=mean_words(answers),
     )
 
 
-def _compare(run: Run, decoding: str, rows: Sequence[TableRow]) -> None:
-    """Add each model's paired difference to MLE; Holm over the models of this decoding."""
-    judged = {row["model"]: row for row in rows if row["win_rate"] is not None}
-    if BASELINE not in judged:
-        return
-    compared = [row for model, row in judged.items() if model != BASELINE]
-    seed = int(run.config.get("seed", 0))
-    baseline = _outcomes(run, BASELINE, decoding)
-    compared = [row for row in compared if _share_valid(baseline, _outcomes(run, row["model"], decoding))]
-    found = [paired_difference(_outcomes(run, row["model"], decoding), baseline, seed) for row in compared]
-    for row, item, adjusted in zip(compared, found, holm([item.p_value for item in found]), strict=True):
+def label_of(run: Run, model: str, *, several: bool) -> str:
+    """A model's name on the page."""
+    return f"{run.label}: {model}" if several else model
+
+
+def _compare(rows: Sequence[tuple[Run, TableRow]]) -> None:
+    """Add each model's paired difference to its baseline; Holm over all of them. `rows` are of one decoding."""
+    judged = [(run, row) for run, row in rows if row["win_rate"] is not None]
+    pairs = []
+    for run, row in judged:
+        baseline = _find_baseline(run, row, judged)
+        if baseline is None:
+            continue
+        if baseline[1] is row:
+            row["is_baseline"] = True
+            continue
+        ours, theirs = _outcomes(run, row), _outcomes(*baseline)
+        if _share_valid(ours, theirs):
+            found = paired_difference(ours, theirs, seed=int(run.config.get("seed", 0)))
+            pairs.append((row, baseline[1]["label"], found))
+    adjusted = holm([found.p_value for _, _, found in pairs])
+    for (row, label, found), p_adjusted in zip(pairs, adjusted, strict=True):
         row["difference_to_mle"] = DifferenceRow(
-            value=item.value,
-            low=item.low,
-            high=item.high,
-            p=item.p_value,
-            p_adjusted=adjusted,
-            significant=adjusted < LEVEL,
-            n=item.n,
-            excluded=item.excluded,
+            baseline=label,
+            value=found.value,
+            low=found.low,
+            high=found.high,
+            p=found.p_value,
+            p_adjusted=p_adjusted,
+            significant=p_adjusted < LEVEL,
+            n=found.n,
+            excluded=found.excluded,
         )
+
+
+def _find_baseline(run: Run, row: TableRow, judged: Sequence[tuple[Run, TableRow]]) -> tuple[Run, TableRow] | None:
+    """Continued MLE of the same run; else of another with the same data, base model and judge; else this run's PSS.
+
+    Verdicts of different judges are never compared.
+    """
+    mine = [pair for pair in judged if pair[0] is run and pair[1]["model"] == BASELINE]
+    theirs = [
+        pair
+        for pair in judged
+        if pair[0] is not run and pair[1]["model"] == BASELINE and pair[0].setting == run.setting
+    ]
+    plain = [pair for pair in [*mine, *theirs] if pair[1]["method"] == PLAIN]
+    return next((pair for pair in [*plain, *mine] if pair[1]["judge"] == row["judge"]), None)
 
 
 def _share_valid(a: dict[str, str], b: dict[str, str]) -> bool:
     return any(a[key] in SCORES and b[key] in SCORES for key in a.keys() & b.keys())
 
 
-def _outcomes(run: Run, model: str, decoding: str) -> dict[str, str]:
-    return {row["id"]: row["outcome"] for row in run.verdicts[model][decoding]}
+def _outcomes(run: Run, row: TableRow) -> dict[str, str]:
+    return {verdict["id"]: verdict["outcome"] for verdict in run.verdicts[row["model"]][row["decoding"]]}
 
 
 def tell_headline(table: Sequence[TableRow], decoding: str | None) -> str:
     """Plain sentences: the best model of the CPO side against continued MLE."""
     judged = [row for row in table if row["decoding"] == decoding and row["win_rate"] is not None]
-    mle = next((row for row in judged if row["model"] == BASELINE), None)
-    ours = [row for row in judged if row["difference_to_mle"] and row["model"] != "reference"]
+    rates = {row["label"]: row["win_rate"] for row in judged}
+    compared = [row for row in judged if row["difference_to_mle"]]
+    trained = [row for row in compared if row["model"] not in ("reference", BASELINE)]
+    ours = [row for row in trained if row["method"] != "DPO"] or trained
     if not judged:
         return "No answers have been judged yet, so there is no result to report."
-    if mle is None or not ours:
-        lacking = "no model trained with CPO" if mle else "no continued-MLE model"
+    best = max(ours, key=lambda row: row["win_rate"] or 0.0, default=None)
+    difference = best["difference_to_mle"] if best else None
+    if best is None or difference is None:
+        has_mle = any(row["model"] == BASELINE for row in judged)
+        lacking = "no model trained with CPO" if has_mle else "no continued-MLE model"
         return f"Nothing can be compared yet: {lacking} has been judged."
-    best = max(ours, key=lambda row: row["win_rate"] or 0.0)
-    difference = best["difference_to_mle"]
-    if difference is None or best["win_rate"] is None or mle["win_rate"] is None:
-        return "Nothing can be compared yet."
-    count = sum(row["difference_to_mle"] is not None for row in judged)
     among = f" (the best of {len(ours)} models trained with CPO)" if len(ours) > 1 else ""
-    low, high = (signed(100 * end) for end in (difference["low"], difference["high"]))
+    low, high = (signed(100 * difference[end]) for end in ("low", "high"))
     verdict = "This is significant" if difference["significant"] else "This is not a significant difference"
     p = told_p(difference["p_adjusted"])
-    corrected = f", corrected for {count} comparisons; {told_p(difference['p'])} alone" if count > 1 else ""
+    alone = told_p(difference["p"])
+    corrected = f", corrected for {len(compared)} comparisons; {alone} alone" if len(compared) > 1 else ""
+    other = "continued MLE" if difference["baseline"] == BASELINE else f"the baseline {difference['baseline']}"
     return (
-        f"{best['model']}{among} has a win rate of {best['win_rate']:.1%} against the ground truth; continued MLE has "
-        f"{mle['win_rate']:.1%}. On the same {difference['n']} prompts the difference is {signed(100 * difference['value'])} "
-        f"points (95% interval {low} to {high}). {verdict} ({p}{corrected})."
+        f"{best['label']}{among} has a win rate of {best['win_rate']:.1%} against the ground truth; {other} has "
+        f"{rates[difference['baseline']]:.1%}. On the same {difference['n']} prompts the difference is "
+        f"{signed(100 * difference['value'])} points (95% interval {low} to {high}). {verdict} ({p}{corrected})."
     )
 
 

@@ -29,6 +29,7 @@ function startTheme() {
 
 function startSamples() {
   const PAGE = 20;
+  const BADGES = 6;
   const data = JSON.parse(byId("sample-data").textContent);
   const controls = Object.fromEntries(
     ["search", "category", "decoding", "model", "verdict", "compare"].map((id) => [id, byId(id)]));
@@ -46,14 +47,12 @@ function startSamples() {
   [...new Set(data.rows.map((row) => row.category))].filter(Boolean).sort().forEach((name) => addOption(controls.category, name, name));
   data.decodings.forEach((name, index) => addOption(controls.decoding, index, name));
   data.models.forEach((name, index) => addOption(controls.model, index, name));
-  const baseline = data.models.indexOf("mle");
-  if (baseline >= 0) {
-    data.models.forEach((name, index) => {
-      if (index === baseline) return;
-      addOption(controls.compare, `${index}>${baseline}`, `${name} better than mle`);
-      addOption(controls.compare, `${baseline}>${index}`, `${name} worse than mle`);
-    });
-  }
+  data.models.forEach((name, index) => {
+    const baseline = data.baselines[index];
+    if (baseline < 0) return;
+    addOption(controls.compare, `${index}>${baseline}`, `${name} better than mle`);
+    addOption(controls.compare, `${baseline}>${index}`, `${name} worse than mle`);
+  });
   controls.category.parentElement.hidden = controls.category.options.length < 3;
   controls.decoding.parentElement.hidden = data.decodings.length < 2;
 
@@ -83,6 +82,12 @@ function startSamples() {
     return words.every((word) => haystacks[index].includes(word)) && compares(answers);
   }
 
+  // A row has room for a few verdicts: those of the models that are filtered by, then the first ones.
+  function badged() {
+    const wanted = [controls.model.value, ...controls.compare.value.split(">")].filter((value) => /^\d+$/.test(value)).map(Number);
+    return new Set([...new Set([...wanted, ...data.models.keys()])].slice(0, BADGES));
+  }
+
   const longestCategory = Math.max(0, ...data.rows.map((row) => row.category.length));
 
   // As wide on every row, so that a model's verdicts stand in a column.
@@ -106,7 +111,11 @@ function startSamples() {
       button.append(element("span", "excerpt", lines.length > 240 ? `${lines.slice(0, 240)}\u2026` : lines));
       const badges = element("span", "badges");
       if (row.category) badges.append(aligned(element("span", "category", row.category), longestCategory));
-      answersOf(row).forEach((answer, model) => { if (answer) badges.append(aligned(badge(data.models[model], answer), data.models[model].length + 5)); });
+      const shown = badged();
+      answersOf(row).forEach((answer, model) => {
+        if (answer && shown.has(model)) badges.append(aligned(badge(data.models[model], answer), data.models[model].length + 5));
+      });
+      if (shown.size < data.models.length) badges.append(element("span", "category", `+${data.models.length - shown.size} more`));
       button.append(badges);
       button.addEventListener("click", () => openSample(first + offset));
       const item = element("li");

@@ -1,9 +1,11 @@
-"""What a run directory holds, read for the report. Whatever a run that stopped early lacks is simply not there."""
+"""What run directories hold, read for the report. Whatever a run that stopped early lacks is simply not there."""
 
 import json
 import re
+from collections import Counter
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pyarrow.parquet as pq
 
 from cpo_ray.artifacts import read_jsonl
 from cpo_ray.errors import ArtifactError
+from cpo_ray.evaluation.page.method import name_base, name_method, name_source
 from cpo_ray.evaluation.statistics import INVALID, SCORES
 from cpo_ray.records import Generation, Verdict
 
@@ -34,6 +37,7 @@ class Run:
     """Everything the report is made from. Empty or None is what the run directory does not hold."""
 
     root: Path
+    label: str  # the run's name, or something longer where two runs of a report share it
     config: dict[str, Any]
     environment: dict[str, Any]
     curves: dict[str, Curve]  # stage -> curve
@@ -46,9 +50,19 @@ class Run:
     mauve: dict[str, dict[str, dict[str, Any]]]  # model -> decoding -> scores
 
     @property
-    def name(self) -> str:
-        """The run's name, or its directory's."""
-        return str(self.config.get("name") or self.root.resolve().name)
+    def setting(self) -> tuple[str, str]:
+        """Where the prompts come from, and the model it starts from: within a setting, models may share a table."""
+        return name_source(self.config), name_base(self.config)
+
+    def method(self, model: str) -> str:
+        """What a model of this run was trained by, in the paper's words."""
+        return name_method(self.config, model)
+
+    def judge(self, model: str, decoding: str) -> str | None:
+        """Who judged, or None where the run does not say."""
+        summary = self.manifests.get(f"verdicts/{model}", {}).get("summary") or {}
+        judged = summary.get(decoding)
+        return judged.get("judge") if isinstance(judged, dict) else None
 
     @property
     def models(self) -> list[str]:
@@ -77,14 +91,31 @@ def alpha_of(model: str) -> float | None:
     return float(merged[1]) if merged else {"cpo": 0.0, "mle": 1.0}.get(model)
 
 
+def read_runs(roots: Sequence[Path]) -> list[Run]:
+    """Read run directories, each with a label of its own. Raises ArtifactError as `read_run` does, or for one given twice."""
+    twice = [root for root, count in Counter(root.resolve() for root in roots).items() if count > 1]
+    if twice:
+        raise ArtifactError(f"the run directory {twice[0]} is given twice")
+    runs = [read_run(root) for root in roots]
+    names = Counter(run.label for run in runs)
+    return [replace(run, label=f"{run.label} in {run.root}") if names[run.label] > 1 else run for run in runs]
+
+
+def shared_decodings(runs: Sequence[Run]) -> list[str]:
+    """Decodings of all runs, each once, in the first run's order."""
+    return list(dict.fromkeys(name for run in runs for name in run.decodings))
+
+
 def read_run(root: Path) -> Run:
     """Read a run directory. Raises ArtifactError where it is not there, or a file in it is damaged (naming the file)."""
     if not root.is_dir():
         raise ArtifactError(f"no run directory {root}. `cpo-ray run CONFIG` makes one.")
     groups = root / "groups" / "train"
+    config = _read_object(root / "config.json")
     return Run(
         root=root,
-        config=_read_object(root / "config.json"),
+        label=str(config.get("name") or root.resolve().name),
+        config=config,
         environment=_read_object(root / "environment.json"),
         curves=_read_curves(root / "metrics.jsonl"),
         manifests=_read_manifests(root),

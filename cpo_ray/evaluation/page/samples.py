@@ -1,32 +1,41 @@
 """The rows that the page's browser of samples shows, as JSON that is safe inside a script element."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from cpo_ray.evaluation.page.run import Run
+from cpo_ray.evaluation.page.findings import label_of
+from cpo_ray.evaluation.page.method import BASELINE
+from cpo_ray.evaluation.page.run import Run, shared_decodings
 
 MAX_CHARACTERS = 24_000_000  # of text in the page; beyond that a browser takes seconds to open it
 UNSAFE = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
 
 
-def collect_samples(run: Run) -> dict[str, Any]:
+def collect_samples(runs: Sequence[Run]) -> dict[str, Any]:
     """Prompts in file order with every model's answer and verdict under every decoding.
 
     `answers[decoding][model]` of a row is [text, outcome, flipped, finish reason], or null where there is none; both
-    indices follow `decodings` and `models`. `total` counts the prompts, of which `rows` may hold only the first.
+    indices follow `decodings` and `models`. `baselines[model]` is the index of the MLE model of the same run, or -1.
+    `total` counts the prompts, of which `rows` may hold only the first.
     """
-    answered = [model for model in run.models if model in run.generations]
-    decodings = [name for name in run.decodings if any(name in run.generations[model] for model in answered)]
-    answers = _answers(run, answered, decodings)
+    answered = [(run, model) for run in runs for model in run.models if model in run.generations]
+    names = [label_of(run, model, several=len(runs) > 1) for run, model in answered]
+    baselines = [_baseline(answered, run, model) for run, model in answered]
+    there = {name for run, model in answered for name in run.generations[model]}
+    decodings = [name for name in shared_decodings(runs) if name in there]
+    answers = [[_answers(run, model, decoding) for run, model in answered] for decoding in decodings]
     prompts: dict[str, dict[str, Any]] = {}
-    for model in answered:
+    categories: dict[str, str] = {}
+    for run, model in answered:
+        categories |= run.categories
         for found in run.generations[model].values():
             for row in found:
                 prompts.setdefault(row["id"], row)
     rows: list[dict[str, Any]] = []
     characters = 0
     for key, row in prompts.items():
-        table = [[answers[name, model].get(key) for model in answered] for name in decodings]
+        table = [[found.get(key) for found in line] for line in answers]
         characters += len(row["prompt"]) + len(row["reference"])
         characters += sum(len(answer[0]) for line in table for answer in line if answer)
         if characters > MAX_CHARACTERS:
@@ -34,13 +43,13 @@ def collect_samples(run: Run) -> dict[str, Any]:
         rows.append(
             {
                 "id": key,
-                "category": run.categories.get(key, ""),
+                "category": categories.get(key, ""),
                 "prompt": row["prompt"],
                 "gold": row["reference"],
                 "answers": table,
             }
         )
-    return {"decodings": decodings, "models": answered, "rows": rows, "total": len(prompts)}
+    return {"decodings": decodings, "models": names, "baselines": baselines, "rows": rows, "total": len(prompts)}
 
 
 def embed_json(value: Any) -> str:
@@ -48,18 +57,22 @@ def embed_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).translate(UNSAFE)
 
 
-def _answers(run: Run, models: list[str], decodings: list[str]) -> dict[tuple[str, str], dict[str, list[Any]]]:
-    answers = {}
-    for model in models:
-        for name in decodings:
-            verdicts = {row["id"]: row for row in run.verdicts.get(model, {}).get(name, [])}
-            answers[name, model] = {
-                row["id"]: [
-                    row["response"],
-                    verdicts.get(row["id"], {}).get("outcome"),
-                    bool(verdicts.get(row["id"], {}).get("flipped")),
-                    row["finish_reason"],
-                ]
-                for row in run.generations[model].get(name, [])
-            }
-    return answers
+def _baseline(answered: Sequence[tuple[Run, str]], run: Run, model: str) -> int:
+    if model == BASELINE:
+        return -1
+    places = [index for index, (other, name) in enumerate(answered) if other is run and name == BASELINE]
+    return places[0] if places else -1
+
+
+def _answers(run: Run, model: str, decoding: str) -> dict[str, list[Any]]:
+    """By prompt."""
+    verdicts = {row["id"]: row for row in run.verdicts.get(model, {}).get(decoding, [])}
+    return {
+        row["id"]: [
+            row["response"],
+            verdicts.get(row["id"], {}).get("outcome"),
+            bool(verdicts.get(row["id"], {}).get("flipped")),
+            row["finish_reason"],
+        ]
+        for row in run.generations[model].get(decoding, [])
+    }

@@ -1,0 +1,46 @@
+"""What a model of a run was trained by, in the paper's words: MLE, PSS, DPO, AN, ANR, ... MixN, MixNR."""
+
+from collections.abc import Mapping
+from typing import Any
+
+BASELINE = "mle"
+PLAIN = "MLE"
+SHORT = {"autoregressive": "AN", "batch": "BN", "meanfield": "MN", "truncation": "TN", "unhelpful": "UN"}
+
+
+def name_method(config: Mapping[str, Any], model: str) -> str:
+    """The method of a model by its name in the run: `mle`, `cpo`, `merged-0.30` (that of `cpo`); others keep their name.
+
+    `R` at the end: candidates are ranked. K = 2 with one unhelpful answer is DPO, ranked or not. A configuration that
+    does not say which negatives there were gives `CPO`.
+    """
+    if model == BASELINE:
+        return "PSS" if (config.get("mle") or {}).get("scheduled_sampling") else PLAIN
+    if model != "cpo" and not model.startswith("merged-"):
+        return model
+    counts = (config.get("sampling") or {}).get("negatives") or {}
+    kinds = [kind for kind, count in counts.items() if count]
+    objective = config.get("objective") or {}
+    weight = objective.get("mle_weight", 0)
+    joint = f" + {weight:g} MLE" if weight else ""
+    if not kinds:
+        return "CPO" + joint
+    if kinds == ["unhelpful"] and counts["unhelpful"] == 1:
+        return "DPO" + joint
+    name = SHORT.get(kinds[0], kinds[0]) if len(kinds) == 1 else "MixN"
+    return name + ("R" if objective.get("ranked") else "") + joint
+
+
+def name_base(config: Mapping[str, Any]) -> str:
+    """The model that a run starts from: a hub id or folder, or the shape of one made from scratch."""
+    model = config.get("model") or {}
+    if model.get("path"):
+        return str(model["path"])
+    if "layers" not in model:
+        return "a model not named in the configuration"
+    return f"{model.get('architecture', 'llama')} from scratch, {model['layers']} x {model.get('hidden_size', '?')}"
+
+
+def name_source(config: Mapping[str, Any]) -> str:
+    """Where the prompts come from."""
+    return str((config.get("data") or {}).get("source", "data not named in the configuration"))

@@ -1,0 +1,92 @@
+"""What was sampled, as HTML: the statistics per kind of candidate, whatever `stats.json` holds, and example groups."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from cpo_ray.evaluation.page.markup import DASH, Cell, absent, flatten, grid, number
+
+TITLES = {  # key of stats.json -> heading and format; others follow under their own name
+    "count": ("candidates", ",.0f"),
+    "mean_tokens": ("mean tokens", ".1f"),
+    "mean_similarity": ("mean similarity", ".3f"),
+    "equal_to_gold": ("equal to gold", ",.0f"),
+    "duplicates": ("duplicates", ",.0f"),
+    "redraws": ("drawn again", ",.0f"),
+    "mean_ref_logp": ("mean reference log-prob", ".2f"),
+}
+SHARES = {"equal_to_gold", "duplicates"}  # shown with their share of the candidates
+HIDDEN = {"tokens"}  # count * mean_tokens
+GOLD = "gold"
+
+
+def render_sampling(runs: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A table of statistics per run, and the first groups of each: run label -> groups."""
+    parts = []
+    for run in runs:
+        if len(runs) > 1:
+            parts.append(f"<h3>{escape(run['label'])}</h3>")
+        parts.append(_statistics(run["sampling"], run["label"] if len(runs) > 1 else None))
+        examples = _examples(groups[run["label"]], run["label"] if len(runs) > 1 else None)
+        parts.append(f"<details><summary>Example groups</summary>{examples}</details>" if len(runs) > 1 else examples)
+    return "".join(parts)
+
+
+def _statistics(kinds: Mapping[str, Any], label: str | None) -> str:
+    if not kinds:
+        return absent("No sampling statistics: groups/train/stats.json is not there.")
+    flat = {kind: flatten(found) for kind, found in kinds.items()}
+    there = {key for found in flat.values() for key, value in found.items() if isinstance(value, int | float)}
+    keys = [key for key in TITLES if key in there] + sorted(there - TITLES.keys() - HIDDEN)
+    heads = ["kind", *(TITLES[key][0] if key in TITLES else _words(key) for key in keys)]
+    rows: list[list[Cell]] = [
+        [escape(kind), *(_cell(kind, key, found) for key in keys)] for kind, found in flat.items()
+    ]
+    of = f" of {label}" if label else ""
+    return grid(heads, rows, f"Candidates of the training groups{of}, by kind") + NOTE
+
+
+NOTE = """<p class="note">Candidates of the training groups. Similarity: cosine to the gold's embedding. A candidate
+equal to the gold carries no signal and is masked out of the loss. Log-probs in nats, summed over the continuation.</p>"""
+
+
+def _cell(kind: str, key: str, found: Mapping[str, Any]) -> str:
+    value = found.get(key)
+    if not isinstance(value, int | float) or (kind == GOLD and key in SHARES):
+        return DASH
+    form = (
+        TITLES[key][1] if key in TITLES else ",.0f" if isinstance(value, int) else ".3f" if abs(value) < 10 else ",.1f"
+    )
+    share = f" <small>({value / found['count']:.1%})</small>" if key in SHARES and value and found.get("count") else ""
+    return number(value, form) + share
+
+
+def _words(key: str) -> str:
+    """`redraw_rate.mean` as a heading."""
+    return key.replace("_", " ").replace(".", ", ")
+
+
+def _examples(groups: Sequence[Mapping[str, Any]], label: str | None) -> str:
+    if not groups:
+        return absent("No candidate groups: groups/train holds no Parquet file.")
+    parts = ["<p>The first groups of the first shard, not chosen. Rank 0 is the gold.</p>"]
+    if label is None:
+        parts.insert(0, "<h3>Example groups</h3>")
+    of = f" of {label}" if label else ""
+    for count, group in enumerate(groups, 1):
+        order = sorted(range(len(group["rank"])), key=group["rank"].__getitem__)
+        rows: list[list[Cell]] = [
+            [
+                f'<span class="kind">{escape(group["candidate_kind"][index])}</span>',
+                (escape(group["candidate_text"][index]) or "<i>empty</i>", "text"),
+                str(group["rank"][index]),
+                number(group["similarity"][index], ".3f"),
+                number(group["ref_logps"][index], ".2f"),
+            ]
+            for index in order
+        ]
+        heads = ["kind", "continuation", "rank", "similarity", "reference log-prob"]
+        table = grid(heads, rows, f"Candidates of example group {count}{of}, by rank")
+        prompt = f'<pre class="prompt">{escape(group["prompt"])}</pre>'
+        parts.append(f'<article class="group"><h4>Prompt</h4>{prompt}{table}</article>')
+    return "".join(parts)
