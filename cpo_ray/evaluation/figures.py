@@ -110,7 +110,7 @@ def interval_chart(labels: Labels, estimates: Sequence[Estimate], level: Level) 
     height = top + row * len(rows) + 46
     ends = [end for item in estimates for end in (item.low, item.high)] + [level.value]
     low, high = _widen(ends, 0.06 * (max(ends) - min(ends) or 1.0))
-    left = 14 + min(max(len(item.name) for item in estimates), LONGEST_NAME) * 6.6
+    left = 16 + min(max(len(item.name) for item in estimates), LONGEST_NAME) * 6.9
     frame = _Frame((max(0.0, low), min(1.0, high)), (0, 1), top, left=left, right=116, height=height)
     x = frame.x(level.value)
     body = [frame.axes(labels, rows=True)]

@@ -107,7 +107,7 @@ def _facts(run: Run) -> dict[str, Any]:
     source, base = run.setting
     return {
         "label": run.label,
-        "method": run.method("cpo"),
+        "methods": list(dict.fromkeys(run.method(model) for model in run.models if model != "reference")),
         "source": source,
         "base": base,
         "finished": max((str(item.get("created", "")) for item in run.manifests.values()), default=None),

@@ -19,6 +19,7 @@ CONFIG = {
     "name": "demo",
     "seed": 17,
     "data": {"source": "synthetic", "train_rows": 3000, "test_rows": 500},
+    "model": {"path": None, "architecture": "llama", "hidden_size": 160, "layers": 4},
     "sampling": {"negatives": {"autoregressive": 0, **MIX}, "top_k": 50, "meanfield_fraction": 0.15},
     "training": {"steps": 300, "learning_rate": 1e-4, "schedule": "cosine"},
     "objective": {"beta": 5.0, "ranked": True, "mle_weight": 0.0},

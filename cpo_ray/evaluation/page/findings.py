@@ -158,7 +158,7 @@ def _outcomes(run: Run, row: TableRow) -> dict[str, str]:
 def tell_headline(table: Sequence[TableRow], decoding: str | None) -> str:
     """Plain sentences: the best model of the CPO side against continued MLE."""
     judged = [row for row in table if row["decoding"] == decoding and row["win_rate"] is not None]
-    rates = {row["label"]: row["win_rate"] for row in judged}
+    by_label = {row["label"]: row for row in judged}
     compared = [row for row in judged if row["difference_to_mle"]]
     trained = [row for row in compared if row["model"] not in ("reference", BASELINE)]
     ours = [row for row in trained if row["method"] != "DPO"] or trained
@@ -176,10 +176,12 @@ def tell_headline(table: Sequence[TableRow], decoding: str | None) -> str:
     p = told_p(difference["p_adjusted"])
     alone = told_p(difference["p"])
     corrected = f", corrected for {len(compared)} comparisons; {alone} alone" if len(compared) > 1 else ""
-    other = "continued MLE" if difference["baseline"] == BASELINE else f"the baseline {difference['baseline']}"
+    baseline = by_label[difference["baseline"]]
+    other = "continued MLE" if baseline["method"] == PLAIN else f"the baseline, {baseline['method']},"
+    other += "" if baseline["label"] == BASELINE else f" ({baseline['label']})"
     return (
         f"{best['label']}{among} has a win rate of {best['win_rate']:.1%} against the ground truth; {other} has "
-        f"{rates[difference['baseline']]:.1%}. On the same {difference['n']} prompts the difference is "
+        f"{baseline['win_rate']:.1%}. On the same {difference['n']} prompts the difference is "
         f"{signed(100 * difference['value'])} points (95% interval {low} to {high}). {verdict} ({p}{corrected})."
     )
 

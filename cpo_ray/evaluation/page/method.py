@@ -37,10 +37,10 @@ def name_base(config: Mapping[str, Any]) -> str:
     if model.get("path"):
         return str(model["path"])
     if "layers" not in model:
-        return "a model not named in the configuration"
+        return "an unnamed model"
     return f"{model.get('architecture', 'llama')} from scratch, {model['layers']} x {model.get('hidden_size', '?')}"
 
 
 def name_source(config: Mapping[str, Any]) -> str:
     """Where the prompts come from."""
-    return str((config.get("data") or {}).get("source", "data not named in the configuration"))
+    return str((config.get("data") or {}).get("source", "unnamed data"))

@@ -85,7 +85,9 @@ function startSamples() {
   // A row has room for a few verdicts: those of the models that are filtered by, then the first ones.
   function badged() {
     const wanted = [controls.model.value, ...controls.compare.value.split(">")].filter((value) => /^\d+$/.test(value)).map(Number);
-    return new Set([...new Set([...wanted, ...data.models.keys()])].slice(0, BADGES));
+    const merged = (index) => Number(data.models[index].includes("merged-"));
+    const others = [...data.models.keys()].sort((first, second) => merged(first) - merged(second));
+    return new Set([...new Set([...wanted, ...others])].slice(0, BADGES));
   }
 
   const longestCategory = Math.max(0, ...data.rows.map((row) => row.category.length));

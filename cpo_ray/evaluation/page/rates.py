@@ -95,14 +95,16 @@ def _over_alpha(
         lines = [(decoding, runs[0].label, decoding) for decoding in decodings]
     else:
         lines = [(run.label, run.label, decodings[0]) for run in runs if decodings]
-    series = []
+    drawn = []
     for number, (name, run, decoding) in enumerate(lines):
         rows = [row for row in table if (row["run"], row["decoding"]) == (run, decoding) and row["alpha"] is not None]
         rows = sorted((row for row in rows if row[key] is not None), key=lambda row: row["alpha"])
         if any(0 < row["alpha"] < 1 for row in rows):
-            shift = 0.012 * (number - (len(lines) - 1) / 2)  # so that whiskers do not cover each other
-            color, dash = style_of(number)
-            points = [(row["alpha"] + shift, row[key]) for row in rows]
-            intervals = [(row["alpha"] + shift, *ends(row)) for row in rows]
-            series.append(Series(name, points, color, dash, intervals=intervals))
+            drawn.append((name, *style_of(number), rows))
+    series = []
+    for number, (name, color, dash, rows) in enumerate(drawn):
+        shift = 0.012 * (number - (len(drawn) - 1) / 2)  # so that whiskers do not cover each other
+        points = [(row["alpha"] + shift, row[key]) for row in rows]
+        intervals = [(row["alpha"] + shift, *ends(row)) for row in rows]
+        series.append(Series(name, points, color, dash, intervals=intervals))
     return series

@@ -39,7 +39,7 @@ def _compared(runs: Sequence[Mapping[str, Any]]) -> str:
     rows: list[list[Cell]] = [
         [
             escape(run["label"]),
-            (escape(run["method"]), "left"),
+            (listed(run["methods"]) or DASH, "left"),
             (escape(run["base"]), "left"),
             (escape(run["source"]), "left"),
             (listed(run["judges"]) or DASH, "left"),
@@ -78,7 +78,7 @@ def _paper_table(table: Mapping[str, Any], *, several: bool) -> str:
         ["win rate" if rates else "MAUVE", *(_bold(f"{c['value']:.3f}", strong=c["value"] == best) for c in columns)]
     )
     if rates:
-        rows.append(["95% interval", *(f"<small>{c['low']:.3f} to {c['high']:.3f}</small>" for c in columns)])
+        rows.append(["95% interval", *(f"<small>{c['low']:.3f}<br>to {c['high']:.3f}</small>" for c in columns)])
     if any(column["difference"] for column in columns):
         rows.append(["points vs MLE", *(_points(column["difference"]) for column in columns)])
     if any(column["deviation"] is not None for column in columns):
@@ -107,15 +107,23 @@ def render_models(report: Report) -> str:
     """Every model with all its numbers, one table per decoding."""
     if not report["table"]:
         return absent("No answers, verdicts or MAUVE scores: generation has not run.")
-    several = len(report["runs"]) > 1
     parts = []
     for decoding in report["decodings"]:
         rows = [_model_row(row) for row in report["table"] if row["decoding"] == decoding]
-        for run in report["runs"]:
-            name = f"{run['label']}: ground truth" if several else "ground truth"
-            rows.append([escape(name), *[DASH] * 6, number(run["ground_truth_mean_length"], ".1f")])
+        rows += _truth_rows(report["runs"])
         parts.append(f"<h3>{escape(decoding)} decoding</h3>" + grid(MODEL_HEADS, rows, f"Results, {decoding} decoding"))
     return "".join(parts) + MODEL_NOTE
+
+
+def _truth_rows(runs: Sequence[Mapping[str, Any]]) -> list[list[Cell]]:
+    """The ground truth's mean length: once where it is the same in all runs."""
+    lengths = {run["label"]: run["ground_truth_mean_length"] for run in runs}
+    if len(set(lengths.values())) == 1:
+        lengths = {"": lengths[runs[0]["label"]]}
+    return [
+        [f"{escape(label)}{': ' if label else ''}ground truth", *[DASH] * 6, number(length, ".1f")]
+        for label, length in lengths.items()
+    ]
 
 
 MODEL_HEADS = (

@@ -21,29 +21,32 @@ GOLD = "gold"
 
 
 def render_sampling(runs: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """A table of statistics per run, and the first groups of each: run label -> groups."""
-    parts = []
-    for run in runs:
-        if len(runs) > 1:
-            parts.append(f"<h3>{escape(run['label'])}</h3>")
-        parts.append(_statistics(run["sampling"], run["label"] if len(runs) > 1 else None))
-        examples = _examples(groups[run["label"]], run["label"] if len(runs) > 1 else None)
-        parts.append(f"<details><summary>Example groups</summary>{examples}</details>" if len(runs) > 1 else examples)
-    return "".join(parts)
+    """One table of statistics, and the first groups of each run. groups: run label -> groups."""
+    if len(runs) == 1:
+        return _statistics(runs) + _examples(groups[runs[0]["label"]], "")
+    folded = [
+        f"<details><summary>Example groups of {escape(label)}</summary>{_examples(found, f' of {label}')}</details>"
+        for label, found in groups.items()
+    ]
+    return _statistics(runs) + "".join(folded)
 
 
-def _statistics(kinds: Mapping[str, Any], label: str | None) -> str:
-    if not kinds:
+def _statistics(runs: Sequence[Mapping[str, Any]]) -> str:
+    flat = {
+        (f"{run['label']}: {kind}" if len(runs) > 1 else kind, kind): flatten(found)
+        for run in runs
+        for kind, found in run["sampling"].items()
+        if isinstance(found, Mapping)
+    }
+    if not flat:
         return absent("No sampling statistics: groups/train/stats.json is not there.")
-    flat = {kind: flatten(found) for kind, found in kinds.items()}
     there = {key for found in flat.values() for key, value in found.items() if isinstance(value, int | float)}
     keys = [key for key in TITLES if key in there] + sorted(there - TITLES.keys() - HIDDEN)
     heads = ["kind", *(TITLES[key][0] if key in TITLES else _words(key) for key in keys)]
     rows: list[list[Cell]] = [
-        [escape(kind), *(_cell(kind, key, found) for key in keys)] for kind, found in flat.items()
+        [escape(name), *(_cell(kind, key, found) for key in keys)] for (name, kind), found in flat.items()
     ]
-    of = f" of {label}" if label else ""
-    return grid(heads, rows, f"Candidates of the training groups{of}, by kind") + NOTE
+    return grid(heads, rows, "Candidates of the training groups, by kind") + NOTE
 
 
 NOTE = """<p class="note">Candidates of the training groups. Similarity: cosine to the gold's embedding. A candidate
@@ -66,13 +69,11 @@ def _words(key: str) -> str:
     return key.replace("_", " ").replace(".", ", ")
 
 
-def _examples(groups: Sequence[Mapping[str, Any]], label: str | None) -> str:
+def _examples(groups: Sequence[Mapping[str, Any]], of: str) -> str:
     if not groups:
         return absent("No candidate groups: groups/train holds no Parquet file.")
-    parts = ["<p>The first groups of the first shard, not chosen. Rank 0 is the gold.</p>"]
-    if label is None:
-        parts.insert(0, "<h3>Example groups</h3>")
-    of = f" of {label}" if label else ""
+    title = "" if of else "<h3>Example groups</h3>"
+    parts = [f"{title}<p>The first groups of the first shard, not chosen. Rank 0 is the gold.</p>"]
     for count, group in enumerate(groups, 1):
         order = sorted(range(len(group["rank"])), key=group["rank"].__getitem__)
         rows: list[list[Cell]] = [

@@ -9,7 +9,7 @@ from string import Template
 from typing import Any
 
 from cpo_ray.evaluation.figures import PALETTES
-from cpo_ray.evaluation.page.markup import absent, moment
+from cpo_ray.evaluation.page.markup import DASH, Cell, absent, grid, moment, number
 from cpo_ray.evaluation.page.provenance import render_runs
 from cpo_ray.evaluation.page.results import Report, render_models, render_paper, render_result
 from cpo_ray.evaluation.page.samples import embed_json
@@ -74,15 +74,20 @@ def _figures(charts: Mapping[str, str], *, results: bool) -> str:
 
 
 def _training(runs: Sequence[Mapping[str, Any]]) -> str:
-    """How each CPO training began, in words."""
-    said = ""
+    """How each CPO training began: in words, or of several in a table."""
+    if len(runs) == 1:
+        faint = "<p>Faint lines show every step, bold ones a running mean.</p>" if runs[0]["training"] else ""
+        words = _first_step(runs[0])
+        return (f"<p>{words}</p>" if words else "") + faint
+    rows: list[list[Cell]] = []
     for run in runs:
-        words = _first_step(run)
-        if words:
-            whose = f"<b>{escape(run['label'])}</b>: " if len(runs) > 1 else ""
-            said += f"<p>{whose}{words}</p>"
-    drawn = any(run["training"] for run in runs)
-    return said + ("<p>Faint lines show every step, bold ones a running mean.</p>" if drawn and len(runs) == 1 else "")
+        first, cpo = run["first_step"] or {}, run["training"].get("cpo", {})
+        must = f"{escape(first['formula'])} = {first['expected']:.4f}" if first else DASH
+        began, masked = number(first.get("loss"), ".4f"), number(cpo.get("masked"), ",.0f")
+        rows.append([escape(run["label"]), number(cpo.get("steps"), ",.0f"), must, began, masked])
+    heads = ["run", "CPO steps", "the loss must begin at", "it began at", "masked candidates"]
+    note = '<p class="note">At the first step the policy is the reference, so the loss is known. Lines are running means.</p>'
+    return grid(heads, rows, "How CPO training began") + note
 
 
 def _first_step(run: Mapping[str, Any]) -> str:
