@@ -67,6 +67,57 @@ def test_every_stage_is_a_command(config, asked, stage):
     assert (asked[0]["first"], asked[0]["last"]) == (stage, stage)
 
 
+@pytest.fixture
+def reported(monkeypatch, tmp_path):
+    """What a report of run directories was asked for; two such directories."""
+    calls = []
+    monkeypatch.setattr(cli, "report_runs", lambda roots, out: calls.append((roots, out)))
+    for name in ("one", "two"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    return calls
+
+
+def test_report_takes_run_directories(config, asked, reported):
+    assert type_in("report", "runs/one").exit_code == 0
+    assert type_in("report", "runs/one", "runs/two/").exit_code == 0
+    assert type_in("report", "runs/one", "runs/two", "--out", "elsewhere").exit_code == 0
+    assert reported == [
+        ([Path("runs/one")], Path("reports/one")),
+        ([Path("runs/one"), Path("runs/two")], Path("reports/one-vs-two")),
+        ([Path("runs/one"), Path("runs/two")], Path("elsewhere")),
+    ]
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["x.yaml", "runs/one"],
+            "x.yaml is no run directory: report takes one configuration file, or run directories only",
+        ),
+        (["x.yaml", "x.yaml"], "report takes one configuration file"),
+        (["runs/one", "--set", "seed=3"], "go with a configuration file"),
+        (["runs/one", "--run-dir", "runs/two"], "go with a configuration file"),
+        (["x.yaml", "--out", "elsewhere"], "--out goes with run directories"),
+        (["runs/nowhere"], "no configuration file runs/nowhere"),
+    ],
+)
+def test_report_says_what_it_cannot_mix(config, asked, reported, words, told):
+    seen = type_in("report", *words)
+    assert seen.exit_code == 2
+    assert told in seen.stderr
+    assert asked == reported == []
+
+
+def test_report_of_runs_never_writes_into_one(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    seen = type_in("report", "run", "--out", "run/report")
+    assert seen.exit_code == 2
+    assert "lies within the run run" in seen.stderr
+    assert list((tmp_path / "run").iterdir()) == []
+
+
 def test_every_stage_is_a_job():
     jobs = {path.stem: path.read_text() for path in (ROOT / "jobs").glob("*.py")}
     assert set(jobs) == {"pipeline", *STAGES}

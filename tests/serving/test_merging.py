@@ -155,3 +155,10 @@ def test_integers_must_agree() -> None:
     assert interpolate(ones, ones.clone(), 0.3, "steps") is not None
     with pytest.raises(ArtifactError, match=r"steps: torch.int64"):
         interpolate(ones, ones * 2, 0.3, "steps")
+
+
+def test_a_card_is_not_taken_over(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    mle, cpo = pair
+    (cpo / "README.md").write_text("tells of the CPO model")
+    merge_models(mle, cpo, 0.5, tmp_path / "out")
+    assert not (tmp_path / "out" / "README.md").exists()
