@@ -164,7 +164,7 @@ def _missing(run: Run) -> list[str]:
 
 
 def _judges(run: Run) -> list[str | None]:
-    return [run.judge(model, decoding) for model, found in run.verdicts.items() for decoding in found]
+    return [run.judging(model, decoding).get("judge") for model, found in run.verdicts.items() for decoding in found]
 
 
 def _ground_truth_length(run: Run) -> float | None:

@@ -14,6 +14,11 @@ from cpo_ray.records import EXAMPLE_SCHEMA, GROUP_SCHEMA
 MODELS = {"reference": 0.36, "mle": 0.41, "cpo": 0.45, "merged-0.30": 0.47, "merged-0.70": 0.44}
 HOSTILE = "</script><script>window.hacked = true</script><!-- <img src=x onerror='window.hacked=1'> \u2028 ]]>"
 WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "harbor", "island", "juniper"]
+BIASES = {
+    "order": "both",
+    "length_controlled": {"rate": 0.448, "low": 0.409, "high": 0.487, "effect": 0.4},
+    "position_bias": {"rate": 0.52, "low": 0.48, "high": 0.56, "p_value": 0.3, "n": 495},
+}
 MIX = {"batch": 3, "meanfield": 5, "truncation": 3}
 CONFIG = {
     "name": "demo",
@@ -103,25 +108,26 @@ def _groups(folder, rng):
         group |= {"candidate_ids": [[1, 0]] * len(kinds), "candidate_text": texts, "similarity": similarity}
         groups.append(group | {"rank": list(range(len(kinds))), "ref_logps": [rng.uniform(-40, -3) for _ in kinds]})
     write_table(folder / "00000.parquet", pa.Table.from_pylist(groups, GROUP_SCHEMA))
-    stats = {
-        "gold": {
-            "count": 3000,
-            "mean_tokens": 11.2,
-            "mean_similarity": 1.0,
-            "equal_to_gold": 3000,
-            "mean_ref_logp": -6.1,
-        }
-    }
-    for kind, count in MIX.items():
+    stats = {}
+    for place, (kind, count) in enumerate({"gold": 1, **MIX}.items()):
         facts = {
             "mean_tokens": 9.4,
             "mean_similarity": 0.62,
-            "equal_to_gold": 41 * (kind == "meanfield"),
             "mean_ref_logp": -31.5,
+            "tokens_per_second": 900.0 + place,
         }
+        facts |= {"equal_to_gold": 41 * (kind == "meanfield"), "duplicates": 7 * place, "redraws": 120 * place}
+        facts |= {"tokens": 28200, "equal_to_gold_rate": 0.01, "duplicate_rate": 0.01, "redraw_rate": 0.1}
+        facts["length"] = {"p5": 3.0, "median": 9.0, "p95": 16.0, "histogram": _bell(0, 24, 20, 7 + place)}
+        facts["similarity"] = {"p5": 0.2, "median": 0.6, "p95": 0.9, "histogram": _bell(-1, 1, 40, 28 + 3 * place)}
         stats[kind] = {"count": 3000 * count, **facts}
     write_json(folder / "stats.json", stats)
     _manifest(folder, 64.8, {"00000.parquet": 3000}, 5, {"rows": 3000})
+
+
+def _bell(low, high, bins, middle):
+    counts = [round(1000 * math.exp(-((index - middle) ** 2) / 8)) for index in range(bins)]
+    return {"low": low, "high": high, "counts": counts}
 
 
 def _metrics(path, steps):
@@ -187,7 +193,7 @@ def _answers(root, model, rate, tests, decodings, order, judge):
             path = root / folder / model / f"{decoding}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    judged = {decoding: {"n": len(tests), "judge": judge} for decoding in decodings}
+    judged = {decoding: {"n": len(tests), "judge": judge, **BIASES} for decoding in decodings}
     files = {f"{name}.jsonl": len(tests) for name in decodings}
     _manifest(root / "generations" / model, 12.5, files, 10 + order)
     _manifest(root / "verdicts" / model, 9.5, files, 20 + order, judged)

@@ -104,7 +104,7 @@ def test_json_is_valid_and_figures_are_files(run, written):
     assert first["expected"] == pytest.approx(math.log(math.factorial(12)))
     assert first["loss"] == 19.9872
     assert report["runs"][0]["training"]["reference"]["first"]["loss"] < 50, "the row before the restart must not count"
-    assert len(report["figures"]) == 12
+    assert len(report["figures"]) == 14
     for name in report["figures"]:
         ET.parse(run / "report" / name)
 

@@ -38,6 +38,7 @@ def draw_charts(runs: Sequence[Run], table: Sequence[Mapping[str, Any]]) -> dict
     if len(runs) == 1:
         charts.update(_cpo_charts(runs[0]))
         charts.update(_likelihood_charts(runs[0].curves))
+        charts.update(_histograms(runs[0].kinds))
     else:
         charts.update(_shared_charts(runs))
     return charts
@@ -95,6 +96,29 @@ def _likelihood_charts(curves: Mapping[str, Curve]) -> Iterator[tuple[str, str]]
         if stage in curves:
             gold += _smooth(stage, _points(curves[stage].train, "gold_logp"), MODEL_COLORS[stage], dash)
     yield from _chart(Labels("gold-logp", "Log-prob of the gold, from the same reference", STEP, NATS), gold)
+
+
+def _histograms(kinds: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """How lengths and similarities are distributed, a line per kind; the gold's similarity to itself says nothing."""
+    for name, key, title, x in (
+        ("sampling-length", "length", "Length of the candidates", "tokens, EOS included"),
+        ("sampling-similarity", "similarity", "Similarity of the negatives to the gold", "cosine of the embeddings"),
+    ):
+        series: list[Series] = []
+        for number, (kind, found) in enumerate(kinds.items()):
+            histogram = (found.get(key) or {}).get("histogram")
+            if histogram and (key, kind) != ("similarity", "gold"):
+                series.append(Series(kind, _bins(histogram), *KIND_STYLES.get(kind, style_of(number))))
+        yield from _chart(Labels(name, title, x, "share of candidates per bin"), series)
+
+
+def _bins(histogram: Mapping[str, Any]) -> Points:
+    """The middle of each bin and its share, without the empty bins at both ends."""
+    low, counts = histogram["low"], histogram["counts"]
+    width = (histogram["high"] - low) / len(counts)
+    filled = [index for index, count in enumerate(counts) if count]
+    within = range(max(filled[0] - 1, 0), min(filled[-1] + 2, len(counts))) if filled else range(0)
+    return [(low + (index + 0.5) * width, counts[index] / sum(counts)) for index in within]
 
 
 def _shared_charts(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """What runs found: a row per model and decoding, every difference to continued MLE, and the sentence that says it."""
 
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 from cpo_ray.evaluation.page.method import BASELINE, PLAIN
 from cpo_ray.evaluation.page.run import Run, alpha_of, shared_decodings
@@ -41,7 +41,9 @@ class TableRow(TypedDict):
     ties: int
     losses: int
     invalid: int
-    flip_rate: float | None  # share of prompts whose two orders disagreed
+    flip_rate: float | None  # share of prompts whose two orders disagreed; None where each was asked about once
+    length_controlled: dict[str, float] | None  # rate, low, high: at equal lengths, where the judging computed it
+    position_bias: dict[str, float] | None  # rate, low, high: how often the judge takes what it reads first
     difference_to_mle: DifferenceRow | None
     mauve: float | None
     mauve_deviation: float | None
@@ -73,6 +75,7 @@ def _measure(run: Run, model: str, decoding: str, *, several: bool) -> TableRow:
     rate, low, high = win_rate_interval(outcomes) if valid else (None, None, None)
     answers = [row["response"] for row in run.generations.get(model, {}).get(decoding, [])]
     mauve = run.mauve.get(model, {}).get(decoding, {})
+    judging = run.judging(model, decoding)
     return TableRow(
         run=run.label,
         model=model,
@@ -80,7 +83,7 @@ def _measure(run: Run, model: str, decoding: str, *, several: bool) -> TableRow:
         method=run.method(model),
         decoding=decoding,
         alpha=alpha_of(model),
-        judge=run.judge(model, decoding),
+        judge=judging.get("judge"),
         win_rate=rate,
         low=low,
         high=high,
@@ -88,13 +91,21 @@ def _measure(run: Run, model: str, decoding: str, *, several: bool) -> TableRow:
         ties=outcomes.count("tie"),
         losses=outcomes.count("loss"),
         invalid=outcomes.count(INVALID),
-        flip_rate=sum(row["flipped"] for row in verdicts) / len(verdicts) if verdicts else None,
+        flip_rate=_flip_rate(verdicts, judging),
+        length_controlled=judging.get("length_controlled"),
+        position_bias=judging.get("position_bias"),
         difference_to_mle=None,
         is_baseline=False,
         mauve=mauve.get("mean"),
         mauve_deviation=mauve.get("deviation"),
         mean_length=mean_words(answers),
     )
+
+
+def _flip_rate(verdicts: Sequence[Mapping[str, Any]], judging: Mapping[str, Any]) -> float | None:
+    if not verdicts or judging.get("order", "both") != "both":
+        return None
+    return sum(row["flipped"] for row in verdicts) / len(verdicts)
 
 
 def label_of(run: Run, model: str, *, several: bool) -> str:

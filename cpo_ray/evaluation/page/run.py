@@ -58,11 +58,11 @@ class Run:
         """What a model of this run was trained by, in the paper's words."""
         return name_method(self.config, model)
 
-    def judge(self, model: str, decoding: str) -> str | None:
-        """Who judged, or None where the run does not say."""
+    def judging(self, model: str, decoding: str) -> dict[str, Any]:
+        """What the judging stage said of its verdicts: the judge's name and more, or nothing."""
         summary = self.manifests.get(f"verdicts/{model}", {}).get("summary") or {}
         judged = summary.get(decoding)
-        return judged.get("judge") if isinstance(judged, dict) else None
+        return judged if isinstance(judged, dict) else {}
 
     @property
     def models(self) -> list[str]:

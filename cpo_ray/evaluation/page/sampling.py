@@ -4,19 +4,27 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from cpo_ray.evaluation.page.markup import DASH, Cell, absent, flatten, grid, number
+from cpo_ray.evaluation.page.markup import DASH, Cell, absent, grid, number
 
-TITLES = {  # key of stats.json -> heading and format; others follow under their own name
+TITLES = {  # key of stats.json -> heading and format; other numbers follow under their own name
     "count": ("candidates", ",.0f"),
     "mean_tokens": ("mean tokens", ".1f"),
     "mean_similarity": ("mean similarity", ".3f"),
     "equal_to_gold": ("equal to gold", ",.0f"),
     "duplicates": ("duplicates", ",.0f"),
     "redraws": ("drawn again", ",.0f"),
+    "without_eos": ("without EOS", ",.0f"),
     "mean_ref_logp": ("mean reference log-prob", ".2f"),
+    "tokens_per_second": ("tokens/s", ",.0f"),
 }
-SHARES = {"equal_to_gold", "duplicates"}  # shown with their share of the candidates
-HIDDEN = {"tokens"}  # count * mean_tokens
+SPREADS = {  # key of a distribution -> heading
+    "length": "tokens",
+    "length_ratio": "tokens, gold = 1",
+    "similarity": "similarity",
+    "ref_logp_per_token": "reference log-prob a token",
+}
+SHARES = {"equal_to_gold", "duplicates", "without_eos"}  # shown with their share of the candidates
+HIDDEN = {"tokens", "equal_to_gold_rate", "duplicate_rate", "redraw_rate"}  # said by the others
 GOLD = "gold"
 
 
@@ -33,7 +41,7 @@ def render_sampling(runs: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequ
 
 def _statistics(runs: Sequence[Mapping[str, Any]]) -> str:
     flat = {
-        (f"{run['label']}: {kind}" if len(runs) > 1 else kind, kind): flatten(found)
+        (f"{run['label']}: {kind}" if len(runs) > 1 else kind, kind): found
         for run in runs
         for kind, found in run["sampling"].items()
         if isinstance(found, Mapping)
@@ -42,11 +50,36 @@ def _statistics(runs: Sequence[Mapping[str, Any]]) -> str:
         return absent("No sampling statistics: groups/train/stats.json is not there.")
     there = {key for found in flat.values() for key, value in found.items() if isinstance(value, int | float)}
     keys = [key for key in TITLES if key in there] + sorted(there - TITLES.keys() - HIDDEN)
-    heads = ["kind", *(TITLES[key][0] if key in TITLES else _words(key) for key in keys)]
+    heads = ["kind", *(TITLES[key][0] if key in TITLES else key.replace("_", " ") for key in keys)]
     rows: list[list[Cell]] = [
         [escape(name), *(_cell(kind, key, found) for key in keys)] for (name, kind), found in flat.items()
     ]
-    return grid(heads, rows, "Candidates of the training groups, by kind") + NOTE
+    return grid(heads, rows, "Candidates of the training groups, by kind") + _spreads(flat) + NOTE
+
+
+def _spreads(flat: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
+    """Medians with the middle nine tenths, of every distribution that is there."""
+    there = {
+        key
+        for found in flat.values()
+        for key, value in found.items()
+        if isinstance(value, Mapping) and "median" in value
+    }
+    if not there:
+        return ""
+    keys = [key for key in SPREADS if key in there] + sorted(there - SPREADS.keys())
+    heads = ["median [5%, 95%]", *(SPREADS.get(key, key.replace("_", " ")) for key in keys)]
+    rows: list[list[Cell]] = [
+        [escape(name), *(_spread(found.get(key)) for key in keys)] for (name, _), found in flat.items()
+    ]
+    return grid(heads, rows, "Distributions over the candidates, by kind")
+
+
+def _spread(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return DASH
+    median, low, high = (number(found.get(key), ".3g") for key in ("median", "p5", "p95"))
+    return f"{median} <small>[{low}, {high}]</small>"
 
 
 NOTE = """<p class="note">Candidates of the training groups. Similarity: cosine to the gold's embedding. A candidate
@@ -62,11 +95,6 @@ def _cell(kind: str, key: str, found: Mapping[str, Any]) -> str:
     )
     share = f" <small>({value / found['count']:.1%})</small>" if key in SHARES and value and found.get("count") else ""
     return number(value, form) + share
-
-
-def _words(key: str) -> str:
-    """`redraw_rate.mean` as a heading."""
-    return key.replace("_", " ").replace(".", ", ")
 
 
 def _examples(groups: Sequence[Mapping[str, Any]], of: str) -> str:

@@ -16,6 +16,7 @@ from cpo_ray.evaluation.page.samples import embed_json
 from cpo_ray.evaluation.page.sampling import render_sampling
 
 RESULT_CHARTS = ("win-rate-", "mauve-")
+SAMPLING_CHARTS = ("sampling-",)
 
 
 def render_page(
@@ -26,13 +27,14 @@ def render_page(
     script = resources.joinpath("page.js").read_text(encoding="utf-8")
     runs = report["runs"]
     browser = resources.joinpath("samples.html").read_text(encoding="utf-8")
+    curves = {name: svg for name, svg in charts.items() if not name.startswith(RESULT_CHARTS + SAMPLING_CHARTS)}
     sections = {
         "result": ("Result", render_result(report)),
         "paper": ("As in the paper", render_paper(report)),
         "table": ("All models", render_models(report)),
-        "figures": ("Win rates", _figures(charts, results=True)),
-        "training": ("Training", _training(runs) + _figures(charts, results=False)),
-        "sampling": ("Sampling", render_sampling(runs, groups)),
+        "figures": ("Win rates", _figures(charts, RESULT_CHARTS) or absent("No verdicts: nothing to draw.")),
+        "training": ("Training", _training(runs) + (_figures(curves) or absent("No training metrics."))),
+        "sampling": ("Sampling", _figures(charts, SAMPLING_CHARTS) + render_sampling(runs, groups)),
         "samples": ("Samples", _samples(samples, browser)),
         "run": ("This run" if len(runs) == 1 else "The runs", render_runs(runs)),
     }
@@ -66,11 +68,10 @@ def _palettes() -> str:
     )
 
 
-def _figures(charts: Mapping[str, str], *, results: bool) -> str:
-    chosen = [svg for name, svg in charts.items() if name.startswith(RESULT_CHARTS) == results]
-    if not chosen:
-        return absent("No verdicts: nothing to draw." if results else "No training metrics.")
-    return '<div class="charts">' + "".join(f"<figure>{svg}</figure>" for svg in chosen) + "</div>"
+def _figures(charts: Mapping[str, str], beginning: tuple[str, ...] = ("",)) -> str:
+    """The charts whose names begin so, or nothing."""
+    chosen = [svg for name, svg in charts.items() if name.startswith(beginning)]
+    return '<div class="charts">' + "".join(f"<figure>{svg}</figure>" for svg in chosen) + "</div>" if chosen else ""
 
 
 def _training(runs: Sequence[Mapping[str, Any]]) -> str:
