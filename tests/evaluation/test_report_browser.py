@@ -147,3 +147,39 @@ def test_filtering_is_quick(page):
         " return performance.now() - start; })()"
     )
     assert milliseconds < 200
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    for name in ("left", "right"):
+        make_fake_run(root / name, rows=30, steps=12, decodings=("greedy",), name=name)
+    write_report([root / "left", root / "right"], root / "report")
+    return (root / "report" / "index.html").as_uri()
+
+
+def test_two_runs_stand_side_by_side(browser, comparison):
+    browser.problems.clear()
+    browser.resize(1280, 900)
+    browser.open(comparison)
+    assert browser.evaluate("document.querySelectorAll('#list li')[0].querySelectorAll('.badge').length") == 6
+    assert browser.evaluate("document.querySelector('#list li .badges').lastChild.textContent") == "+4 more"
+    choose(browser, "model", "9")
+    choose(browser, "verdict", "win")
+    for row in browser.evaluate(BADGES):
+        assert "right: merged-0.70win" in row, "what is filtered by is shown"
+    choose(browser, "model", "")
+    choose(browser, "verdict", "")
+    choose(browser, "compare", "7>6")
+    assert (
+        browser.evaluate("document.getElementById('compare').selectedOptions[0].text") == "right: cpo better than mle"
+    )
+    browser.evaluate("document.querySelector('#list button').click()")
+    assert browser.evaluate("document.querySelectorAll('#sample .cards .card').length") == 11
+    browser.evaluate("document.getElementById('close').click()")
+    browser.evaluate("for (const node of document.querySelectorAll('details')) node.open = true")
+    for width in (390, 1280):
+        browser.resize(width, 900)
+        browser.wait_for(f"innerWidth === {width}")
+        assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.problems == []

@@ -107,15 +107,16 @@ def render_models(report: Report) -> str:
     """Every model with all its numbers, one table per decoding."""
     if not report["table"]:
         return absent("No answers, verdicts or MAUVE scores: generation has not run.")
-    biases = _has_biases(report["table"])
-    parts = []
+    parts, biased = [], False
     for decoding in report["decodings"]:
         mine = [row for row in report["table"] if row["decoding"] == decoding]
-        heads = MODEL_HEADS + (BIAS_HEADS if biases else [])
-        rows = [_model_row(row, biases=biases) for row in mine]
-        rows += [[*cells, *[DASH] * (len(heads) - len(cells))] for cells in _truth_rows(report["runs"])]
-        parts.append(f"<h3>{escape(decoding)} decoding</h3>" + grid(heads, rows, f"Results, {decoding} decoding"))
-    return "".join(parts) + MODEL_NOTE + (BIAS_NOTE if biases else "")
+        rows = [*map(_model_row, mine), *_truth_rows(report["runs"])]
+        parts.append(f"<h3>{escape(decoding)} decoding</h3>" + grid(MODEL_HEADS, rows, f"Results, {decoding} decoding"))
+        biases = [_bias_row(row) for row in mine if row["length_controlled"] or row["position_bias"]]
+        if biases:
+            parts.append(grid(BIAS_HEADS, biases, f"The judge's biases, {decoding} decoding"))
+            biased = True
+    return "".join(parts) + MODEL_NOTE + (BIAS_NOTE if biased else "")
 
 
 def _truth_rows(runs: Sequence[Mapping[str, Any]]) -> list[list[Cell]]:
@@ -139,20 +140,16 @@ MODEL_HEADS = [
     "MAUVE",
     "words",
 ]
-BIAS_HEADS = ["at equal length [95%]", "takes the first [95%]"]
+BIAS_HEADS = ["the judge's biases", "win rate at equal length [95%]", "takes what it reads first [95%]"]
 MODEL_NOTE = """<p class="note">Win rate against the ground truth, with Tango's score interval (without ties: Wilson's). The
 difference to continued MLE is paired on the same prompts: bootstrap interval, exact sign-flip test, Holm-adjusted over the
 models of a decoding; n.s.: not significant at 0.05. Flips: prompts on which the judge changed its mind with the order, counted
 as ties. Words: mean length of an answer.</p>"""
-BIAS_NOTE = """<p class="note">At equal length: the win rate that a logistic regression on the difference in length gives where
-there is none. Takes the first: how often the judge prefers what it reads first; 0.5 is fair.</p>"""
+BIAS_NOTE = """<p class="note">At equal length: what a logistic regression on the difference in length gives where
+there is none. A judge without a preference takes what it reads first half of the time.</p>"""
 
 
-def _has_biases(rows: Sequence[Mapping[str, Any]]) -> bool:
-    return any(row["length_controlled"] or row["position_bias"] for row in rows)
-
-
-def _model_row(row: Mapping[str, Any], *, biases: bool) -> list[Cell]:
+def _model_row(row: Mapping[str, Any]) -> list[Cell]:
     mauve = DASH if row["mauve"] is None else f"{row['mauve']:.3f}"
     if row["mauve_deviation"] is not None:
         mauve += f" <small>\N{PLUS-MINUS SIGN} {row['mauve_deviation']:.3f}</small>"
@@ -165,15 +162,16 @@ def _model_row(row: Mapping[str, Any], *, biases: bool) -> list[Cell]:
             str(row["invalid"]),
             number(row["flip_rate"], ".1%"),
         ]
-    cells = [escape(row["label"]), *judged, mauve, number(row["mean_length"], ".1f")]
-    if biases:
-        found = (row["length_controlled"], row["position_bias"])
-        cells += [_interval(item["rate"], item["low"], item["high"]) if item else DASH for item in found]
-    return cells
+    return [escape(row["label"]), *judged, mauve, number(row["mean_length"], ".1f")]
 
 
-def _interval(value: float, low: float, high: float) -> str:
-    return f"{value:.3f} <small>[{low:.3f}, {high:.3f}]</small>"
+def _bias_row(row: Mapping[str, Any]) -> list[Cell]:
+    found = (row["length_controlled"], row["position_bias"])
+    return [escape(row["label"]), *(_interval(item) if item else DASH for item in found)]
+
+
+def _interval(item: Mapping[str, float]) -> str:
+    return f"{item['rate']:.3f} <small>[{item['low']:.3f}, {item['high']:.3f}]</small>"
 
 
 def _difference(row: Mapping[str, Any]) -> str:
