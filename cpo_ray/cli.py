@@ -18,12 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from cpo_ray import __version__
+from cpo_ray.commands.report import refuse_mixture, refuse_options, report_runs
 from cpo_ray.configfile import load_config
 from cpo_ray.errors import ConfigError, CpoRayError
 from cpo_ray.pipeline import STAGES, run_pipeline
 from cpo_ray.progress import say
 from cpo_ray.shipped import copy_shipped, nearest, opening, shipped_configs
-from cpo_ray.stages import report_runs
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
@@ -149,10 +149,10 @@ def report(
 ) -> None:
     """Tell it all in one page: of a run that goes on, or of finished ones side by side.
 
-    With a CONFIG, the last stage of its run: reads everything above; writes report and the models' cards.
+    With a CONFIG, it is the last stage of its run: reads everything above; writes report, models/*/README.md.
 
-    With one or more RUN directories (runs/demo runs/other), whatever they hold so far: compares them on the prompts they
-    share, changes nothing in them, needs neither their YAML file nor Ray, and writes to --out.
+    With RUN directories (runs/demo runs/other), it compares what they hold on the prompts they share,
+    changes nothing in them, needs neither their YAML files nor Ray, and writes to --out.
     """
     if not any(path.is_dir() for path in paths):
         with plainly("report", paths[0], run_dir, overrides):
@@ -161,32 +161,7 @@ def report(
         return
     with _errors_in_red():
         refuse_options(paths, run_dir, overrides, accept_changes)
-        report_runs(paths, out or Path("reports") / "-vs-".join(path.resolve().name for path in paths))
-
-
-def refuse_mixture(paths: list[Path], out: Path | None) -> None:
-    """Raise ConfigError for what `report` cannot do with a configuration file."""
-    if len(paths) > 1:
-        raise ConfigError(
-            f"{paths[1]} is no run directory: report takes one configuration file, or run directories only"
-        )
-    if out is not None:
-        raise ConfigError(
-            f"--out goes with run directories; the report of {paths[0]} is written into its run's directory"
-        )
-
-
-def refuse_options(paths: list[Path], run_dir: Path | None, overrides: list[str] | None, accept_changes: bool) -> None:
-    """Raise ConfigError for what `report` cannot do with run directories."""
-    for path in paths:
-        if not path.is_dir():
-            raise ConfigError(
-                f"{path} is no run directory: report takes one configuration file, or run directories only"
-            )
-    if run_dir or overrides or accept_changes:
-        raise ConfigError(
-            "--run-dir, --set and --accept-changes go with a configuration file, not with run directories"
-        )
+        report_runs(paths, out)
 
 
 @app.command(rich_help_panel="Before a run")

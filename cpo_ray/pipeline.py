@@ -84,7 +84,7 @@ STAGES = {
     "report": Stage(
         "tell it all in one page",
         ("everything above",),
-        ("report",),
+        ("report", "models/*/README.md"),
         stages.report,
     ),
 }

@@ -3,17 +3,15 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from cpo_ray.artifacts import Artifact, Summary, canonical, find_artifact, read_jsonl, read_table, write_json
 from cpo_ray.config import ObjectiveConfig, RunConfig, ScheduledSamplingConfig, TrainingConfig, stage_inputs
 from cpo_ray.errors import ConfigError
-from cpo_ray.progress import bar, console, say
+from cpo_ray.progress import bar
 from cpo_ray.run import Run
 from cpo_ray.tracking import track
 from cpo_ray.watching import Watcher
@@ -244,7 +242,7 @@ def mauve(run: Run) -> None:
 def report(run: Run) -> None:
     """Tell it in one page, and lay a model card into every model's directory."""
     from cpo_ray.evaluation.card import place_cards
-    from cpo_ray.evaluation.report import write_report
+    from cpo_ray.evaluation.report import show_report, write_report
 
     names = ["data", "groups/train", "mauve"]
     names += [
@@ -256,27 +254,7 @@ def report(run: Run) -> None:
     inputs = {"artifacts": inputs, "config": stage_inputs(run.config)}
     page = run.make("report", inputs, lambda out: write_report([run.root], out))
     place_cards(page.path / "cards", run.root / "models")
-    _show_report(page.manifest.summary, page.path)
-
-
-def report_runs(roots: Sequence[Path], out: Path) -> None:
-    """The report of run directories, several side by side, into `out`. The runs are read and not changed."""
-    from cpo_ray.evaluation.report import write_report
-
-    for root in roots:
-        if out.resolve().is_relative_to(root.resolve()):
-            raise ConfigError(
-                f"--out {out} lies within the run {root}, whose files are sealed: name a folder elsewhere"
-            )
-    _show_report(write_report(roots, out), out)
-
-
-def _show_report(summary: Summary, folder: Path) -> None:
-    from cpo_ray.evaluation.report import format_table
-
-    console.print(format_table(summary))
-    say(escape(summary["headline"]))
-    say(f"[bold]{escape(str(folder / 'index.html'))}[/]")
+    show_report(page.manifest.summary, page.path)
 
 
 def _train(

@@ -72,9 +72,9 @@ def test_the_ground_floor_looks_up_at_nothing(path):
     assert imported_rooms(path) <= GROUND[room(path)] | {room(path)}
 
 
-def test_the_wings_are_called_from_one_place():
+def test_the_wings_are_called_from_the_stages_and_from_commands():
     callers = {room(path) for path in SOURCES if imported_rooms(path) & WINGS and room(path) not in WINGS}
-    assert callers == {"stages"}
+    assert callers == {"stages", "commands"}
 
 
 def test_nothing_below_the_command_line_imports_it():

@@ -127,11 +127,18 @@ def _training(run: Run, model: str) -> Iterator[str]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         ranked = "ranked by similarity to the truth" if objective.get("ranked") else "not ranked"
         yield f"- Negatives per prompt: {kinds or 'not said'} (K = {run.candidates}), {ranked}; beta {objective.get('beta')}"
-    curve = run.curves.get("mle" if model == "mle" else "reference" if model == "reference" else "cpo")
-    if curve is not None and curve.train:
-        first, last = curve.train[0], curve.train[-1]
-        yield f"- Loss: {_told(first.get('loss'))} at step {first['step']}, {_told(last.get('loss'))} at step {last['step']}"
-        yield f"- Log-prob of the truth: {_told(first.get('gold_logp'))} then, {_told(last.get('gold_logp'))} at the end"
+    yield from _course(run, model if model in run.curves else "cpo")
+
+
+def _course(run: Run, stage: str) -> Iterator[str]:
+    """Where a training's curves began and ended."""
+    curve = run.curves.get(stage)
+    if curve is None or not curve.train:
+        return
+    first, last = curve.train[0], curve.train[-1]
+    of = f"steps {first['step']} and {last['step']} of stage {stage}"
+    yield f"- Loss at {of}: {_told(first.get('loss'))}, {_told(last.get('loss'))}"
+    yield f"- Log-prob of the truth there, in nats a response: {_told(first.get('gold_logp'))}, {_told(last.get('gold_logp'))}"
 
 
 def _recipe(section: Mapping[str, Any]) -> str:
@@ -174,7 +181,7 @@ def _results(rows: Sequence[TableRow]) -> Iterator[str]:
         length = "-" if row["mean_length"] is None else f"{row['mean_length']:.1f}"
         yield f"| {row['decoding']} | {rate} | {_points(row)} | {row['judge'] or '-'} | {mauve} | {length} |"
     yield ""
-    yield "Win rates are against the ground truth, ties as half. Differences are paired on the same prompts; p-values are "
+    yield "Win rates are against the ground truth, ties as half. Differences are paired on the same prompts; p-values are"
     yield "adjusted (Holm) for the models compared; n.s.: not significant at 0.05."
 
 

@@ -22,6 +22,7 @@ from cpo_ray.evaluation.page.paper import lay_out
 from cpo_ray.evaluation.page.run import Run, read_runs, shared_decodings
 from cpo_ray.evaluation.page.samples import collect_samples
 from cpo_ray.evaluation.page.sections import render_page
+from cpo_ray.progress import console, say
 
 
 def write_report(roots: Sequence[Path], out: Path) -> Summary:
@@ -57,6 +58,13 @@ def write_report(roots: Sequence[Path], out: Path) -> Summary:
     missing = [item if len(runs) == 1 else f"{each['label']}: {item}" for each in facts for item in each["missing"]]
     summary = {name: report[name] for name in ("headline", "table")}
     return summary | {"missing": missing, "decoding": next(iter(decodings), None)}
+
+
+def show_report(summary: Summary, folder: Path) -> None:
+    """Print what `write_report` returned, and where the page is."""
+    console.print(format_table(summary))
+    say(escape(summary["headline"]))
+    say(f"[bold]{escape(str(folder / 'index.html'))}[/]")
 
 
 def format_table(summary: Summary) -> Table:
