@@ -56,6 +56,11 @@ def make_fake_run(root, rows=500, steps=300, decodings=("greedy", "top_p"), mode
         scores = {"mean": mean, "deviation": 0.011, "scores": [mean] * 3, "rows": rows}
         mauve[model] = {name: {**scores, "mean": mean - 0.03 * index} for index, name in enumerate(decodings)}
     write_json(root / "mauve" / "scores.json", mauve)
+    preferred = {
+        model: {"greedy": {"n": rows, "win_rate": rate + 0.02, "ci95": [rate - 0.02, rate + 0.06]}}
+        for model, rate in models.items()
+    }
+    write_json(root / "reward" / "scores.json", preferred)
     _manifest(root / "mauve", 31.0, {"scores.json": 0}, 30)
 
 

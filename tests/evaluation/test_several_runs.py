@@ -65,10 +65,9 @@ def test_the_headline_names_run_and_baseline(written):
 
 def test_the_layout_is_the_paper_s(written):
     _, report, *_ = written
-    rates, mauve = report["paper"]
-    assert (rates["metric"], rates["layout"], mauve["metric"], mauve["layout"]) == (
-        "win_rate", "tables 1 to 3", "mauve", "table 4",
-    )  # fmt: skip
+    rates, reward, mauve = report["paper"]
+    assert [table["metric"] for table in report["paper"]] == ["win_rate", "reward_rate", "mauve"]
+    assert (rates["layout"], mauve["layout"]) == ("tables 1 to 3", "table 4")
     assert (rates["base"], rates["source"], rates["judges"]) == ("openlm-research/open_llama_3b", "dolly", ["gpt-x"])
     columns = [(column["run"], column["method"], column["alpha"]) for column in rates["columns"]]
     assert columns == [
@@ -85,6 +84,8 @@ def test_the_layout_is_the_paper_s(written):
         row = table[f"{column['run']}: {column['model']}"]
         assert (column["value"], column["low"], column["high"]) == (row["win_rate"], row["low"], row["high"])
     assert mauve["columns"][0]["deviation"] == 0.011
+    anr = reward["columns"][-1]
+    assert (anr["value"], anr["low"], anr["high"]) == pytest.approx((0.82, 0.78, 0.86))
 
 
 def test_mle_models_of_other_settings_keep_their_columns(tmp_path):
@@ -127,7 +128,7 @@ def test_the_page_tells_the_runs_apart(written):
     assert "learning_rate" not in differing, "the same in all"
     assert page.count("The exact configuration, resolved") == 3
     figures = {path.stem for path in (out / "figures").iterdir()}
-    assert figures >= {"win-rate-negatives", "win-rate-alpha", "mauve-alpha", "cpo-loss"}
+    assert figures >= {"win-rate-negatives", "win-rate-reward", "win-rate-alpha", "mauve-alpha", "cpo-loss"}
     svg = (out / "figures" / "win-rate-negatives.svg").read_text()
     assert re.search("mixnr, MLE .*mixnr, MixNR .*anr, MLE .*anr, ANR", svg)
 

@@ -45,6 +45,9 @@ class TableRow(TypedDict):
     length_controlled: dict[str, float] | None  # rate, low, high: at equal lengths, where the judging computed it
     position_bias: dict[str, float] | None  # rate, low, high: how often the judge takes what it reads first
     difference_to_mle: DifferenceRow | None
+    reward_rate: float | None  # how often a reward model prefers the answer to the ground truth, ties as half
+    reward_low: float | None
+    reward_high: float | None
     mauve: float | None
     mauve_deviation: float | None
     mean_length: float | None  # whitespace-separated words
@@ -75,6 +78,8 @@ def _measure(run: Run, model: str, decoding: str, *, several: bool) -> TableRow:
     rate, low, high = win_rate_interval(outcomes) if valid else (None, None, None)
     answers = [row["response"] for row in run.generations.get(model, {}).get(decoding, [])]
     mauve = run.mauve.get(model, {}).get(decoding, {})
+    reward = run.reward.get(model, {}).get(decoding, {})
+    reward_low, reward_high = reward.get("ci95") or (None, None)
     judging = run.judging(model, decoding)
     return TableRow(
         run=run.label,
@@ -96,6 +101,9 @@ def _measure(run: Run, model: str, decoding: str, *, several: bool) -> TableRow:
         position_bias=judging.get("position_bias"),
         difference_to_mle=None,
         is_baseline=False,
+        reward_rate=reward.get("win_rate"),
+        reward_low=reward_low,
+        reward_high=reward_high,
         mauve=mauve.get("mean"),
         mauve_deviation=mauve.get("deviation"),
         mean_length=mean_words(answers),

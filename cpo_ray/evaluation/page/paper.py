@@ -1,6 +1,7 @@
 """The results laid out as the paper lays them out: a column per method and alpha, a table per task, base model and decoding.
 
-Tables 1 to 3 are win rates and table 4 is MAUVE (its row is labelled WinRate). Every rate keeps its interval.
+Tables 1 to 3 are win rates and table 4 is MAUVE (its row is labelled WinRate); figure 1 is a reward model's preference.
+Every rate keeps its interval.
 """
 
 import json
@@ -11,7 +12,12 @@ from cpo_ray.evaluation.page.findings import DifferenceRow, TableRow
 from cpo_ray.evaluation.page.method import PLAIN
 from cpo_ray.evaluation.page.run import Run, shared_decodings
 
-Metric = Literal["win_rate", "mauve"]
+Metric = Literal["win_rate", "reward_rate", "mauve"]
+LAYOUTS: dict[Metric, str] = {
+    "win_rate": "tables 1 to 3",
+    "reward_rate": "tables, with the measure of its figure 1",
+    "mauve": "table 4",
+}
 FIRST = (PLAIN, "PSS", "DPO")  # the paper's order; the others follow in the order of the runs
 REFERENCE = "reference"  # stands in no table of the paper
 
@@ -44,11 +50,11 @@ class PaperTable(TypedDict):
 
 
 def lay_out(runs: Sequence[Run], rows: Sequence[TableRow]) -> list[PaperTable]:
-    """Every table that the runs have numbers for: win rates first, then MAUVE."""
+    """Every table that the runs have numbers for: win rates first, MAUVE last."""
     settings = list(dict.fromkeys(run.setting for run in runs))
     return [
         table
-        for metric in ("win_rate", "mauve")
+        for metric in LAYOUTS
         for setting in settings
         for decoding in shared_decodings(runs)
         for table in _table(metric, decoding, [run for run in runs if run.setting == setting], rows)
@@ -75,7 +81,7 @@ def _table(metric: Metric, decoding: str, runs: Sequence[Run], rows: Sequence[Ta
         source, base = runs[0].setting
         yield PaperTable(
             metric=metric,
-            layout="tables 1 to 3" if metric == "win_rate" else "table 4",
+            layout=LAYOUTS[metric],
             source=source,
             base=base,
             decoding=decoding,
@@ -87,7 +93,8 @@ def _table(metric: Metric, decoding: str, runs: Sequence[Run], rows: Sequence[Ta
 
 def _column(metric: Metric, row: TableRow, shown: Sequence[TableRow]) -> Column:
     merged = any(other["run"] == row["run"] and other["model"].startswith("merged-") for other in shown)
-    rates = metric == "win_rate"
+    ends = {"win_rate": ("low", "high"), "reward_rate": ("reward_low", "reward_high")}
+    low, high = (row[key] for key in ends[metric]) if metric in ends else (None, None)  # type: ignore[literal-required]
     value = row[metric]
     return Column(
         run=row["run"],
@@ -95,10 +102,10 @@ def _column(metric: Metric, row: TableRow, shown: Sequence[TableRow]) -> Column:
         method=row["method"],
         alpha=row["alpha"] if merged and row["model"] != "mle" else None,
         value=value if value is not None else float("nan"),
-        low=row["low"] if rates else None,
-        high=row["high"] if rates else None,
-        deviation=None if rates else row["mauve_deviation"],
-        difference=row["difference_to_mle"] if rates else None,
+        low=low,
+        high=high,
+        deviation=row["mauve_deviation"] if metric == "mauve" else None,
+        difference=row["difference_to_mle"] if metric == "win_rate" else None,
     )
 
 

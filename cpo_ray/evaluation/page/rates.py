@@ -71,14 +71,27 @@ def _by_negatives(judged: Sequence[Row], decodings: Sequence[str]) -> Iterator[t
     plain = [row for row in judged if row["decoding"] == decodings[0] and row["is_baseline"]]
     used = {row["difference_to_mle"]["baseline"] for row in trained if row["difference_to_mle"]}
     baselines = [row for row in plain if row["label"] in used]
-    estimates = [_estimate(row, row["method"], row["run"]) for row in [*baselines, *trained]]
-    estimates.sort(key=lambda item: [row["run"] for row in judged].index(item.group))
-    labels = Labels("win-rate-negatives", f"Win rate by method, {decodings[0]} decoding (as figure 1)", RATE)
-    yield labels.name, interval_chart(labels, estimates, EVEN)
+    order = list(dict.fromkeys(row["run"] for row in judged))
+    rows = sorted([*baselines, *trained], key=lambda row: order.index(row["run"]))
+    title = f"by method, {decodings[0]} decoding (as figure 1)"
+    labels = Labels("win-rate-negatives", f"Win rate {title}", RATE)
+    yield labels.name, interval_chart(labels, [_estimate(row, row["method"], row["run"]) for row in rows], EVEN)
+    preferred = [
+        _estimate(row, row["method"], row["run"], "reward_rate", "reward_low", "reward_high")
+        for row in rows
+        if row["reward_rate"] is not None
+    ]
+    if preferred:
+        labels = Labels(
+            "win-rate-reward", f"Reward model {title}", "share of answers preferred to the truth (95% interval)"
+        )
+        yield labels.name, interval_chart(labels, preferred, EVEN)
 
 
-def _estimate(row: Row, name: str, group: str) -> Estimate:
-    return Estimate(name, row["win_rate"], row["low"], row["high"], MODEL_COLORS.get(row["model"], "green"), group)
+def _estimate(
+    row: Row, name: str, group: str, value: str = "win_rate", low: str = "low", high: str = "high"
+) -> Estimate:
+    return Estimate(name, row[value], row[low], row[high], MODEL_COLORS.get(row["model"], "green"), group)
 
 
 def _seeds(row: Row) -> tuple[float, float]:

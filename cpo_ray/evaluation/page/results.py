@@ -63,9 +63,16 @@ PAPER_NOTE = """<p class="note">A column per model, as in the paper. R: candidat
 prompts, with Holm-adjusted p-values; n.s.: not significant at 0.05. Bold: the highest, which need not mean better.</p>"""
 
 
+METRICS = {  # title, name of the row
+    "win_rate": ("Win rate against the ground truth", "win rate"),
+    "reward_rate": ("How often a reward model prefers the answer to the ground truth", "preferred"),
+    "mauve": ("MAUVE", "MAUVE"),
+}
+
+
 def _paper_table(table: Mapping[str, Any], *, several: bool) -> str:
-    columns, rates = table["columns"], table["metric"] == "win_rate"
-    what = "Win rate against the ground truth" if rates else "MAUVE"
+    columns = table["columns"]
+    what, row_name = METRICS[table["metric"]]
     title = f"{what}: {table['base']} on {table['source']}, {table['decoding']} decoding"
     head = '<tr><th scope="col">method</th>'
     for (run, method), group in groupby(columns, key=lambda column: (column["run"], column["method"])):
@@ -74,10 +81,8 @@ def _paper_table(table: Mapping[str, Any], *, several: bool) -> str:
     best = max(column["value"] for column in columns)
     alphas = [DASH if column["alpha"] is None else f"{column['alpha']:g}" for column in columns]
     rows: list[list[Cell]] = [["\N{GREEK SMALL LETTER ALPHA}", *alphas]]
-    rows.append(
-        ["win rate" if rates else "MAUVE", *(_bold(f"{c['value']:.3f}", strong=c["value"] == best) for c in columns)]
-    )
-    if rates:
+    rows.append([row_name, *(_bold(f"{c['value']:.3f}", strong=c["value"] == best) for c in columns)])
+    if any(column["low"] is not None for column in columns):
         rows.append(["95% interval", *(f"<small>{c['low']:.3f}<br>to {c['high']:.3f}</small>" for c in columns)])
     if any(column["difference"] for column in columns):
         rows.append(["points vs MLE", *(_points(column["difference"]) for column in columns)])
@@ -107,16 +112,16 @@ def render_models(report: Report) -> str:
     """Every model with all its numbers, one table per decoding."""
     if not report["table"]:
         return absent("No answers, verdicts or MAUVE scores: generation has not run.")
-    parts, biased = [], False
+    parts, told = [], ""
     for decoding in report["decodings"]:
         mine = [row for row in report["table"] if row["decoding"] == decoding]
         rows = [*map(_model_row, mine), *_truth_rows(report["runs"])]
         parts.append(f"<h3>{escape(decoding)} decoding</h3>" + grid(MODEL_HEADS, rows, f"Results, {decoding} decoding"))
-        biases = [_bias_row(row) for row in mine if row["length_controlled"] or row["position_bias"]]
-        if biases:
-            parts.append(grid(BIAS_HEADS, biases, f"The judge's biases, {decoding} decoding"))
-            biased = True
-    return "".join(parts) + MODEL_NOTE + (BIAS_NOTE if biased else "")
+        others = [cells for cells in map(_other_row, mine) if set(cells[1:]) != {DASH}]
+        if others:
+            parts.append(grid(OTHER_HEADS, others, f"Other measures, {decoding} decoding"))
+            told = OTHER_NOTE
+    return "".join(parts) + MODEL_NOTE + told
 
 
 def _truth_rows(runs: Sequence[Mapping[str, Any]]) -> list[list[Cell]]:
@@ -140,13 +145,19 @@ MODEL_HEADS = [
     "MAUVE",
     "words",
 ]
-BIAS_HEADS = ["the judge's biases", "win rate at equal length [95%]", "takes what it reads first [95%]"]
+OTHER_HEADS = [
+    "other measures",
+    "win rate at equal length [95%]",
+    "reward model prefers it [95%]",
+    "judge takes the first [95%]",
+]
 MODEL_NOTE = """<p class="note">Win rate against the ground truth, with Tango's score interval (without ties: Wilson's). The
 difference to continued MLE is paired on the same prompts: bootstrap interval, exact sign-flip test, Holm-adjusted over the
 models of a decoding; n.s.: not significant at 0.05. Flips: prompts on which the judge changed its mind with the order, counted
 as ties. Words: mean length of an answer.</p>"""
-BIAS_NOTE = """<p class="note">At equal length: what a logistic regression on the difference in length gives where
-there is none. A judge without a preference takes what it reads first half of the time.</p>"""
+OTHER_NOTE = """<p class="note">At equal length: what a logistic regression on the difference in length gives where
+there is none. The reward model, like the judge, compares
+with the ground truth. A judge that position does not sway takes what it reads first half of the time.</p>"""
 
 
 def _model_row(row: Mapping[str, Any]) -> list[Cell]:
@@ -165,8 +176,9 @@ def _model_row(row: Mapping[str, Any]) -> list[Cell]:
     return [escape(row["label"]), *judged, mauve, number(row["mean_length"], ".1f")]
 
 
-def _bias_row(row: Mapping[str, Any]) -> list[Cell]:
-    found = (row["length_controlled"], row["position_bias"])
+def _other_row(row: Mapping[str, Any]) -> list[Cell]:
+    reward = {key: row[f"reward_{key}"] for key in ("rate", "low", "high")}
+    found = (row["length_controlled"], reward if row["reward_rate"] is not None else None, row["position_bias"])
     return [escape(row["label"]), *(_interval(item) if item else DASH for item in found)]
 
 

@@ -48,6 +48,7 @@ class Run:
     generations: ByModel
     verdicts: ByModel
     mauve: dict[str, dict[str, dict[str, Any]]]  # model -> decoding -> scores
+    reward: dict[str, dict[str, dict[str, Any]]]  # the same of a reward model, where one was asked
 
     @property
     def setting(self) -> tuple[str, str]:
@@ -125,6 +126,7 @@ def read_run(root: Path) -> Run:
         generations=_read_answers(root / "generations", Generation.__required_keys__),
         verdicts=_read_answers(root / "verdicts", Verdict.__required_keys__),
         mauve=_read_object(root / "mauve" / "scores.json"),
+        reward=_read_object(root / "reward" / "scores.json"),
     )
 
 
