@@ -201,11 +201,17 @@ def plan(
 @app.command(rich_help_panel="Before a run")
 def doctor(
     run_dir: Annotated[Path, typer.Option("--run-dir", metavar="DIR", help="Where runs will live.")] = Path("runs"),
+    cluster: Annotated[
+        Path | None,
+        typer.Option("--cluster", metavar="FILE", help="Check a cluster.yaml, or a folder of manifests, instead."),
+    ] = None,
 ) -> None:
     """Check this machine: versions, GPUs, network, compilers, Ray's token, disk and memory, each with its remedy."""
+    from cpo_ray.clusterfile import examine_cluster
     from cpo_ray.doctor import examine, render_checks
 
-    checks = examine(run_dir)
+    with _errors_in_red():
+        checks = examine(run_dir) if cluster is None else examine_cluster(cluster, Path.home())
     Console(soft_wrap=False).print(render_checks(checks))
     if any(check.verdict == "fail" for check in checks):
         raise typer.Exit(1)

@@ -1,0 +1,187 @@
+"""cluster.yaml and aws/stack.yaml together, against an AWS of cardboard (moto): what `ray up` would do, without a cloud."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+boto3 = pytest.importorskip("boto3", reason="boto3 is not installed: make install")
+moto = pytest.importorskip("moto", reason="moto is not installed: make install")
+
+# What moto's CloudFormation does not know (placement groups, a rule for EFA) is tested from the template.
+pytestmark = pytest.mark.filterwarnings("ignore:Tried to parse AWS")
+
+ROOT = Path(__file__).parent.parent
+REGION, ZONE = "us-east-1", "us-east-1b"
+IMAGE = "ami-12c6146b"  # one that moto knows
+
+
+@pytest.fixture(scope="module")
+def account():
+    """An AWS account in which the stack stands: its outputs."""
+    patch = pytest.MonkeyPatch()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        patch.setenv(name, "testing")
+    patch.setenv("AWS_DEFAULT_REGION", REGION)
+    with moto.mock_aws():
+        formation = boto3.client("cloudformation", REGION)
+        formation.create_stack(
+            StackName="cpo-ray",
+            TemplateBody=(ROOT / "aws" / "stack.yaml").read_text(),
+            Parameters=[
+                {"ParameterKey": "MyAddress", "ParameterValue": "203.0.113.7/32"},
+                {"ParameterKey": "Zone", "ParameterValue": ZONE},
+            ],
+            Capabilities=["CAPABILITY_NAMED_IAM"],
+        )
+        (stack,) = formation.describe_stacks(StackName="cpo-ray")["Stacks"]
+        assert stack["StackStatus"] == "CREATE_COMPLETE"
+        boto3.client("ec2", REGION).create_key_pair(KeyName="mine")
+        yield {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def launcher(account, tmp_path_factory):
+    """cluster.yaml as a user has edited it: each mark's words say which output goes there."""
+    key = tmp_path_factory.mktemp("keys") / "mine.pem"
+    key.write_text("private")
+    values = {
+        "the region of the stack": REGION,
+        "path of the private half": str(key),
+        "Deep Learning": IMAGE,
+        "name of the key pair": "mine",
+    }
+    lines = []
+    for line in (ROOT / "cluster.yaml").read_text().splitlines():
+        content, mark, words = line.partition("# EDIT: ")
+        outputs = [name for name in re.findall(r"[A-Z][A-Za-z]+", words) if name in account]
+        puts = [account[name] for name in outputs] or [value for start, value in values.items() if start in words]
+        for put in puts if mark else []:
+            content = content.replace("CHANGE-ME", put, 1)
+        lines.append(content + mark + words)
+    text = "\n".join(lines)
+    assert "CHANGE-ME" not in text
+    return yaml.safe_load(text)
+
+
+@pytest.fixture(scope="module")
+def bootstrapped(launcher):
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(launcher)
+    validate_config(prepared)
+    return bootstrap_aws(prepared)
+
+
+def test_ray_makes_nothing_of_its_own_in_the_account(account, bootstrapped):
+    roles = {role["RoleName"] for role in boto3.client("iam", REGION).list_roles()["Roles"]}
+    assert roles == {"cpo-ray-head", "cpo-ray-worker"}  # Ray's default role may do anything to EC2 and S3
+    groups = boto3.client("ec2", REGION).describe_security_groups()["SecurityGroups"]
+    assert {group["GroupId"] for group in groups if group["GroupName"] != "default"} == {account["SecurityGroup"]}
+
+
+def test_nothing_but_ssh_from_one_address_comes_in(account):
+    (group,) = boto3.client("ec2", REGION).describe_security_groups(GroupIds=[account["SecurityGroup"]])[
+        "SecurityGroups"
+    ]
+    outside = [rule for rule in group["IpPermissions"] if rule.get("IpRanges") or rule.get("Ipv6Ranges")]
+    assert [(rule["FromPort"], rule["ToPort"], rule["IpRanges"][0]["CidrIp"]) for rule in outside] == [
+        (22, 22, "203.0.113.7/32")
+    ]
+    among = [pair["GroupId"] for rule in group["IpPermissions"] for pair in rule["UserIdGroupPairs"]]
+    assert among == [account["SecurityGroup"]]
+
+
+def resources():
+    """The stack's, from the template itself: moto leaves out what it does not know."""
+
+    class Template(yaml.SafeLoader):
+        pass
+
+    Template.add_multi_constructor("!", lambda loader, suffix, node: loader.construct_scalar(node))
+    return yaml.load((ROOT / "aws" / "stack.yaml").read_text(), Template)["Resources"]
+
+
+def test_what_holds_the_runs_is_closed_encrypted_and_outlives_the_stack():
+    found = resources()
+    assert set(found["Bucket"]["Properties"]["PublicAccessBlockConfiguration"].values()) == {True}
+    assert found["Bucket"]["Properties"]["BucketEncryption"]
+    assert found["FileSystem"]["Properties"]["Encrypted"]
+    assert {found[name]["DeletionPolicy"] for name in ("Bucket", "FileSystem")} == {"Retain"}
+
+
+def test_ray_starts_machines_of_both_kinds_and_ends_them(account, bootstrapped):
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+    provider = AWSNodeProvider(bootstrapped["provider"], bootstrapped["cluster_name"])
+    types = bootstrapped["available_node_types"]
+    for kind, name in (("head", "head"), ("worker", "a100"), ("worker", "a100")):
+        tags = {"ray-node-kind": kind, "ray-node-status": "uninitialized", "ray-node-name": name}
+        provider.create_node(types[name]["node_config"], tags, 1)
+    machines = [
+        machine
+        for reservation in boto3.client("ec2", REGION).describe_instances()["Reservations"]
+        for machine in reservation["Instances"]
+    ]
+    workers = [machine for machine in machines if machine["InstanceType"] == "p4d.24xlarge"]
+    assert len(machines) == 3
+    assert len(workers) == 2
+    for machine in machines:
+        tags = {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
+        assert tags["ray-cluster-name"] == "cpo-ray"  # what the head's role asks for
+        assert machine["Placement"]["AvailabilityZone"] == ZONE
+    for worker in workers:
+        assert worker["SubnetId"] == account["PrivateSubnet"]
+        assert worker["IamInstanceProfile"]["Arn"].endswith("/cpo-ray-worker")
+    provider.terminate_nodes([machine["InstanceId"] for machine in machines])
+    assert provider.non_terminated_nodes({}) == []
+
+
+def test_workers_have_four_cards_and_stand_together(bootstrapped):
+    worker = bootstrapped["available_node_types"]["a100"]["node_config"]
+    assert [(card["NetworkCardIndex"], card["InterfaceType"]) for card in worker["NetworkInterfaces"]] == [
+        (card, "efa") for card in range(4)
+    ]
+    group = resources()["PlacementGroup"]["Properties"]
+    assert group == {"GroupName": worker["Placement"]["GroupName"], "Strategy": "cluster"}
+
+
+def statements(role, account):
+    """Every statement of a role's policies, its own and the managed ones."""
+    iam = boto3.client("iam", REGION)
+    found = []
+    for name in iam.list_role_policies(RoleName=role)["PolicyNames"]:
+        document = iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
+        found += (yaml.safe_load(document) if isinstance(document, str) else document)["Statement"]
+    for policy in iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"]:
+        version = iam.get_policy(PolicyArn=policy["PolicyArn"])["Policy"]["DefaultVersionId"]
+        document = iam.get_policy_version(PolicyArn=policy["PolicyArn"], VersionId=version)
+        found += document["PolicyVersion"]["Document"]["Statement"]
+    return found
+
+
+def test_workers_may_use_one_bucket_and_nothing_else(account):
+    bucket = f"arn:aws:s3:::{account['Bucket']}"
+    for statement in statements("cpo-ray-worker", account):
+        assert statement["Resource"] in {bucket, f"{bucket}/*"}
+        assert all(action.startswith("s3:") and "*" not in action for action in statement["Action"])
+
+
+def test_the_head_may_change_nothing_that_is_not_its_own(account):
+    for statement in statements("cpo-ray-head", account):
+        actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
+        assert not any("*" in action for action in actions)
+        if statement["Resource"] == "*":
+            assert all(action.startswith("ec2:Describe") for action in actions)
+        if {"ec2:TerminateInstances", "ec2:CreateTags"} & set(actions):
+            assert statement["Condition"]
+        if actions == ["iam:PassRole"]:
+            assert statement["Resource"].endswith(":role/cpo-ray-worker")
+
+
+def test_the_node_script_is_sound():
+    subprocess.run(["bash", "-n", str(ROOT / "aws" / "node.sh")], check=True)
