@@ -216,7 +216,7 @@ def describe_environment(seed: int) -> dict[str, Any]:
             versions[package] = version(package)
     return {
         "cpo_ray": __version__,
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "python": sys.version.split()[0],
         "packages": versions,
         "platform": platform.platform(),
@@ -286,9 +286,12 @@ def _replace_folder(new: Path, place: Path) -> None:
         shutil.rmtree(old)
 
 
-def _git_revision() -> str | None:
-    """Revision of the checkout this package runs from, or None for an installed one."""
+def git_revision() -> str | None:
+    """Revision of the checkout that this package runs from, or was uploaded from; None for an installed one."""
     root = Path(__file__).parent.parent
+    uploaded = root / "REVISION"
+    if uploaded.is_file():
+        return uploaded.read_text(encoding="utf-8").strip()
     head = root / ".git" / "HEAD"
     if not head.is_file():
         return None

@@ -19,10 +19,12 @@ from rich.text import Text
 
 from cpo_ray import __version__
 from cpo_ray.commands.report import refuse_mixture, refuse_options, report_runs
+from cpo_ray.commands.submit import submit
 from cpo_ray.configfile import load_config
 from cpo_ray.errors import ConfigError, CpoRayError
 from cpo_ray.pipeline import STAGES, run_pipeline
 from cpo_ray.progress import say
+from cpo_ray.run import run_directory
 from cpo_ray.shipped import copy_shipped, nearest, opening, shipped_configs
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -71,7 +73,8 @@ STAGE_PANEL = "One stage of a run, in order"
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
 RunDir = Annotated[
-    Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run lives. Default: runs/<name>.")
+    Path | None,
+    typer.Option("--run-dir", metavar="DIR", help="Where the run lives. Default: <name> in CPO_RAY_RUNS, or in runs."),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -193,7 +196,7 @@ def plan(
 
     with plainly("plan", config, run_dir, overrides):
         resolved = load_config(config, tuple(overrides or ()))
-        root = run_dir or Path("runs") / resolved.name
+        root = run_directory(resolved.name, run_dir)
         estimate = make_plan(resolved, gpu.value, nodes, root=root, parameters=parameters)
         Console(soft_wrap=False).print(render_plan(estimate))
 
@@ -272,7 +275,7 @@ def _perform(
     last: str | None,
 ) -> None:
     resolved = load_config(config, tuple(overrides or ()))
-    root = run_dir or Path("runs") / resolved.name
+    root = run_directory(resolved.name, run_dir)
     command = command_tail(config, run_dir, overrides)
     run_pipeline(resolved, root, first=first, last=last, accept_changes=accept_changes, command=command)
 
@@ -332,12 +335,21 @@ def _say_in_red(words: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(Text(words, style="red"))
 
 
+app.command(rich_help_panel="A run")(_errors_in_red()(submit))
+
+
 def main() -> None:
     """The entry point `cpo-ray`."""
     app()
 
 
-def run_job(command: str) -> None:
+def run_job(*command: str) -> None:
     """What jobs/*.py call: the same command line, on the Ray cluster that runs the job."""
+    script, *arguments = sys.argv
     joined = ["--set", "cluster.address=auto"] if "RAY_ADDRESS" in os.environ else []
-    app([command, *joined, *sys.argv[1:]], prog_name=f"python jobs/{'pipeline' if command == 'run' else command}.py")
+    if joined and "--run-dir" not in arguments and "CPO_RAY_RUNS" not in os.environ:
+        say(
+            "[yellow]warning[/] this job writes its run below its own uploaded folder, which the cluster deletes in time: "
+            "give --run-dir, or set CPO_RAY_RUNS on the cluster, a folder that all nodes see"
+        )
+    app([*command, *joined, *arguments], prog_name=f"python jobs/{Path(script).name}")

@@ -1,11 +1,19 @@
-"""Ray: a cluster of our own on loopback, or one that is there already."""
+"""Ray: a cluster of our own on loopback, or one that is there already; and waiting, within bounds, for what a stage needs."""
 
 import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import ClusterError
+from cpo_ray.progress import say
+
+Bundle = Mapping[str, float]  # resources that one process needs on one node, by Ray's names
+
+NO_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+REMIND_S = 30.0
+OWN_CLUSTER_WAIT_S = 60.0  # nothing is added to a cluster of our own; only the last stage's processes still end
 
 
 @contextlib.contextmanager
@@ -24,18 +32,29 @@ class LazyRay:
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config
         self.joined = False
+        self.scope = contextlib.ExitStack()
 
-    def ensure(self) -> None:
-        """Start or join the cluster. Raises ClusterError where it cannot be reached."""
-        if self.joined:
-            return
+    def ensure(self, needs: Sequence[Bundle] = ()) -> None:
+        """Start or join the cluster, and wait until `needs` are free on it at once.
+
+        Raises ClusterError where it cannot be reached, or does not offer them within `cluster.wait_s`.
+        """
+        address = self.config.address or os.environ.get("RAY_ADDRESS")
+        if not self.joined:
+            self._join(address)
+        if needs:
+            own = address is None
+            wait_for(needs, min(OWN_CLUSTER_WAIT_S, self.config.wait_s) if own else self.config.wait_s)
+
+    def _join(self, address: str | None) -> None:
         # Ray reports usage to a public host unless told not to, and warns about a future default for idle GPUs.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        if address is None:
+            self.scope.enter_context(_on_loopback())
         import ray
 
-        address = self.config.address or os.environ.get("RAY_ADDRESS")
         try:
             if address is None:
                 ray.init(
@@ -58,3 +77,70 @@ class LazyRay:
 
             ray.shutdown()
             self.joined = False
+        self.scope.close()
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Make Ray listen on 127.0.0.1 alone.
+
+    Its ports are bound to every address unless the node's own is 127.0.0.1, and Ray takes that for a node's address only
+    where it is told that this machine forms no cluster with others: a switch made for laptops.
+    """
+    before = os.environ.get(NO_CLUSTER)
+    os.environ[NO_CLUSTER] = "0"  # for Ray's own processes
+    from ray._private import ray_constants
+
+    enabled = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, where Ray was imported before
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = enabled
+        if before is None:
+            del os.environ[NO_CLUSTER]
+        else:
+            os.environ[NO_CLUSTER] = before
+
+
+def wait_for(needs: Sequence[Bundle], timeout_s: float, tell: Callable[[str], None] = say) -> None:
+    """Wait until all of `needs` fit on the cluster at once; `tell` what is lacking every half minute.
+
+    A placement group asks for them, so the autoscaler starts machines and what fits is Ray's own judgement; it is given
+    back at once. Raises ClusterError after `timeout_s`.
+    """
+    import ray
+    from ray.util import placement_group, remove_placement_group
+
+    group = placement_group([dict(need) for need in needs], strategy="PACK")
+    started = time.monotonic()
+    try:
+        while not group.wait(min(REMIND_S, max(0.1, started + timeout_s - time.monotonic()))):
+            lacking = describe_lack(needs, ray.cluster_resources(), ray.available_resources())
+            waited = time.monotonic() - started
+            if waited >= timeout_s:
+                raise ClusterError(f"{lacking}; waited {waited:.0f} s (cluster.wait_s). {REMEDY}")
+            tell(f"  [yellow]waiting[/] {lacking}; {waited:.0f} s so far, {timeout_s:.0f} s at most")
+    finally:
+        remove_placement_group(group)
+
+
+REMEDY = (
+    "`ray status` says what the autoscaler tries: is max_workers of cluster.yaml large enough, has the account the quota, "
+    "is another job running? Fewer training.workers need less."
+)
+
+
+def describe_lack(needs: Sequence[Bundle], there: Bundle, free: Bundle) -> str:
+    """What is needed, what the cluster has, and how much of that is free, in one line."""
+    total: dict[str, float] = {}
+    for need in needs:
+        for name, amount in need.items():
+            total[name] = total.get(name, 0.0) + amount
+    parts = [f"needed: {_count(total, total)}", f"there: {_count(there, total)}", f"free: {_count(free, total)}"]
+    largest = max(needs, key=lambda need: need.get("GPU", 0))
+    return ", ".join(parts) + f" (in {len(needs)} bundles, the largest {_count(largest, largest)} on one node)"
+
+
+def _count(amounts: Bundle, names: Mapping[str, float]) -> str:
+    return " + ".join(f"{amounts.get(name, 0):g} {name}" for name in sorted(names, reverse=True) if names[name])

@@ -106,6 +106,8 @@ def run_pipeline(
     """
     names = list(STAGES)
     chosen = names[names.index(first or names[0]) : names.index(last or names[-1]) + 1]
+    if "judging" in chosen:
+        stages.judge_key(config.judge)  # now, not after the hours before it
     with open_run(config, root, accept_changes=accept_changes) as run:
         for name in chosen:
             stage = STAGES[name]

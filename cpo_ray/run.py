@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -86,6 +87,11 @@ class Run:
         if artifact is None:
             raise ArtifactError(f"{self.root / name} is not there yet: run the stage `{stage}` first")
         return artifact
+
+
+def run_directory(name: str, given: Path | None) -> Path:
+    """Where a run lives: where the user says, else below CPO_RAY_RUNS of the environment, else below `runs` here."""
+    return given or Path(os.environ.get("CPO_RAY_RUNS", "runs")) / name
 
 
 @contextlib.contextmanager

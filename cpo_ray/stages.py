@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ray.artifacts import Artifact, Summary, canonical, find_artifact, read_jsonl, read_table, write_json
-from cpo_ray.config import ObjectiveConfig, RunConfig, ScheduledSamplingConfig, TrainingConfig, stage_inputs
+from cpo_ray.config import (
+    JudgeConfig,
+    ObjectiveConfig,
+    RunConfig,
+    ScheduledSamplingConfig,
+    TrainingConfig,
+    stage_inputs,
+)
 from cpo_ray.errors import ConfigError
+from cpo_ray.needs import sampling_needs, serving_needs, training_needs
 from cpo_ray.progress import bar
 from cpo_ray.run import Run
 from cpo_ray.tracking import track
@@ -70,7 +78,7 @@ def sampling(run: Run) -> None:
 
     def make(split: str, config: RunConfig, rows: int, inputs: dict[str, Any]) -> None:
         def build(out: Path) -> Summary:
-            run.ray.ensure()
+            run.ray.ensure(sampling_needs(run.config))
             with bar("sampling", rows, "rows") as progress:
                 return make_groups(config, examples.path, reference_model.path, out, progress.advance, split=split)
 
@@ -160,7 +168,7 @@ def generation(run: Run) -> None:
     with contextlib.ExitStack() as stack:
         endpoint = None
         if missing:
-            run.ray.ensure()
+            run.ray.ensure(serving_needs(run.config, len(missing)))
             window = run.config.data.max_prompt_tokens + run.config.data.max_response_tokens
             gpus = run.config.serving.engine.tensor_parallel if run.config.cluster.gpus_per_worker else 0
             with bar("engines", len(missing), "models") as progress:
@@ -275,7 +283,7 @@ def _train(
     checkpoints = run.root / "checkpoints" / f"{stage}-{identity}"
 
     def build(out: Path) -> Summary:
-        run.ray.ensure()
+        run.ray.ensure(training_needs(training, run.config.cluster))
         from cpo_ray.training.task import Task
         from cpo_ray.training.trainer import train_model
 
@@ -307,13 +315,21 @@ def _train(
 def _judge(run: Run, examples: Path) -> Iterator[tuple[str, str, str]]:
     """The judge's URL, key and name: the oracle, started here, or the configured API."""
     config = run.config.judge
-    if config.url == "oracle":
+    key = judge_key(config)
+    if key is None:
         from cpo_ray.evaluation.oracle import serve_oracle
 
         with serve_oracle(examples, run.config.generation.split) as judge:
             yield judge
         return
+    yield config.url, key, config.model
+
+
+def judge_key(config: JudgeConfig) -> str | None:
+    """The judge's key from the environment; None for the oracle, which needs none. Raises ConfigError where it is missing."""
+    if config.url == "oracle":
+        return None
     key = os.environ.get(config.key_variable)
     if not key:
         raise ConfigError(f"the judge at {config.url} needs its key in the environment variable {config.key_variable}")
-    yield config.url, key, config.model
+    return key

@@ -1,4 +1,4 @@
-"""Stage `data`: read, split and tokenize the examples.
+"""Stage `data`.
 
 ray job submit --working-dir . -- python jobs/data.py CONFIG
 """

@@ -1,4 +1,4 @@
-"""Stage `reference`: train the frozen reference by next-token loss.
+"""Stage `reference`: the model that is sampled from and trained further.
 
 ray job submit --working-dir . -- python jobs/reference.py CONFIG
 """

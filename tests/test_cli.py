@@ -1,4 +1,6 @@
+import ast
 import errno
+import re
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,41 @@ def test_every_stage_is_a_job():
     jobs = {path.stem: path.read_text() for path in (ROOT / "jobs").glob("*.py")}
     assert set(jobs) == {"pipeline", *STAGES}
     assert all(f'run_job("{stage}")' in jobs[stage] for stage in STAGES)
+def test_every_stage_is_in_one_job_and_one_job_is_all():
+    names, seen = list(STAGES), []
+    for path in (ROOT / "jobs").glob("*.py"):
+        (call,) = re.findall(r"run_job\((.*)\)", path.read_text())
+        command, *options = ast.literal_eval(f"[{call}]")
+        if command in STAGES:
+            seen.append(command)
+        elif options:
+            first, last = options[1::2]
+            seen += names[names.index(first) : names.index(last) + 1]
+        elif command == "run":
+            assert path.stem == "pipeline"
+    assert sorted(seen) == sorted(names)
+
+
+def test_a_job_may_be_a_part_of_the_pipeline(config, asked, monkeypatch):
+    monkeypatch.setattr(cli.sys, "argv", ["jobs/train.py", config])
+    with pytest.raises(SystemExit) as ended:
+        cli.run_job("run", "--from", "cpo", "--until", "mle")
+    assert ended.value.code == 0
+    assert (asked[0]["first"], asked[0]["last"]) == ("cpo", "mle")
+
+
+def test_a_job_without_storage_of_its_own_is_warned(config, asked, monkeypatch, capsys):
+    monkeypatch.setattr(cli.sys, "argv", ["jobs/data.py", config])
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    for variable, warned in ((None, True), ("somewhere", False)):
+        if variable:
+            monkeypatch.setenv("CPO_RAY_RUNS", variable)
+        else:
+            monkeypatch.delenv("CPO_RAY_RUNS", raising=False)
+        with pytest.raises(SystemExit):
+            cli.run_job("data")
+        assert ("give --run-dir, or set CPO_RAY_RUNS" in capsys.readouterr().out) == warned
+    assert [call["root"] for call in asked] == [Path("runs/x"), Path("somewhere/x")]
 
 
 @pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])

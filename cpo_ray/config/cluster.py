@@ -14,6 +14,8 @@ class ClusterConfig(Section):
     address: str | None = None
     """A Ray cluster's address, or `auto`. Default: what RAY_ADDRESS says, else a cluster of its own on this machine, on
     loopback, ended with the run."""
+    wait_s: Annotated[float, Field(gt=0)] = 1800.0
+    """How long a stage waits until the cluster has free what it needs, while its autoscaler starts machines."""
     local_cpus: Annotated[int, Field(ge=1)] = 8
     """Logical CPUs of the cluster of its own. Most actors wait for each other, so more than the cores is right."""
     object_store_gib: Annotated[float, Field(gt=0)] = 1.0

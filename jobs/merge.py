@@ -1,6 +1,6 @@
-"""Stage `cpo`: train the policy to prefer the truth over its negatives.
+"""Stage `merging`: one model per alpha.
 
-ray job submit --working-dir . -- python jobs/cpo.py CONFIG
+ray job submit --working-dir . -- python jobs/merge.py CONFIG
 """
 
 import sys
@@ -10,4 +10,4 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])  # not jobs/, whose names would hide packages
     from cpo_ray.cli import run_job
 
-    run_job("cpo")
+    run_job("merging")

@@ -1,6 +1,6 @@
-"""Stage `mauve`: compare generated with real continuations as distributions.
+"""Stages `generation` to `report`: answers, verdicts, MAUVE, the page.
 
-ray job submit --working-dir . -- python jobs/mauve.py CONFIG
+ray job submit --working-dir . -- python jobs/evaluate.py CONFIG
 """
 
 import sys
@@ -10,4 +10,4 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])  # not jobs/, whose names would hide packages
     from cpo_ray.cli import run_job
 
-    run_job("mauve")
+    run_job("run", "--from", "generation", "--until", "report")

@@ -1,6 +1,6 @@
-"""Stage `mle`: the baseline: as many steps of next-token loss.
+"""Stage `sampling`: negatives, their scores and ranks.
 
-ray job submit --working-dir . -- python jobs/mle.py CONFIG
+ray job submit --working-dir . -- python jobs/sample.py CONFIG
 """
 
 import sys
@@ -10,4 +10,4 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])  # not jobs/, whose names would hide packages
     from cpo_ray.cli import run_job
 
-    run_job("mle")
+    run_job("sampling")

@@ -1,6 +1,6 @@
-"""Stage `merging`: average the weights of both, once per alpha.
+"""Stages `cpo` and `mle`: both trainings that go on from the reference.
 
-ray job submit --working-dir . -- python jobs/merging.py CONFIG
+ray job submit --working-dir . -- python jobs/train.py CONFIG
 """
 
 import sys
@@ -10,4 +10,4 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])  # not jobs/, whose names would hide packages
     from cpo_ray.cli import run_job
 
-    run_job("merging")
+    run_job("run", "--from", "cpo", "--until", "mle")

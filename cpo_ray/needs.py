@@ -1,0 +1,29 @@
+"""What a stage must find free on the cluster before it starts, as bundles: one process, one node."""
+
+from cpo_ray.cluster import Bundle
+from cpo_ray.config import ClusterConfig, RunConfig, TrainingConfig
+
+
+def training_needs(training: TrainingConfig, cluster: ClusterConfig) -> list[Bundle]:
+    """One bundle a worker, as Ray Train asks for them."""
+    return [_with_gpu({"CPU": 1.0}, cluster.gpus_per_worker)] * training.workers
+
+
+def sampling_needs(config: RunConfig) -> list[Bundle]:
+    """One scorer, one embedder and, for autoregressive negatives, one engine; more of each start where there is room."""
+    each = config.cluster.gpus_per_worker
+    if not each:
+        return []
+    engine = config.sampling.engine.tensor_parallel if config.sampling.negatives.autoregressive else 0
+    return [{"GPU": each}, {"GPU": each}, *([{"GPU": float(engine)}] if engine else [])]
+
+
+def serving_needs(config: RunConfig, models: int) -> list[Bundle]:
+    """One engine a model, each on its `tensor_parallel` GPUs."""
+    if not config.cluster.gpus_per_worker:
+        return []
+    return [{"GPU": 1.0}] * (models * config.serving.engine.tensor_parallel)
+
+
+def _with_gpu(bundle: Bundle, gpus: float) -> Bundle:
+    return {**bundle, "GPU": gpus} if gpus else bundle

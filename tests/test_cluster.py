@@ -1,0 +1,150 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cpo_ray import cluster
+from cpo_ray.cluster import describe_lack, wait_for
+from cpo_ray.configfile import parse_config
+from cpo_ray.errors import ClusterError
+from cpo_ray.needs import sampling_needs, serving_needs, training_needs
+
+
+def config(**sections):
+    return parse_config({"name": "x", **sections}, "test")
+
+
+def test_what_stages_need_without_gpus():
+    run = config(training={"workers": 2})
+    assert training_needs(run.training, run.cluster) == [{"CPU": 1}, {"CPU": 1}]
+    assert sampling_needs(run) == serving_needs(run, 3) == []
+
+
+def test_what_stages_need_with_gpus():
+    run = config(
+        cluster={"gpus_per_worker": 1},
+        sampling={"negatives": {"autoregressive": 4}, "engine": {"tensor_parallel": 2}},
+        serving={"engine": {"tensor_parallel": 4}},
+    )
+    assert training_needs(run.training, run.cluster) == [{"CPU": 1, "GPU": 1}] * 2
+    assert sampling_needs(run) == [{"GPU": 1}, {"GPU": 1}, {"GPU": 2}]
+    assert serving_needs(run, 2) == [{"GPU": 1}] * 8
+    assert sampling_needs(config(cluster={"gpus_per_worker": 1})) == [{"GPU": 1}, {"GPU": 1}]
+
+
+def test_what_is_lacking_is_said_in_one_line():
+    needs = [{"CPU": 1, "GPU": 1}] * 16
+    line = describe_lack(needs, {"CPU": 104, "GPU": 8, "memory": 1}, {"CPU": 104})
+    assert line == (
+        "needed: 16 GPU + 16 CPU, there: 8 GPU + 104 CPU, free: 0 GPU + 104 CPU "
+        "(in 16 bundles, the largest 1 GPU + 1 CPU on one node)"
+    )
+
+
+@pytest.mark.e2e
+def test_the_cluster_of_a_local_run_waits_within_bounds_and_listens_on_loopback_alone():
+    """One cluster for both, in a process of its own: its sockets are those of all its children."""
+    seen = subprocess.run([sys.executable, "-c", LOCAL_RUN], capture_output=True, text=True, timeout=120, check=False)
+    assert seen.returncode == 0, seen.stderr
+    lines = seen.stdout.splitlines()
+    listening = [line.split()[1] for line in lines if line.startswith("listens")]
+    assert len(listening) >= 6  # gcs, raylet, agents, workers, this driver
+    assert {address.removeprefix("::ffff:") for address in listening} <= {"127.0.0.1", "::1"}
+    assert any("had" in line for line in lines)
+    (error,) = [line for line in lines if line.startswith("error")]
+    assert "needed: 3 CPU, there: 2 CPU, free: 2 CPU" in error
+    assert "cluster.wait_s" in error
+
+
+LOCAL_RUN = """
+import time, psutil
+from cpo_ray.cluster import LazyRay
+from cpo_ray.config import ClusterConfig
+from cpo_ray.errors import ClusterError
+
+lazy = LazyRay(ClusterConfig(local_cpus=2, object_store_gib=0.1, wait_s=3))
+lazy.ensure([{"CPU": 1}, {"CPU": 1}])
+print("had what it needed")
+try:
+    lazy.ensure([{"CPU": 1}] * 3)
+except ClusterError as error:
+    print("error", error)
+me, seen, until = psutil.Process(), set(), time.monotonic() + 6
+while time.monotonic() < until:  # some services start late
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            connections = process.net_connections("inet")
+        except psutil.Error:
+            continue
+        seen |= {(c.laddr.ip, c.laddr.port, process.name()) for c in connections if c.status == "LISTEN"}
+    time.sleep(1)
+for address in sorted(seen):
+    print("listens", *address)
+lazy.leave()
+"""
+
+
+def test_what_was_set_for_loopback_is_put_back(monkeypatch):
+    from ray._private import ray_constants
+
+    for before in (None, "1"):
+        if before is None:
+            monkeypatch.delenv(cluster.NO_CLUSTER, raising=False)
+        else:
+            monkeypatch.setenv(cluster.NO_CLUSTER, before)
+        enabled = ray_constants.ENABLE_RAY_CLUSTER
+        with cluster._on_loopback():
+            assert os.environ[cluster.NO_CLUSTER] == "0"
+            assert not ray_constants.ENABLE_RAY_CLUSTER
+        assert os.environ.get(cluster.NO_CLUSTER) == before
+        assert enabled == ray_constants.ENABLE_RAY_CLUSTER
+
+
+class FakeGroup:
+    """A placement group that becomes ready at the given call, or never."""
+
+    def __init__(self, ready_at):
+        self.ready_at, self.asked = ready_at, 0
+
+    def wait(self, timeout):
+        self.asked += 1
+        return self.asked == self.ready_at
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Ray, as far as `wait_for` sees it: one node of eight GPUs of two, and a clock that ticks half a minute a look."""
+    import ray
+    import ray.util
+
+    group, removed, now = FakeGroup(3), [], [0.0]
+    monkeypatch.setattr(ray.util, "placement_group", lambda bundles, strategy: group)
+    monkeypatch.setattr(ray.util, "remove_placement_group", removed.append)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 8.0, "CPU": 96.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"GPU": 8.0, "CPU": 95.0})
+
+    def tick():
+        now[0] += 15
+        return now[0]
+
+    monkeypatch.setattr(cluster.time, "monotonic", tick)
+    return group, removed
+
+
+def test_a_late_machine_is_waited_for_and_talked_about(asked):
+    group, removed = asked
+    told = []
+    wait_for([{"CPU": 1, "GPU": 1}] * 16, 1800, told.append)
+    assert len(told) == 2
+    assert "needed: 16 GPU + 16 CPU, there: 8 GPU + 96 CPU, free: 8 GPU + 95 CPU" in told[0]
+    assert "1800 s at most" in told[0]
+    assert removed == [group]
+
+
+def test_a_machine_that_never_comes_is_an_error_that_says_what_to_do(asked):
+    group, removed = asked
+    group.ready_at = None
+    with pytest.raises(ClusterError, match=r"there: 8 GPU \+ 96 CPU.*cluster\.wait_s.*quota"):
+        wait_for([{"CPU": 1, "GPU": 1}] * 16, 100, lambda _: None)
+    assert removed == [group]

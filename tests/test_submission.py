@@ -1,0 +1,256 @@
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+import yaml
+
+from cpo_ray import submission
+from cpo_ray.config import RunConfig
+from cpo_ray.configfile import load_config, parse_config
+from cpo_ray.errors import ClusterError, ConfigError
+from tests.two_nodes import two_nodes
+
+TINY = Path(__file__).parent / "tiny.yaml"
+KEY = "judge-key-that-nobody-may-see"
+
+
+def config(**sections):
+    return parse_config({"name": "x", **sections}, "test")
+
+
+def test_the_jobs_command_is_quoted():
+    command = submission.job_command(config(), "/mnt/my runs", first="cpo", last="mle", accept_changes=True)
+    assert command == "python jobs/pipeline.py x.yaml --run-dir '/mnt/my runs' --from cpo --until mle --accept-changes"
+    plain = submission.job_command(config(), None, first=None, last=None, accept_changes=False)
+    assert plain == "python jobs/pipeline.py x.yaml"
+
+
+def test_what_is_uploaded_is_code_and_the_resolved_configuration(tmp_path):
+    package = tmp_path / "mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / ".env").write_text("KEY=1")
+    run = load_config(TINY, ("training.steps=7",))
+    with submission.upload_folder(run, [package]) as folder:
+        assert {path.name for path in folder.iterdir()} == {"cpo_ray", "jobs", "mine", "tiny.yaml", "REVISION"}
+        assert load_config(folder / "tiny.yaml") == run
+        names = {path.name for path in folder.rglob("*")}
+        assert not {".env", "__pycache__", ".git"} & names
+    assert not folder.exists()
+
+
+def test_a_name_is_sent_once(tmp_path):
+    (tmp_path / "jobs").mkdir()
+    for include, reason in ((tmp_path / "jobs", "name is taken"), (tmp_path / "no", "is not there")):
+        with pytest.raises(ConfigError, match=reason), submission.upload_folder(config(), [include]):
+            pass
+
+
+def test_secrets_are_known_by_their_names_and_their_size():
+    run = config(judge={"key_variable": "MY_JUDGE"})
+    environment = {"MY_JUDGE": KEY, "HF_TOKEN": "hf-123456789", "DB_PASSWORD": "short", "PATH": "/usr/local/bin"}
+    assert set(submission.known_secrets(environment, run)) == {"MY_JUDGE", "HF_TOKEN"}
+
+
+def test_a_secret_in_the_command_or_in_a_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="command holds the value of MY_JUDGE"):
+        submission.refuse_secrets(f"python x --key {KEY}", tmp_path, {"MY_JUDGE": KEY})
+    (tmp_path / "notes.txt").write_text(f"remember {KEY}")
+    with pytest.raises(ConfigError, match=r"notes.txt holds the value of MY_JUDGE") as refusal:
+        submission.refuse_secrets("python x", tmp_path, {"MY_JUDGE": KEY})
+    assert KEY not in str(refusal.value)
+
+
+class FakeClient:
+    """A cluster whose connection breaks in the middle of the log."""
+
+    def __init__(self, chunks, status="SUCCEEDED", code=None):
+        self.chunks, self.status, self.code, self.connections = chunks, status, code, 0
+        self.jobs = []
+
+    async def tail_job_logs(self, job):
+        self.connections += 1
+        for number, chunk in enumerate(self.chunks):
+            if self.connections == 1 and number == 2:
+                raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+            yield chunk
+
+    def get_job_status(self, job):
+        return SimpleNamespace(value=self.status, is_terminal=lambda: self.connections > 1)
+
+    def get_job_info(self, job):
+        return SimpleNamespace(
+            status=SimpleNamespace(value=self.status), driver_exit_code=self.code, message="the last words"
+        )
+
+    def list_jobs(self):
+        return self.jobs
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", None, 1), ("STOPPED", None, 143), ("STOPPED", 0, 143)],
+)
+def test_a_log_is_followed_across_a_broken_connection(monkeypatch, status, code, expected):
+    monkeypatch.setattr(submission, "POLL_S", 0)
+    client, written = FakeClient(["one\n", "two\n", "thr", "ee\n"], status, code), []
+    outcome = submission.follow(client, "job", written.append)
+    assert "".join(written) == "one\ntwo\nthree\n"
+    assert (outcome.code, outcome.message) == (expected, "the last words")
+
+
+def test_a_cluster_that_stays_away_is_given_up(monkeypatch):
+    monkeypatch.setattr(submission, "POLL_S", 0)
+    monkeypatch.setattr(submission, "PATIENCE_S", -1)
+    with pytest.raises(ClusterError, match="cannot be reached"):
+        submission.follow(FakeClient(["a", "b", "c"]), "job", lambda _: None)
+
+
+def test_a_cluster_that_has_just_started_is_waited_for(monkeypatch):
+    monkeypatch.setattr(submission, "POLL_S", 0)
+    client, answers = FakeClient([]), ["500: No available agent to submit job", None, "400: no such folder"]
+
+    def submit_job(**job):
+        answer = answers.pop(0)
+        if answer:
+            raise RuntimeError(answer)
+
+    client.submit_job = submit_job
+    job, new = submission.send(client, config(), "python x", [])
+    assert new
+    assert job.startswith("x-")
+    with pytest.raises(ClusterError, match="400: no such folder"):
+        submission.send(client, config(), "python x", [])
+
+
+def test_a_run_that_is_under_way_is_followed_not_started_twice():
+    client = FakeClient([])
+    ended, running = (
+        SimpleNamespace(
+            submission_id=name, metadata={"run": "x"}, status=SimpleNamespace(is_terminal=lambda end=end: end)
+        )
+        for name, end in (("x-1", True), ("x-2", False))
+    )
+    client.jobs = [SimpleNamespace(submission_id="y", metadata=None, status=ended.status), ended, running]
+    assert submission.send(client, config(), "python x", []) == ("x-2", False)
+
+
+def test_nobody_at_the_address():
+    with pytest.raises(ClusterError, match="is the tunnel open"):
+        submission.connect("http://127.0.0.1:9")
+
+
+@pytest.fixture(scope="module")
+def folder():
+    """Short, because sockets lie in it."""
+    path = Path(tempfile.mkdtemp(prefix="two"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def nodes(folder):
+    with two_nodes(folder, CPO_RAY_JUDGE_KEY=KEY, CPO_RAY_RUNS=str(folder / "runs")) as cluster:
+        yield cluster
+
+
+def submit(nodes, cwd, *options, environment=None):
+    command = [Path(sys.executable).with_name("cpo-ray"), "submit", TINY, "--address", nodes.dashboard, *options]
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=environment or nodes.environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def submitted(nodes, folder):
+    """A run whose first stages were a job, and a client that may ask about it."""
+    seen = submit(nodes, folder, "--until", "data")
+    assert seen.returncode == 0, seen.stdout + seen.stderr
+    headers = {"Authorization": f"Bearer {Path(nodes.environment['RAY_AUTH_TOKEN_PATH']).read_text()}"}
+    with httpx.Client(base_url=nodes.dashboard, headers=headers, trust_env=False, timeout=30) as client:
+        yield seen.stdout, client
+
+
+@pytest.mark.e2e
+def test_a_job_runs_there_and_its_log_is_told_here(submitted, folder):
+    output, _ = submitted
+    assert "submitted" in output.splitlines()[0]
+    assert "data: read, split and tokenize the examples" in output
+    assert "made data in" in output
+    assert "warning" not in output
+    assert (folder / "runs" / "tiny" / "data" / "manifest.json").is_file()
+
+
+@pytest.mark.e2e
+def test_the_cluster_has_two_nodes(submitted):
+    nodes = submitted[1].get("/nodes?view=summary").json()["data"]["summary"]
+    assert {node["ip"] for node in nodes} == {"127.0.0.1", "127.0.0.2"}
+
+
+@pytest.mark.e2e
+def test_the_judges_key_shows_nowhere(submitted, folder):
+    output, client = submitted
+    (job,) = client.get("/api/jobs/").json()
+    shown = [output, client.get(f"/api/jobs/{job['submission_id']}/logs").text, str(job)]
+    shown += [
+        client.get(page).text for page in ("/api/jobs/", "/nodes?view=details", "/api/v0/workers", "/api/v0/actors")
+    ]
+    assert all(KEY not in page for page in shown)
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(files) > 20
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+@pytest.mark.e2e
+def test_a_job_that_fails_ends_with_its_code(nodes, submitted, folder):
+    """The judge here is not the oracle, its key is on the head, and what it needs is not there yet."""
+    seen = submit(nodes, folder, "--from", "judging", "--until", "judging", "--accept-changes")
+    assert seen.returncode == 1
+    assert "run the stage" in seen.stdout
+
+
+@pytest.mark.e2e
+def test_a_finished_runs_report_comes_home(nodes, submitted, folder, monkeypatch):
+    report = folder / "runs" / "tiny" / "report"
+    report.mkdir()
+    (report / "index.html").write_text("<p>all of it</p>" * 1000)
+    for name, value in nodes.environment.items():
+        monkeypatch.setenv(name, value)
+    client = submission.connect(nodes.dashboard)
+    job = next(each.submission_id for each in client.list_jobs() if each.metadata)
+    target = folder / "home" / "reports" / "tiny"
+    run = RunConfig.model_validate(yaml.safe_load(TINY.read_text()))
+    for _ in range(2):  # again: in place of the first
+        submission.fetch_report(client, job, run, None, target)
+        assert (target / "index.html").read_text() == "<p>all of it</p>" * 1000
+
+
+@pytest.mark.e2e
+def test_strangers_stay_out(nodes, folder):
+    with httpx.Client(base_url=nodes.dashboard, trust_env=False, timeout=30) as client:
+        for page in ("/api/jobs/", "/nodes?view=summary", "/api/v0/actors", "/api/cluster_status", "/api/v0/logs"):
+            assert client.get(page).status_code == 401, page
+        assert client.post("/api/jobs/", json={"entrypoint": "true"}).status_code == 401
+        client.headers["Authorization"] = "Bearer guessed"
+        assert client.post("/api/jobs/", json={"entrypoint": "true"}).status_code == 403
+    seen = submit(nodes, folder, "--until", "data", environment=nodes.stranger | {"RAY_AUTH_TOKEN": "guessed"})
+    assert seen.returncode == 1
+    assert "token" in seen.stderr
+    code = f"import ray._raylet as r; r.GcsClient(address='{nodes.gcs}').internal_kv_keys(b'', None, 5)"
+    for environment, expected in ((nodes.environment, 0), (nodes.stranger | {"RAY_AUTH_MODE": "disabled"}, 1)):
+        asked = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+        assert asked.returncode == expected, asked.stderr
+    assert "nauthenticated" in asked.stderr or "nauthorized" in asked.stderr
