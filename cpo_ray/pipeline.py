@@ -12,6 +12,8 @@ from rich.markup import escape
 
 from cpo_ray import stages
 from cpo_ray.config import RunConfig
+from cpo_ray.events import recording
+from cpo_ray.meters import measuring
 from cpo_ray.progress import chatter_to, say
 from cpo_ray.run import Run, open_run
 
@@ -113,7 +115,12 @@ def run_pipeline(
             stage = STAGES[name]
             say(f"[bold]{name}[/]: {stage.about}")
             say(f"  [dim]reads {', '.join(stage.reads) or 'the data source'}; writes {', '.join(stage.writes)}[/]")
-            with chatter_to(root / "logs" / f"{name}.log"):
+            logs = root / "logs"
+            with (
+                chatter_to(logs / f"{name}.log"),
+                recording(logs / "events.jsonl", config.name, name),
+                measuring(config.name, name),
+            ):
                 stage.perform(run)
             following = names[names.index(name) + 1 :]
             if following:

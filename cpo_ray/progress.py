@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 PLAIN_INTERVAL_S = 10.0
+log = logging.getLogger("cpo_ray")
 
 
 class _Screen:
@@ -44,9 +45,10 @@ class Bar(Protocol):
 
 
 def say(line: str) -> None:
-    """One line for the user, in rich's markup: escape what is not ours."""
+    """One line for the user, in rich's markup: escape what is not ours. Goes to the log too."""
     console.print(line)
     console.file.flush()
+    log.info(Text.from_markup(line).plain.strip())
 
 
 @contextlib.contextmanager

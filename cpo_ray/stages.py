@@ -18,8 +18,8 @@ from cpo_ray.config import (
     stage_inputs,
 )
 from cpo_ray.errors import ConfigError
+from cpo_ray.meters import bar
 from cpo_ray.needs import sampling_needs, serving_needs, training_needs
-from cpo_ray.progress import bar
 from cpo_ray.run import Run
 from cpo_ray.tracking import track
 from cpo_ray.watching import Watcher

@@ -147,16 +147,17 @@ def send(client: Any, config: RunConfig, command: str, include: Sequence[Path]) 
 def _submit(client: Any, command: str, job: str, working_dir: str, metadata: dict[str, str]) -> None:
     """Submit, patiently: a cluster that has just started answers before it can take jobs."""
     until = time.monotonic() + START_S
-    while True:
+    sent = False
+    while not sent:
         try:
             client.submit_job(
                 entrypoint=command, submission_id=job, runtime_env={"working_dir": working_dir}, metadata=metadata
             )
-            return
+            sent = True
         except RuntimeError as error:
             if NOT_YET not in str(error) or time.monotonic() > until:
                 raise ClusterError(f"the cluster does not take the job {job}: {error}") from None
-        time.sleep(POLL_S)
+            time.sleep(POLL_S)
 
 
 def follow(client: Any, job: str, write: Write) -> Outcome:

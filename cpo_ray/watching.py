@@ -5,6 +5,7 @@ from typing import Any
 from rich.markup import escape
 
 from cpo_ray.alarm import displacement
+from cpo_ray.meters import measure_step
 from cpo_ray.progress import Bar, say
 from cpo_ray.run import Run
 from cpo_ray.tracking import Tracker
@@ -26,6 +27,7 @@ class Watcher:
         """One step's metrics, or the validation's."""
         self.run.metrics.append(metrics)
         self.tracker.log(metrics)
+        measure_step(metrics)
         if "validation" in metrics:
             say(f"  step {metrics['step']}: validation loss {metrics['validation']['loss']:.4f}")
             return

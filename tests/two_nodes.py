@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
-RAY = os.path.join(os.path.dirname(sys.executable), "ray")
+RAY = Path(sys.executable).with_name("ray")
 HEAD_IP, WORKER_IP = "127.0.0.1", "127.0.0.2"
 STARTED_S = 60
 
