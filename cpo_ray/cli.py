@@ -189,8 +189,11 @@ def plan(
     parameters: Annotated[
         float | None, typer.Option("--parameters", metavar="N", help="Of a hub model that is not on this machine.")
     ] = None,
+    price: Annotated[
+        float | None, typer.Option("--price", metavar="P", min=0, help="Of a machine-hour: what the run then costs.")
+    ] = None,
 ) -> None:
-    """Estimate rows, tokens, parameters, memory per GPU and GPU-hours. Starts nothing."""
+    """Estimate rows, tokens, parameters, memory per GPU, GPU-hours, and the same on 2, 8 and 64 machines. Starts nothing."""
     from cpo_ray.plan_table import render_plan
     from cpo_ray.planning import make_plan
 
@@ -198,7 +201,7 @@ def plan(
         resolved = load_config(config, tuple(overrides or ()))
         root = run_directory(resolved.name, run_dir)
         estimate = make_plan(resolved, gpu.value, nodes, root=root, parameters=parameters)
-        Console(soft_wrap=False).print(render_plan(estimate))
+        Console(soft_wrap=False).print(render_plan(estimate, price))
 
 
 @app.command(rich_help_panel="Before a run")

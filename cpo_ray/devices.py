@@ -9,13 +9,14 @@ UTILIZATION = {"training": 0.35, "scoring": 0.45, "generation": 0.05}
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator. TFLOP/s are dense peaks; fp32 is without TF32."""
+    """One accelerator. TFLOP/s are dense peaks; fp32 is without TF32. The network is a machine's, all its cards together."""
 
     name: str
     memory_gib: float
     bf16_tflops: float
     fp32_tflops: float
     per_node: int
+    network_gbit: float = 10.0
 
     def flops(self, precision: str) -> float:
         """Peak FLOP/s in `bf16` or `fp32`."""
@@ -23,9 +24,9 @@ class Device:
 
 
 DEVICES = {
-    "a100-40": Device("A100 40 GB", 40, 312, 19.5, 8),
-    "a100-80": Device("A100 80 GB", 80, 312, 19.5, 8),
-    "h100": Device("H100 SXM", 80, 989, 67, 8),
+    "a100-40": Device("A100 40 GB", 40, 312, 19.5, 8, 400),
+    "a100-80": Device("A100 80 GB", 80, 312, 19.5, 8, 400),
+    "h100": Device("H100 SXM", 80, 989, 67, 8, 3200),
 }
 
 

@@ -1,14 +1,16 @@
 """What a configuration amounts to, for people: a few lines, or the plan as tables."""
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from cpo_ray.config import RunConfig
 from cpo_ray.devices import UTILIZATION
 from cpo_ray.planning import Plan
+from cpo_ray.scaling import MACHINES, NETWORK_UTILIZATION, START_UP_H, scale
 
 GIB = 2**30
+LAPTOP_GBIT = 10
 
 
 def describe_run(config: RunConfig) -> list[str]:
@@ -29,8 +31,8 @@ def describe_run(config: RunConfig) -> list[str]:
     ]
 
 
-def render_plan(plan: Plan) -> Group:
-    """The estimate for people, assumptions included."""
+def render_plan(plan: Plan, price: float | None = None) -> Group:
+    """The estimate for people, assumptions included. price: of a machine-hour, in whatever currency."""
     config, shape, tokens = plan.config, plan.shape, plan.tokens
     rows = min(config.sampling.rows or config.data.train_rows, config.data.train_rows)
     facts = Table(box=None, show_header=False, pad_edge=False)
@@ -55,7 +57,31 @@ def render_plan(plan: Plan) -> Group:
         f"Assumed: {plan.device.bf16_tflops:g} TFLOP/s in bf16, {plan.device.fp32_tflops:g} in fp32; "
         f"share of the peak that is used: {assumed}. Start-up times come on top."
     )
-    return Group(facts, "", _memory_table(plan), "", _work_table(plan), "", closing)
+    parts: list[RenderableType] = [facts, "", _memory_table(plan), "", _work_table(plan), "", closing]
+    if plan.device.network_gbit > LAPTOP_GBIT:
+        parts += ["", _scale_table(plan, price)]
+    return Group(*parts)
+
+
+def _scale_table(plan: Plan, price: float | None) -> Table:
+    own = plan.gpus // plan.device.per_node
+    table = Table(
+        title=f"On more machines of {plan.device.per_node} GPUs, with as many workers as the batch allows",
+        title_justify="left",
+        caption=f"Hours hold {START_UP_H * 60:.0f} minutes of start-up a stage, and the gradients' way over the network at "
+        f"{NETWORK_UTILIZATION:.0%} of {plan.device.network_gbit:g} Gbit/s, none of it hidden.",
+        caption_justify="left",
+    )
+    for heading in ("machines", "workers", "GB a step", "hours", "of it network", "bottleneck", "because of"):
+        table.add_column(heading, justify="left" if heading in ("bottleneck", "because of") else "right")
+    if price is not None:
+        table.add_column("price", justify="right")
+    for machines in sorted({own, *MACHINES}):
+        each = scale(plan, machines)
+        cells = [str(machines), str(each.workers), f"{each.traffic / 1e9:.1f}", f"{each.hours:.2g}"]
+        cells += [f"{each.network_hours:.2g}", each.bottleneck, each.why]
+        table.add_row(*cells, *([f"{each.machine_hours * price:,.0f}"] if price is not None else []))
+    return table
 
 
 def _memory_table(plan: Plan) -> Table:

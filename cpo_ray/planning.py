@@ -216,6 +216,7 @@ def stage_work(config: RunConfig, shape: Shape, tokens: Tokens, device: Device, 
     answers = min(config.generation.rows or there, there)
     answers *= len(config.evaluated_models) * len(config.generation.decodings)
     single = tokens.prompt + tokens.response
+    engines = len(config.evaluated_models) * config.serving.engine.tensor_parallel  # stage generation serves each once
 
     def work(stage: str, count: float, kind: str, precision: str, used: int) -> Work:
         flops = (6 if kind == "training" else 2) * n * count
@@ -235,5 +236,5 @@ def stage_work(config: RunConfig, shape: Shape, tokens: Tokens, device: Device, 
         work("sampling: scoring", rows * (group + single), "scoring", precision, gpus),
         train("cpo", config.training, group),
         train("mle", config.training, single),
-        work("generation", answers * tokens.response, "generation", precision, gpus),
+        work("generation", answers * tokens.response, "generation", precision, min(gpus, engines)),
     )

@@ -16,6 +16,7 @@ from cpo_ray.training.checkpoint import clear_scratch, find_checkpoint, load_che
 from cpo_ray.training.engine import export_final, optimizer_step, set_learning_rate, start_engine
 from cpo_ray.training.memory import out_of_memory, peak_memory_gib
 from cpo_ray.training.microbatch import microbatch_loss
+from cpo_ray.training.network import warn_of_slow_network
 from cpo_ray.training.schedule import learning_rate
 from cpo_ray.training.tally import Tally, step_metrics
 from cpo_ray.training.task import Refusal, Rows, Task
@@ -69,6 +70,8 @@ def train(task: Task, board: Any) -> None:
     engine = start_engine(task, tell, universal=saved is not None and saved.workers != dist.get_world_size())
     if saved is not None:
         load_checkpoint(engine, saved)
+    if task.cuda:
+        warn_of_slow_network(tell)
     letter = board.save_wanted.remote()
 
     def save_wanted() -> bool:

@@ -2,6 +2,7 @@
 
 import _thread
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from cpo_ray.errors import Preempted, TrainingError
 from cpo_ray.training.board import Board, Metrics
 from cpo_ray.training.loop import train_worker
 from cpo_ray.training.models import copy_model
+from cpo_ray.training.network import nccl_environment
 from cpo_ray.training.task import Task
 
 POLL_INTERVAL_S = 0.5
@@ -98,7 +100,7 @@ def _trainer(task: Task, cluster: ClusterConfig, checkpoints: Path, board: Any) 
             storage_path=storage,
             failure_config=FailureConfig(max_failures=task.training.max_failures),
             checkpoint_config=CheckpointConfig(**keep),
-            worker_runtime_env={"env_vars": {} if use_gpu else {"DS_ACCELERATOR": "cpu"}},
+            worker_runtime_env={"env_vars": nccl_environment(os.environ) if use_gpu else {"DS_ACCELERATOR": "cpu"}},
         ),
     )
 
