@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What cluster.yaml runs on every machine, as often as it likes.
 #
-#     node.sh FILE_SYSTEM BUCKET        mount the runs, install the locked packages, write the environment
+#     node.sh FILE_SYSTEM               mount the runs, install the locked packages, write the environment
 #     node.sh stop-when-idle MINUTES    on the head: end the machine once no job has run for so long
 #     node.sh check-idle MINUTES        what the timer of the above calls
 set -euo pipefail
@@ -13,7 +13,7 @@ main() {
   case "$1" in
     stop-when-idle) install_timer "$2" ;;
     check-idle) check_idle "$2" ;;
-    *) mount_shared "$1"; install_packages; write_environment "$2" ;;
+    *) mount_shared "$1"; install_packages; write_environment ;;
   esac
 }
 
@@ -24,7 +24,7 @@ mount_shared() {
   # hard: a storage that is away for a minute makes writers wait, not fail.
   sudo mount -t nfs4 -o nfsvers=4.1,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2,noresvport \
     "$1.efs.$(region).amazonaws.com:/" "$SHARED"
-  sudo install -d -o "$USER" -m 700 "$SHARED/runs" "$SHARED/huggingface"
+  sudo install -d -o "$USER" -m 700 "$SHARED/runs" "$SHARED/data" "$SHARED/huggingface"
 }
 
 install_packages() {
@@ -45,7 +45,7 @@ write_environment() {
 . $HOME_OF_ALL/venv/bin/activate
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 export RAY_JOB_STOP_WAIT_TIME_S=120
-export CPO_RAY_RUNS=$SHARED/runs CPO_RAY_BUCKET=$1 HF_HOME=$SHARED/huggingface
+export CPO_RAY_RUNS=$SHARED/runs HF_HOME=$SHARED/huggingface
 export LD_LIBRARY_PATH=/opt/amazon/ofi-nccl/lib:/opt/amazon/ofi-nccl/lib/x86_64-linux-gnu:/opt/amazon/efa/lib
 END
   cat >"$HOME_OF_ALL/secrets" <<END
