@@ -349,7 +349,8 @@ def main() -> None:
 def run_job(*command: str) -> None:
     """What jobs/*.py call: the same command line, on the Ray cluster that runs the job."""
     script, *arguments = sys.argv
-    joined = ["--set", "cluster.address=auto"] if "RAY_ADDRESS" in os.environ else []
+    a_run = command[0] != "serve"
+    joined = ["--set", "cluster.address=auto"] if a_run and "RAY_ADDRESS" in os.environ else []
     if joined and "--run-dir" not in arguments and "CPO_RAY_RUNS" not in os.environ:
         say(
             "[yellow]warning[/] this job writes its run below its own uploaded folder, which the cluster deletes in time: "
