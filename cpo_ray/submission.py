@@ -6,6 +6,7 @@ environment of Ray's processes on the head, where the job finds it (docs/cluster
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import shlex
@@ -108,6 +109,7 @@ def connect(address: str | None) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every package and every connection
     url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DASHBOARD
     try:
         return JobSubmissionClient(url)

@@ -13,7 +13,7 @@ from cpo_ray import submission
 from cpo_ray.config import RunConfig
 from cpo_ray.configfile import load_config, parse_config
 from cpo_ray.errors import ClusterError, ConfigError
-from tests.two_nodes import two_nodes
+from tests.ray_nodes import two_nodes
 
 TINY = Path(__file__).parent / "tiny.yaml"
 KEY = "judge-key-that-nobody-may-see"

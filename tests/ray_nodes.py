@@ -1,0 +1,93 @@
+"""Ray clusters of real nodes on this machine, each with a token, ports and a folder of its own."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+RAY = Path(sys.executable).with_name("ray")
+HEAD_IP, WORKER_IP = "127.0.0.1", "127.0.0.2"
+STARTED_S = 90
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """A running cluster, as clients see it."""
+
+    dashboard: str
+    gcs: str
+    environment: dict  # of a client that has the token
+    stranger: dict  # of one that has not
+
+
+@contextlib.contextmanager
+def head(folder, *options, before=lambda gcs: None, **environment):
+    """Start a head; `environment` is for its processes alone. `folder` must be short: sockets lie in it.
+
+    before: called with the address, before anything starts.
+    """
+    (folder / "home").mkdir()
+    token = folder / "token"
+    token.write_text("f" * 64)
+    stranger = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CPO_RAY_"))}
+    stranger |= {"HOME": str(folder / "home"), "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"}
+    client = stranger | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    gcs, dashboard = free_port(), free_port()
+    ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+    place = [f"--node-ip-address={HEAD_IP}", f"--temp-dir={folder}", "--include-dashboard=true"]
+    before(f"{HEAD_IP}:{gcs}")
+    with node(folder / "head.log", client | environment, "--head", *ports, *place, *options) as process:
+        wait_until_open(dashboard, process)
+        yield Nodes(f"http://127.0.0.1:{dashboard}", f"{HEAD_IP}:{gcs}", client, stranger)
+
+
+@contextlib.contextmanager
+def two_nodes(folder, **environment):
+    """A head and a worker node; `environment` is for Ray's processes on the head alone."""
+    with head(folder, "--num-cpus=2", **environment) as nodes:
+        place = [f"--address={nodes.gcs}", f"--node-ip-address={WORKER_IP}", "--num-cpus=2"]
+        with node(folder / "worker.log", nodes.environment, *place):
+            yield nodes
+
+
+@contextlib.contextmanager
+def node(log, environment, *options):
+    """`ray start` in the foreground. At the end SIGTERM, and SIGKILL for what is left of all that it started."""
+    command = [RAY, "start", *options, "--block", "--object-store-memory=80000000", "--disable-usage-stats"]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    try:
+        yield process
+    finally:
+        started = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=15)
+        for child in [*started, process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.wait()
+
+
+def wait_until_open(port, process):
+    until = time.monotonic() + STARTED_S
+    while time.monotonic() < until and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise AssertionError("the head did not start")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
