@@ -1,4 +1,5 @@
-"""How sure we are: an interval per win rate, paired differences on the same prompts, Holm's correction.
+"""How sure we are: an interval per win rate, paired differences on the same prompts, Holm's correction; what of a win
+rate is length, and what of the judge's answers is position.
 
 A verdict is `win`, `tie`, `loss` or `invalid` (of the candidate against the ground truth). A tie counts as half; an
 invalid verdict is no verdict, and is left out.
@@ -10,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import binom, norm
+import numpy.typing as npt
+from scipy.optimize import brentq, minimize
+from scipy.special import expit, logit
+from scipy.stats import binom, binomtest, norm
 
 SCORES = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 INVALID = "invalid"
@@ -29,6 +32,27 @@ class Difference:
     p_value: float  # two-sided, of no difference
     n: int  # prompts compared
     excluded: int  # prompts left out: invalid, or unanswered, on either side
+
+
+@dataclass(frozen=True)
+class LengthControlled:
+    """The win rate that the candidate would have were both responses equally long."""
+
+    rate: float
+    low: float
+    high: float
+    effect: float  # log-odds of winning that a far longer response gains; 0: length does not matter
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """How often the judge takes the response that it reads first, whichever it is. 1/2: no preference."""
+
+    rate: float
+    low: float
+    high: float
+    p_value: float  # two-sided, of no preference
+    n: int
 
 
 def win_rate_interval(outcomes: Sequence[str], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
@@ -109,6 +133,77 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - position) * p_values[index]))
         adjusted[index] = running
     return adjusted
+
+
+def length_controlled_win_rate(
+    outcomes: Sequence[str],
+    candidate_lengths: Sequence[float],
+    reference_lengths: Sequence[float],
+    confidence: float = CONFIDENCE,
+) -> LengthControlled:
+    """The win rate at equal lengths, by logistic regression, in the spirit of AlpacaEval 2 (Dubois et al. 2024).
+
+    With y the score of a pair (win 1, tie 1/2, loss 0) and l the length of the candidate minus the reference's, we fit
+    logit E[y] = a + b * tanh(l / std(l)) and return sigmoid(a). The tanh bounds what a single rambling answer can do.
+    Their model also has a term for the difficulty of each instruction, which takes many judged models to estimate; ours
+    has not. As theirs, b is shrunk a little, by a standard normal prior, so that it exists where lengths tell winners
+    from losers exactly. The interval is the delta method's on a, from the sandwich estimate of its variance, which is right
+    for ties too; where all verdicts agree there is nothing to fit, and rate and interval are the win rate's.
+
+    Lengths are in any unit, the same on both sides, one per outcome; invalid verdicts are left out. Where one side is
+    always the longer, the value at equal lengths is an extrapolation: read it as one. Raises ValueError where no valid
+    verdict is left, an outcome is unknown, or all length differences are equal but not 0: nothing can then be told
+    apart.
+    """
+    rate, low, high = win_rate_interval(outcomes, confidence)
+    valid = [index for index, outcome in enumerate(outcomes) if outcome in SCORES]
+    y = np.array([SCORES[outcomes[index]] for index in valid])
+    longer = np.array([candidate_lengths[index] - reference_lengths[index] for index in valid], dtype=np.float64)
+    spread = float(longer.std())
+    if spread == 0 and longer[0] != 0:
+        raise ValueError("all length differences are equal, so length and quality cannot be told apart")
+    if y.min() == y.max():
+        return LengthControlled(rate, low, high, effect=0.0)
+    x = np.tanh(longer / spread) if spread else np.zeros_like(longer)
+    (a, b), variance = _fit_logistic(np.column_stack([np.ones_like(x), x]), y)
+    margin = float(norm.ppf(0.5 + confidence / 2)) * math.sqrt(variance[0, 0])
+    return LengthControlled(
+        rate=float(expit(a)), low=float(expit(a - margin)), high=float(expit(a + margin)), effect=float(b)
+    )
+
+
+def position_bias(answers: Sequence[Sequence[str]], confidence: float = CONFIDENCE) -> PositionBias:
+    """What the judge's answers owe to position. `answers`: per valid pair, "A" (the first) or "B", one per order asked.
+
+    A pair that was asked about in both orders counts for the first position where both answers are A, for the second
+    where both are B, and for neither where they agree on a response. A pair that was asked about once, in a random
+    order, counts for what was chosen. The interval is `win_rate_interval`'s and the p-value the exact sign test's.
+    Raises ValueError where there are no answers.
+    """
+    chosen = ["tie" if len(set(pair)) > 1 else "win" if pair[0] == "A" else "loss" for pair in answers]
+    rate, low, high = win_rate_interval(chosen, confidence)
+    first, either = chosen.count("win"), len(chosen) - chosen.count("tie")
+    p_value = float(binomtest(first, either).pvalue) if either else 1.0
+    return PositionBias(rate, low, high, p_value, n=len(chosen))
+
+
+def _fit_logistic(
+    X: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Coefficients (2,) of E[y] = sigmoid(X @ w) with a standard normal prior on w[1], and their sandwich variance (2, 2)."""
+    prior = np.array([0.0, 1.0])
+
+    def loss(w: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        z = X @ w
+        value = np.logaddexp(0, z).sum() - y @ z + 0.5 * (prior * w * w).sum()
+        return float(value), X.T @ (expit(z) - y) + prior * w
+
+    start = np.array([logit(y.mean()), 0.0])
+    w = minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-8 * len(y)}).x
+    p = expit(X @ w)
+    bread = np.linalg.inv((X.T * (p * (1 - p))) @ X + np.diag(prior))
+    meat = (X.T * (y - p) ** 2) @ X
+    return w, bread @ meat @ bread
 
 
 def _count(outcomes: Sequence[str]) -> Counter[str]:

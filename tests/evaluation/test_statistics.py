@@ -3,10 +3,16 @@ import itertools
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from scipy.special import xlogy
+from scipy.special import expit, xlogy
 from scipy.stats import binomtest
 
-from cpo_ray.evaluation.statistics import holm, paired_difference, win_rate_interval
+from cpo_ray.evaluation.statistics import (
+    holm,
+    length_controlled_win_rate,
+    paired_difference,
+    position_bias,
+    win_rate_interval,
+)
 
 
 def outcomes_of(wins, ties, losses, invalid=0):
@@ -136,3 +142,93 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def judged_by_length(rng, n, quality, bias, mean_difference=60):
+    """Outcomes of a judge with log-odds `quality` for the candidate at equal lengths, plus `bias` for its being longer."""
+    references = rng.gamma(2.0, 60.0, n)
+    candidates = np.maximum(1, references + rng.normal(mean_difference, 80.0, n))
+    longer = candidates - references
+    wins = rng.random(n) < expit(quality + bias * np.tanh(longer / longer.std()))
+    return np.where(wins, "win", "loss").tolist(), candidates, references
+
+
+def test_length_control_takes_a_known_length_bias_off():
+    outcomes, candidates, references = judged_by_length(np.random.default_rng(3), 20_000, quality=-0.5, bias=1.5)
+    controlled = length_controlled_win_rate(outcomes, candidates, references)
+    assert win_rate_interval(outcomes)[0] > 0.53  # the biased judge prefers the candidate
+    assert controlled.rate == pytest.approx(expit(-0.5), abs=0.015)  # who at equal lengths is the worse
+    assert controlled.low < expit(-0.5) < controlled.high < 0.5
+    assert controlled.effect == pytest.approx(1.5, abs=0.1)
+    swapped = [{"win": "loss", "loss": "win"}[outcome] for outcome in outcomes]
+    assert length_controlled_win_rate(swapped, references, candidates).rate == pytest.approx(1 - controlled.rate)
+
+
+def test_length_control_leaves_an_unbiased_judge_alone():
+    outcomes, candidates, references = judged_by_length(np.random.default_rng(4), 20_000, quality=0.4, bias=0.0)
+    controlled = length_controlled_win_rate(outcomes, candidates, references)
+    assert controlled.rate == pytest.approx(win_rate_interval(outcomes)[0], abs=0.01)
+    assert controlled.effect == pytest.approx(0, abs=0.1)
+
+
+def test_length_control_is_the_penalised_logistic_regression():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    outcomes = ["win", "tie", "loss", "win", "loss", "tie", "win", "loss", "win"]
+    candidates, references = [50, 20, 10, 80, 30, 25, 60, 90, 12], [10, 22, 30, 20, 35, 20, 61, 40, 30]
+    longer = np.subtract(candidates, references)
+    x = np.tanh(longer / longer.std())[:, None]
+    # A tie is half a win and half a loss.
+    wins = np.array([{"win": 1, "tie": 0.5, "loss": 0}[outcome] for outcome in outcomes])
+    fit = linear_model.LogisticRegression(C=1.0, tol=1e-10)
+    fit.fit(np.vstack([x, x]), [1] * 9 + [0] * 9, sample_weight=[*wins, *(1 - wins)])
+    controlled = length_controlled_win_rate(outcomes, candidates, references)
+    assert controlled.rate == pytest.approx(expit(fit.intercept_[0]), abs=1e-5)
+    assert controlled.effect == pytest.approx(fit.coef_[0, 0], abs=1e-4)
+
+
+def test_length_control_covers_the_true_rate():
+    rng = np.random.default_rng(6)
+    covered = 0
+    for _ in range(300):
+        found = length_controlled_win_rate(*judged_by_length(rng, 300, quality=-0.3, bias=1.0, mean_difference=20))
+        covered += found.low <= expit(-0.3) <= found.high
+    assert covered / 300 == pytest.approx(0.95, abs=0.035)
+
+
+def test_without_length_differences_the_controlled_rate_is_the_win_rate():
+    outcomes = outcomes_of(30, 10, 20, invalid=5)
+    same = length_controlled_win_rate(outcomes, [7] * 65, [7] * 65)
+    assert same.rate == pytest.approx(35 / 60)
+    assert same.effect == 0
+    wilson = win_rate_interval(outcomes_of(12, 0, 0))
+    alike = length_controlled_win_rate(outcomes_of(12, 0, 0), range(12), [3] * 12)
+    assert (alike.rate, alike.low, alike.high) == wilson
+
+
+def test_lengths_that_tell_winners_from_losers_exactly_have_a_finite_effect():
+    controlled = length_controlled_win_rate(outcomes_of(10, 0, 10), [20] * 10 + [5] * 10, [10] * 20)
+    assert 0 < controlled.low < controlled.rate < controlled.high < 1
+    assert 1 < controlled.effect < 10
+
+
+def test_length_control_refuses_what_it_cannot_tell_apart():
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        length_controlled_win_rate(["win", "loss"], [9, 9], [4, 4])
+    with pytest.raises(ValueError, match="no valid verdicts"):
+        length_controlled_win_rate(["invalid"], [9], [4])
+
+
+def test_position_bias_by_hand():
+    """30 pairs to the first position, 10 to the second, 60 to a response: (30 + 60 / 2) / 100."""
+    both = position_bias([["A", "A"]] * 30 + [["B", "B"]] * 10 + [["A", "B"]] * 25 + [["B", "A"]] * 35)
+    assert (both.rate, both.n) == (0.6, 100)
+    assert both.p_value == pytest.approx(binomtest(30, 40).pvalue)
+    assert (both.rate, both.low, both.high) == win_rate_interval(outcomes_of(30, 60, 10))
+    once = position_bias([["A"]] * 7 + [["B"]] * 13)
+    wilson = binomtest(7, 20).proportion_ci(method="wilson")
+    assert (once.low, once.high) == pytest.approx((wilson.low, wilson.high), abs=1e-7)
+    assert once.p_value == pytest.approx(binomtest(7, 20).pvalue)
+    fair = position_bias([["A", "B"], ["B", "A"]])
+    assert (fair.rate, fair.p_value) == (0.5, 1.0)
+    with pytest.raises(ValueError, match="no valid verdicts"):
+        position_bias([])
