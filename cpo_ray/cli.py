@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cpo_ray import __version__
+from cpo_ray.commands.judge import judge
 from cpo_ray.commands.report import refuse_mixture, refuse_options, report_runs
 from cpo_ray.commands.submit import submit
 from cpo_ray.configfile import load_config
@@ -339,6 +340,7 @@ def _say_in_red(words: str) -> None:
 
 
 app.command(rich_help_panel="A run")(_errors_in_red()(submit))
+app.command(rich_help_panel="Answers")(_errors_in_red()(judge))
 
 
 def main() -> None:

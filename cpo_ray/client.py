@@ -23,11 +23,26 @@ LONGEST_RETRY_AFTER_S = 600.0
 Item = TypeVar("Item")
 
 
-class Client:
-    """POSTs JSON with a key, trying again after 429, 5xx, timeouts and dropped connections. An async context manager."""
+class RefusedError(ServiceError):
+    """An answer that trying again cannot cure (400, 401, 404, ...)."""
 
-    def __init__(self, url: str, key: str, retries: int, timeout_s: float = 600.0) -> None:
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Client:
+    """POSTs JSON with a key, trying again after 429, 5xx, timeouts and dropped connections. An async context manager.
+
+    At most `requests_per_minute` leave, evenly spaced, tries after the first included; None sends as they come.
+    """
+
+    def __init__(
+        self, url: str, key: str, retries: int, timeout_s: float = 600.0, requests_per_minute: float | None = None
+    ) -> None:
         self.retries = retries
+        self.gap_s = 60 / requests_per_minute if requests_per_minute else 0.0
+        self.next_turn = 0.0
         self.url = url.rstrip("/")
         self.http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"},
@@ -45,11 +60,12 @@ class Client:
     async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The JSON object answered to `body`.
 
-        Raises ServiceError after 1 + `retries` tries, and at once for a refusal that trying again cannot cure (401, 404, ...).
+        Raises ServiceError after 1 + `retries` tries, and at once RefusedError where trying again cannot help (401, 404, ...).
         """
         problem = ""
         for attempt in range(1 + self.retries):
             wanted = 0.0
+            await self._turn()
             try:
                 response = await self.http.post(f"{self.url}{path}", json=body)
                 if response.is_success:
@@ -60,7 +76,7 @@ class Client:
                 else:
                     problem = f"HTTP {response.status_code}: {response.text[:300]}"
                     if response.status_code not in RETRIED and not response.is_server_error:
-                        raise ServiceError(f"{self.url}{path} refused the request: {problem}")
+                        raise RefusedError(f"{self.url}{path} refused the request: {problem}", response.status_code)
                     wanted = retry_after(response.headers.get("retry-after", ""))
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
@@ -71,6 +87,14 @@ class Client:
             if attempt < self.retries:
                 await asyncio.sleep(wanted + jittered(attempt))
         raise ServiceError(f"{self.url}{path} failed {1 + self.retries} times; the last: {problem}")
+
+    async def _turn(self) -> None:
+        """Wait until the rate allows one more request."""
+        if self.gap_s:
+            now = time.monotonic()
+            mine = max(now, self.next_turn)
+            self.next_turn = mine + self.gap_s
+            await asyncio.sleep(mine - now)
 
 
 def jittered(attempt: int) -> float:

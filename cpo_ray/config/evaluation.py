@@ -48,16 +48,26 @@ class JudgeConfig(Section):
     """The judge's model name."""
     key_variable: str = Field(default="CPO_RAY_JUDGE_KEY", json_schema_extra=EXECUTION)
     """Environment variable with the judge's key. The key itself never stands in a file."""
-    template: Literal["dolly", "wiki"] = "dolly"
-    """The paper's query templates, A.3."""
+    api: Literal["chat", "completions"] = "chat"
+    """`completions` for a base model, which has no chat template: it continues the question to the end of the line."""
+    template: str = "dolly"
+    """`dolly` or `wiki`, the paper's queries (A.3), or a file with the places {prompt}, {response_a} and {response_b}."""
     order: Literal["both", "paper"] = "both"
     """Ask in both orders (a flip is a tie, and counted), or once in random order as the paper did."""
     concurrency: Annotated[int, Field(ge=1)] = Field(default=16, json_schema_extra=EXECUTION)
     """Requests under way at once."""
     retries: Annotated[int, Field(ge=0)] = Field(default=6, json_schema_extra=EXECUTION)
     """Tries after the first for 429, 5xx and dropped connections, with jitter."""
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = Field(default=None, json_schema_extra=EXECUTION)
+    """At most so many requests leave, evenly spaced. Default: as many as `concurrency` and the judge allow."""
     max_invalid_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Answers that are neither A nor B beyond this share fail the stage."""
+    """Rows with an answer that is neither A nor B fail the stage beyond this share."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "JudgeConfig":
+        if self.url == "oracle" and (self.api != "chat" or self.template not in {"dolly", "wiki"}):
+            raise ValueError("the oracle reads the templates `dolly` and `wiki` over `api: chat`, and nothing else")
+        return self
 
 
 class MauveConfig(Section):

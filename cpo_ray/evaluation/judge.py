@@ -7,37 +7,27 @@ is never a verdict.
 
 import asyncio
 import hashlib
+import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from cpo_ray.artifacts import Summary
-from cpo_ray.client import Client, Journal, content_key, run_bounded, write_rows
+from cpo_ray.client import Client, Journal, RefusedError, content_key, run_bounded, write_rows
 from cpo_ray.config import JudgeConfig
 from cpo_ray.errors import ArtifactError, ServiceError
-from cpo_ray.records import Generation, Verdict
+from cpo_ray.evaluation.pairs import Pair
+from cpo_ray.evaluation.statistics import INVALID, length_controlled_win_rate, position_bias, win_rate_interval
+from cpo_ray.evaluation.templates import fill_template, read_template
+from cpo_ray.records import Verdict
 
-# The paper's A.3, verbatim, blanks and curly quotes included.
-DOLLY_TEMPLATE = (
-    "For the following query to a chatbot, which response is more helpful?\n"
-    " Query: {} \n"
-    " Response A: {} \n"
-    " Response B: {} \n"
-    " State only “A” or “B” to indicate which response is more helpful. \n"
-    " More helpful:"
-)
-WIKI_TEMPLATE = (
-    "For the following prefix, which continuation is better?\n"
-    " Prefix: {} \n"
-    " Continuation A: {} \n"
-    " Continuation B: {} \n"
-    " State only “A” or “B” to indicate which continuation is more helpful. \n"
-    " Better:"
-)
-TEMPLATES = {"dolly": DOLLY_TEMPLATE, "wiki": WIKI_TEMPLATE}
 LONGEST_ANSWER = 16  # tokens; one letter is asked for
+BYTES_PER_TOKEN = 4  # of English, in the tokenizers of today; other languages take more tokens
+ROW_REFUSED = {400, 413, 422}  # the judge will not have this one question: too long for it, or filtered
 
+Body = dict[str, Any]
 Answer = Literal["A", "B"]
 Outcome = Literal["win", "loss", "tie", "invalid"]
 ANSWER = re.compile(r"""\s*["'“]?([AB])[."'”]{0,2}\s*""")
@@ -62,8 +52,43 @@ def decide(answers: Sequence[Answer | None], candidate_first: Sequence[bool]) ->
     return ("win" if preferred.pop() else "loss"), False
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What a judging will ask for. Tokens are a guess from the text's length; the judge's own tokenizer counts the bill."""
+
+    pairs: int
+    requests: int
+    known: int  # answers at hand from before
+    prompt_tokens: int
+    answer_tokens: int  # at most
+
+    def price(self, per_million: float, per_million_answers: float) -> float:
+        """In the currency of the prices, which are per million tokens."""
+        return (self.prompt_tokens * per_million + self.answer_tokens * per_million_answers) / 1e6
+
+    def __str__(self) -> str:
+        return (
+            f"{self.pairs:,} pairs: {self.requests:,} requests ({self.known:,} answers are known), about "
+            f"{self.prompt_tokens:,} tokens, and at most {self.answer_tokens:,} in answers"
+        )
+
+
+def estimate_cost(pairs: Sequence[Pair], config: JudgeConfig, seed: int, out: Path) -> Estimate:
+    """What `judge_answers` with the same arguments would ask for, failures aside. Asks nothing."""
+    bodies = {content_key(body): body for bodies in _frame(pairs, config, seed)[0] for body in bodies}
+    with Journal(journal_path(out)) as journal:
+        missing = [body for key, body in bodies.items() if key not in journal]
+    return Estimate(
+        pairs=len(pairs),
+        requests=len(missing),
+        known=len(bodies) - len(missing),
+        prompt_tokens=sum(math.ceil(len(_text(body).encode()) / BYTES_PER_TOKEN) for body in missing),
+        answer_tokens=LONGEST_ANSWER * len(missing),
+    )
+
+
 def judge_answers(
-    generations: Sequence[Generation],
+    generations: Sequence[Pair],
     url: str,
     key: str,
     config: JudgeConfig,
@@ -73,28 +98,31 @@ def judge_answers(
 ) -> Summary:
     """Judge every response against its `reference` and write records.Verdict rows to `out`, in the given order.
 
-    `url` ends in /v1; `config.url` and the key's variable are the caller's to resolve. The template is the paper's
-    (A.3), temperature 0. Answers are kept by content in `<stem>.answers` beside `out`: a rerun asks nothing twice.
-    `on_row()` is called once per row. Returns {"judge", "order", "n", "wins", "losses", "ties", "invalid", "flip_rate",
-    "mean_length_candidate", "mean_length_reference", "win_rate"}: lengths in words, win_rate = (wins + ties / 2) / valid
-    and flip_rate = flips / valid, both None where nothing is valid (flip_rate also where one order was asked).
+    `url` ends in /v1; `config.url` and the key's variable are the caller's to resolve. Temperature is 0. Answers are
+    kept by content in `<stem>.answers` beside `out`: a rerun asks nothing twice. A row that the judge refuses (too long
+    for it, or filtered) is invalid, and is asked about again by a rerun. `on_row()` is called once per row.
 
-    Raises ServiceError where the judge refuses or keeps failing, or more than `config.max_invalid_fraction` of the rows
-    are invalid; ArtifactError where there is nothing to judge.
+    Returns {"judge", "order", "n", "wins", "losses", "ties", "invalid", "flip_rate", "mean_length_candidate",
+    "mean_length_reference", "win_rate", "ci95", "length_controlled", "position_bias"}: lengths in words, win_rate =
+    (wins + ties / 2) / valid with its 95% interval [low, high], flip_rate = flips / valid; the last two are what
+    statistics.LengthControlled and PositionBias hold. None where nothing is valid or can be computed, and flip_rate
+    where one order was asked.
+
+    Raises ConfigError for a template that cannot be used; ServiceError where the judge refuses all or keeps failing, or
+    more than `config.max_invalid_fraction` of the rows are invalid; ArtifactError where there is nothing to judge.
     """
     if not generations:
         raise ArtifactError("there are no generations to judge")
-    orders = [candidate_orders(config.order, seed, row["id"]) for row in generations]
-    questions = [
-        [_ask_about(row, first, config) for first in order] for row, order in zip(generations, orders, strict=True)
-    ]
-    with Journal(out.with_name(f"{out.stem}.answers")) as journal:
-        asyncio.run(_ask_all(Client(url, key, config.retries), questions, journal, config.concurrency, on_row))
+    questions, orders = _frame(generations, config, seed)
+    client = Client(url, key, config.retries, requests_per_minute=config.requests_per_minute)
+    with Journal(journal_path(out)) as journal:
+        refused = asyncio.run(_ask_all(client, questions, journal, config, on_row))
         journal.sort()
-        verdicts = [
-            _to_verdict(row, [journal[content_key(body)] for body in bodies], order)
-            for row, bodies, order in zip(generations, questions, orders, strict=True)
-        ]
+        said = journal.entries | refused
+    verdicts = [
+        _to_verdict(row, [said[content_key(body)] for body in bodies], order)
+        for row, bodies, order in zip(generations, questions, orders, strict=True)
+    ]
     summary = _summarise(verdicts, config)
     if summary["invalid"] > config.max_invalid_fraction * len(verdicts):
         examples = sorted({answer for row in verdicts for answer in row["answers"] if parse_answer(answer) is None})
@@ -106,6 +134,11 @@ def judge_answers(
     return summary
 
 
+def journal_path(out: Path) -> Path:
+    """Where the answers behind the verdicts `out` are kept."""
+    return out.with_name(f"{out.stem}.answers")
+
+
 def candidate_orders(order: str, seed: int, row_id: str) -> tuple[bool, ...]:
     """For each question about a row, whether the candidate stands first: both, or one drawn by (seed, id)."""
     if order == "both":
@@ -113,49 +146,71 @@ def candidate_orders(order: str, seed: int, row_id: str) -> tuple[bool, ...]:
     return (hashlib.sha256(f"{seed}:judge:{row_id}".encode()).digest()[0] % 2 == 0,)
 
 
+def _frame(pairs: Sequence[Pair], config: JudgeConfig, seed: int) -> tuple[list[list[Body]], list[tuple[bool, ...]]]:
+    """The questions about each pair, as requests, and for each whether the candidate stands first."""
+    template = read_template(config.template)
+    orders = [candidate_orders(config.order, seed, pair["id"]) for pair in pairs]
+    return [
+        [_ask_about(pair, first, template, config) for first in order]
+        for pair, order in zip(pairs, orders, strict=True)
+    ], orders
+
+
+def _ask_about(pair: Pair, candidate_first: bool, template: str, config: JudgeConfig) -> Body:
+    first, second = pair["response"], pair["reference"]
+    if not candidate_first:
+        first, second = second, first
+    question = fill_template(template, pair["prompt"], first, second)
+    body: Body = {"model": config.model, "temperature": 0, "max_tokens": LONGEST_ANSWER}
+    if config.api == "completions":
+        return body | {"prompt": question, "stop": ["\n"]}
+    return body | {"messages": [{"role": "user", "content": question}]}
+
+
+def _text(body: Body) -> str:
+    return str(body["prompt"] if "prompt" in body else body["messages"][0]["content"])
+
+
 async def _ask_all(
     client: Client,
-    questions: list[list[dict[str, Any]]],
+    questions: list[list[Body]],
     journal: Journal,
-    concurrency: int,
+    config: JudgeConfig,
     on_row: Callable[[], None],
-) -> None:
+) -> dict[str, str]:
+    """Fill the journal; returns what was refused, by key, in words that are no answer."""
+    path = "/completions" if config.api == "completions" else "/chat/completions"
     asking: dict[str, asyncio.Lock] = {}
+    refused: dict[str, str] = {}
 
-    async def ask(bodies: list[dict[str, Any]]) -> None:
+    async def ask(bodies: list[Body]) -> None:
         for body in bodies:
             key = content_key(body)
             async with asking.setdefault(key, asyncio.Lock()):  # equal pairs are asked about once
-                if key not in journal:
-                    journal.add(key, _read_answer(await client.post("/chat/completions", body)))
+                if key not in journal and key not in refused:
+                    try:
+                        journal.add(key, _read_answer(await client.post(path, body)))
+                    except RefusedError as refusal:
+                        if refusal.status not in ROW_REFUSED:
+                            raise
+                        refused[key] = str(refusal)
         on_row()
 
     async with client:
-        await run_bounded(questions, concurrency, ask)
-
-
-def _ask_about(row: Generation, candidate_first: bool, config: JudgeConfig) -> dict[str, Any]:
-    first, second = row["response"], row["reference"]
-    if not candidate_first:
-        first, second = second, first
-    content = TEMPLATES[config.template].format(row["prompt"], first, second)
-    return {
-        "model": config.model,
-        "messages": [{"role": "user", "content": content}],
-        "temperature": 0,
-        "max_tokens": LONGEST_ANSWER,
-    }
+        await run_bounded(questions, config.concurrency, ask)
+    return refused
 
 
 def _read_answer(answer: dict[str, Any]) -> str:
     """The judge's words; an empty message (a refusal, say) is an answer too, and an invalid one."""
     try:
-        return str(answer["choices"][0]["message"]["content"] or "")
+        choice = answer["choices"][0]
+        return str((choice["message"]["content"] if "message" in choice else choice["text"]) or "")
     except (KeyError, IndexError, TypeError) as error:
         raise ServiceError(f"the judge's answer has no {error}: {str(answer)[:300]}") from None
 
 
-def _to_verdict(row: Generation, answers: list[str], candidate_first: Sequence[bool]) -> Verdict:
+def _to_verdict(row: Pair, answers: list[str], candidate_first: Sequence[bool]) -> Verdict:
     outcome, flipped = decide([parse_answer(answer) for answer in answers], candidate_first)
     return Verdict(
         id=row["id"],
@@ -168,19 +223,40 @@ def _to_verdict(row: Generation, answers: list[str], candidate_first: Sequence[b
 
 
 def _summarise(verdicts: list[Verdict], config: JudgeConfig) -> Summary:
-    counts = {what: sum(row["outcome"] == what for row in verdicts) for what in ("win", "loss", "tie", "invalid")}
-    total, valid = len(verdicts), len(verdicts) - counts["invalid"]
+    counts = {what: sum(row["outcome"] == what for row in verdicts) for what in ("win", "loss", "tie", INVALID)}
+    valid = [row for row in verdicts if row["outcome"] != INVALID]
     flips = sum(row["flipped"] for row in verdicts)
+    rate, low, high = win_rate_interval([row["outcome"] for row in valid]) if valid else (None, None, None)
     return {
         "judge": config.model,
         "order": config.order,
-        "n": total,
+        "n": len(verdicts),
         "wins": counts["win"],
         "losses": counts["loss"],
         "ties": counts["tie"],
-        "invalid": counts["invalid"],
-        "flip_rate": flips / valid if valid and config.order == "both" else None,
-        "mean_length_candidate": sum(row["candidate_words"] for row in verdicts) / total,
-        "mean_length_reference": sum(row["reference_words"] for row in verdicts) / total,
-        "win_rate": (counts["win"] + counts["tie"] / 2) / valid if valid else None,
+        "invalid": counts[INVALID],
+        "flip_rate": flips / len(valid) if valid and config.order == "both" else None,
+        "mean_length_candidate": sum(row["candidate_words"] for row in verdicts) / len(verdicts),
+        "mean_length_reference": sum(row["reference_words"] for row in verdicts) / len(verdicts),
+        "win_rate": rate,
+        "ci95": [low, high] if valid else None,
+        "length_controlled": _control_length(valid),
+        "position_bias": asdict(position_bias([_letters(row) for row in valid])) if valid else None,
     }
+
+
+def _control_length(valid: list[Verdict]) -> dict[str, float] | None:
+    """None where lengths and quality cannot be told apart."""
+    differences = {row["candidate_words"] - row["reference_words"] for row in valid}
+    if not valid or (len(differences) == 1 and differences != {0}):
+        return None
+    controlled = length_controlled_win_rate(
+        [row["outcome"] for row in valid],
+        [row["candidate_words"] for row in valid],
+        [row["reference_words"] for row in valid],
+    )
+    return asdict(controlled)
+
+
+def _letters(row: Verdict) -> list[str]:
+    return [letter for answer in row["answers"] if (letter := parse_answer(answer))]

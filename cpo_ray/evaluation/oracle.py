@@ -27,7 +27,7 @@ from fastapi.responses import JSONResponse
 
 from cpo_ray.artifacts import read_table
 from cpo_ray.errors import ArtifactError, ServiceError
-from cpo_ray.evaluation.judge import TEMPLATES
+from cpo_ray.evaluation.templates import TEMPLATES
 
 AMBIGUOUS = "AMBIGUOUS"  # the text under judgement imitates the template: more than one reading
 UNKNOWN = "UNKNOWN"  # not a question about a row of the split

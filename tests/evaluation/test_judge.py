@@ -1,5 +1,6 @@
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +9,11 @@ import pytest
 from cpo_ray import client
 from cpo_ray.config import JudgeConfig
 from cpo_ray.errors import ArtifactError, ServiceError
-from cpo_ray.evaluation.judge import (
-    DOLLY_TEMPLATE,
-    WIKI_TEMPLATE,
-    candidate_orders,
-    decide,
-    judge_answers,
-    parse_answer,
-)
+from cpo_ray.evaluation.judge import candidate_orders, decide, estimate_cost, judge_answers, parse_answer
+from cpo_ray.evaluation.statistics import length_controlled_win_rate, position_bias, win_rate_interval
+from cpo_ray.evaluation.templates import DOLLY_TEMPLATE
 from cpo_ray.records import Generation
 from tests.flaky_server import KEY, Service, serve_flaky
-
-ANNOTATIONS = Path(__file__).parents[3] / "shared/data/judge/alpaca-7b_gpt4_annotations.json"
 
 
 @pytest.fixture(autouse=True)
@@ -56,20 +50,12 @@ def by_wish(body: dict[str, Any]) -> dict[str, Any]:
     return say({"win": at, "lose": other, "flip": "A"}.get(wish, "Both are fine"))
 
 
+def settings(service: Service, **config: Any) -> JudgeConfig:
+    return JudgeConfig(**({"url": service.url, "model": "some-judge", "max_invalid_fraction": 0.5} | config))
+
+
 def judge(service: Service, out: Path, rows: list[Generation], **config: Any) -> dict[str, Any]:
-    settings = JudgeConfig(**({"url": service.url, "model": "some-judge", "max_invalid_fraction": 0.5} | config))
-    return judge_answers(rows, service.url, KEY, settings, 17, out, lambda: None)
-
-
-def test_templates_are_the_papers() -> None:
-    assert DOLLY_TEMPLATE.format("Q", "{}", "y") == (
-        "For the following query to a chatbot, which response is more helpful?\n Query: Q \n Response A: {} \n"
-        " Response B: y \n State only “A” or “B” to indicate which response is more helpful. \n More helpful:"
-    )
-    assert WIKI_TEMPLATE.format("P", "x", "y") == (
-        "For the following prefix, which continuation is better?\n Prefix: P \n Continuation A: x \n"
-        " Continuation B: y \n State only “A” or “B” to indicate which continuation is more helpful. \n Better:"
-    )
+    return judge_answers(rows, service.url, KEY, settings(service, **config), 17, out, lambda: None)
 
 
 @pytest.mark.parametrize("text", ["A", " A\n", '"A"', "“A”", "A.", "“A”.", "'A'"])
@@ -103,6 +89,9 @@ def test_both_orders_are_asked_and_a_flip_is_a_tie(tmp_path: Path) -> None:
         summary = judge(service, tmp_path / "greedy.jsonl", rows)
         assert len(service.answered) == 12
         assert {body["temperature"] for body in service.answered} == {0}
+    found, outcomes = summary.pop("length_controlled"), ["win", "loss", "tie", "win"]
+    assert found == vars(length_controlled_win_rate(outcomes, [1] * 4, [1] * 4))
+    assert summary.pop("position_bias") == vars(position_bias([["A", "B"], ["B", "A"], ["A", "A"], ["A", "B"]]))
     assert summary == {
         "judge": "some-judge",
         "order": "both",
@@ -115,6 +104,7 @@ def test_both_orders_are_asked_and_a_flip_is_a_tie(tmp_path: Path) -> None:
         "mean_length_candidate": 5 / 6,
         "mean_length_reference": 1.0,
         "win_rate": 2.5 / 4,
+        "ci95": list(win_rate_interval(outcomes)[1:]),
     }
     verdicts = [json.loads(line) for line in (tmp_path / "greedy.jsonl").read_text().splitlines()]
     assert [verdict["outcome"] for verdict in verdicts] == ["win", "loss", "tie", "win", "invalid", "invalid"]
@@ -177,7 +167,7 @@ def test_too_many_invalid_answers_fail_the_stage(tmp_path: Path) -> None:
 def test_nothing_valid_has_no_win_rate(tmp_path: Path) -> None:
     with serve_flaky(lambda _: say(None)) as service:
         summary = judge(service, tmp_path / "greedy.jsonl", [row(0, "x")], max_invalid_fraction=1)
-    assert summary["win_rate"] is None
+    assert [summary[key] for key in ("win_rate", "ci95", "length_controlled", "position_bias")] == [None] * 4
     assert summary["invalid"] == 1
     with pytest.raises(ArtifactError, match="no generations"):
         judge(service, tmp_path / "greedy.jsonl", [])
@@ -191,28 +181,77 @@ def test_text_under_judgement_with_braces_and_templates_goes_in_as_it_is(tmp_pat
     assert DOLLY_TEMPLATE.format("prompt 0", text, "gold") in contents
 
 
-@pytest.mark.skipif(not ANNOTATIONS.is_file(), reason=f"{ANNOTATIONS} is not here")
-def test_the_recorded_judge_gives_the_recorded_win_rate(tmp_path: Path) -> None:
-    recorded = json.loads(ANNOTATIONS.read_text())
-    rows, better = [], {}
-    for number, pair in enumerate(recorded):
-        rows.append(
-            Generation(
-                id=str(number),
-                prompt=pair["instruction"],
-                reference=pair["output_1"],
-                response=pair["output_2"],
-                tokens=0,
-                finish_reason="stop",
-            )
-        )
-        for order, letters in (((True, False), "AB"), ((False, True), "BA")):
-            first, second = (pair["output_2"], pair["output_1"])[:: 1 if order[0] else -1]
-            content = DOLLY_TEMPLATE.format(pair["instruction"], first, second)
-            # preference 2: output_2 is better, 1: output_1, anything between is a tie: A whatever the order
-            better[content] = {2: letters[0], 1: letters[1]}.get(pair["preference"], "A")
+def test_lengths_that_cannot_be_told_from_quality_leave_the_controlled_rate_out(tmp_path: Path) -> None:
+    rows = [row(n, "win", reference="gold gold") for n in range(3)]
+    with serve_flaky(lambda _: say("A")) as service:
+        assert judge(service, tmp_path / "greedy.jsonl", rows)["length_controlled"] is None
 
-    with serve_flaky(lambda body: say(better[body["messages"][0]["content"]]), failing=0.1) as service:
-        summary = judge(service, tmp_path / "alpaca.jsonl", rows)
-    assert summary["n"] == 805
-    assert round(summary["win_rate"], 4) == 0.2646
+
+def test_a_row_that_the_judge_refuses_is_invalid_and_asked_about_again(tmp_path: Path) -> None:
+    rows = [row(n, "win") for n in range(5)]
+
+    def refuse_long(body: dict[str, Any]) -> int:
+        return 400 if "prompt 3" in body["messages"][0]["content"] else 0
+
+    with serve_flaky(by_wish) as service:
+        service.refuse = refuse_long
+        summary = judge(service, tmp_path / "greedy.jsonl", rows)
+        assert (summary["wins"], summary["invalid"]) == (4, 1)
+        verdicts = [json.loads(line) for line in (tmp_path / "greedy.jsonl").read_text().splitlines()]
+        assert "HTTP 400" in verdicts[3]["answers"][0]
+        asked = len(service.answered)
+        service.refuse = lambda _: 0
+        assert judge(service, tmp_path / "greedy.jsonl", rows)["wins"] == 5
+        assert len(service.answered) == asked + 2
+        service.refuse = lambda _: 404
+        with pytest.raises(ServiceError, match="HTTP 404"):
+            judge(service, tmp_path / "other.jsonl", rows)
+
+
+def test_the_estimate_counts_what_is_not_known_yet(tmp_path: Path) -> None:
+    rows, out = [row(0, "win"), row(1, "lose"), row(0, "win")], tmp_path / "greedy.jsonl"
+    with serve_flaky(by_wish) as service:
+        before = estimate_cost(rows, settings(service), 17, out)
+        characters = len(DOLLY_TEMPLATE.format("prompt 0", "win", "gold").encode())
+        assert (before.pairs, before.requests, before.known) == (3, 4, 0)
+        assert before.prompt_tokens == pytest.approx(4 * characters / 4, abs=8)
+        assert before.answer_tokens == 64
+        assert before.price(2.0, 10.0) == pytest.approx((2 * before.prompt_tokens + 640) / 1e6)
+        judge(service, out, rows[:1])
+        after = estimate_cost(rows, settings(service), 17, out)
+        assert (after.requests, after.known) == (2, 2)
+        assert len(service.answered) == 2
+
+
+def test_requests_leave_at_the_rate_that_is_allowed(tmp_path: Path) -> None:
+    with serve_flaky(by_wish) as service:
+        started = time.monotonic()
+        judge(service, tmp_path / "greedy.jsonl", [row(n, "win") for n in range(5)], requests_per_minute=1200)
+        assert time.monotonic() - started >= 9 * 60 / 1200
+
+
+def test_a_base_model_judges_by_completions(tmp_path: Path) -> None:
+    with serve_flaky(lambda _: {"choices": [{"index": 0, "text": " B", "finish_reason": "stop"}]}) as service:
+        summary = judge(service, tmp_path / "greedy.jsonl", [row(0, "win")], api="completions")
+        assert service.answered[0]["prompt"] == DOLLY_TEMPLATE.format("prompt 0", "win", "gold")
+        assert service.answered[0]["stop"] == ["\n"]
+    assert (summary["ties"], summary["position_bias"]["rate"]) == (1, 0.0)
+
+
+def test_a_template_of_ones_own_is_asked(tmp_path: Path) -> None:
+    template = tmp_path / "mine.txt"
+    template.write_text('{prompt}|{response_a}|{response_b}|{"json": "is text"}')
+    with serve_flaky(lambda _: say("A")) as service:
+        judge(service, tmp_path / "greedy.jsonl", [row(0, "{response_b}")], template=str(template))
+        contents = {body["messages"][0]["content"] for body in service.answered}
+    assert contents == {
+        'prompt 0|{response_b}|gold|{"json": "is text"}',
+        'prompt 0|gold|{response_b}|{"json": "is text"}',
+    }
+
+
+def test_the_oracle_is_asked_in_the_papers_words_alone() -> None:
+    with pytest.raises(ValueError, match="the oracle reads"):
+        JudgeConfig(template="mine.txt")
+    with pytest.raises(ValueError, match="the oracle reads"):
+        JudgeConfig(api="completions")

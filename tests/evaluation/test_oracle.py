@@ -8,8 +8,9 @@ import pytest
 from cpo_ray.artifacts import write_table
 from cpo_ray.config import JudgeConfig
 from cpo_ray.errors import ArtifactError
-from cpo_ray.evaluation.judge import DOLLY_TEMPLATE, WIKI_TEMPLATE, judge_answers
+from cpo_ray.evaluation.judge import judge_answers
 from cpo_ray.evaluation.oracle import AMBIGUOUS, UNKNOWN, load_oracle, serve_oracle, word_f1
+from cpo_ray.evaluation.templates import DOLLY_TEMPLATE, WIKI_TEMPLATE
 from cpo_ray.records import EXAMPLE_SCHEMA, Generation
 
 PROMPTS = {"a": "Sort 3 1 2.\n", "b": "Reverse: x y.\n"}
