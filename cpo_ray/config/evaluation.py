@@ -16,6 +16,19 @@ class DecodingConfig(Section):
     """Nucleus."""
     top_k: Annotated[int, Field(ge=-1)] = -1
     """-1 is the whole vocabulary."""
+    beams: Annotated[int, Field(ge=1, le=10)] = 1
+    """More than 1 is beam search, with nothing drawn. Each step of each beam is a request to the engine: it is slow."""
+    length_penalty: Annotated[float, Field(ge=0)] = 1.0
+    """Beams are ranked by log-prob / tokens ** length_penalty; 0 ranks by log-prob. vLLM counts the prompt's tokens too."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DecodingConfig":
+        if self.beams > 1 and (self.temperature, self.top_p, self.top_k) != (0.0, 1.0, -1):
+            raise ValueError(
+                f"beams: {self.beams} draws nothing, so it goes with temperature 0, top_p 1 and top_k -1; it has "
+                f"temperature {self.temperature:g}, top_p {self.top_p:g}, top_k {self.top_k}"
+            )
+        return self
 
 
 class GenerationConfig(Section):

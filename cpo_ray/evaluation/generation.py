@@ -36,18 +36,7 @@ def generate_answers(
 
     Raises ServiceError where the endpoint refuses or keeps failing.
     """
-    bodies = [
-        {
-            "model": model,
-            "prompt": [int(token) for token in example["prompt_ids"]],
-            "max_tokens": max_tokens,
-            "temperature": decoding.temperature,
-            "top_p": decoding.top_p,
-            "top_k": decoding.top_k,
-            "seed": row_seed(seed, example["id"]),
-        }
-        for example in examples
-    ]
+    bodies = [_ask_for(example, model, decoding, max_tokens, seed) for example in examples]
     journal_path = out.with_name(f"{out.name}.partial")
     with Journal(journal_path) as journal:
         asyncio.run(_ask_all(Client(url, key, RETRIES), bodies, journal, concurrency, on_row))
@@ -60,6 +49,21 @@ def generate_answers(
 def row_seed(seed: int, row_id: str) -> int:
     """A 31-bit seed from the run's seed and the row's id."""
     return int.from_bytes(hashlib.sha256(f"{seed}:generation:{row_id}".encode()).digest()[:4], "big") >> 1
+
+
+def _ask_for(
+    example: Mapping[str, Any], model: str, decoding: DecodingConfig, max_tokens: int, seed: int
+) -> dict[str, Any]:
+    body = {
+        "model": model,
+        "prompt": [int(token) for token in example["prompt_ids"]],
+        "max_tokens": max_tokens,
+        "temperature": decoding.temperature,
+    }
+    if decoding.beams > 1:  # vLLM answers with all beams, the best first, and its usage counts them all
+        beams = {"use_beam_search": True, "n": decoding.beams, "length_penalty": decoding.length_penalty}
+        return body | beams | {"return_token_ids": True}
+    return body | {"top_p": decoding.top_p, "top_k": decoding.top_k, "seed": row_seed(seed, example["id"])}
 
 
 async def _ask_all(
@@ -78,17 +82,17 @@ async def _ask_all(
 def _read_answer(answer: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
     """Text, tokens and finish reason. The API counts the EOS that ended an answer; we do not."""
     try:
-        choice, completion_tokens = answer["choices"][0], int(answer["usage"]["completion_tokens"])
+        choice = answer["choices"][0]
         text, finish_reason = str(choice["text"]), str(choice["finish_reason"])
+        if "use_beam_search" in body:
+            tokens = len(choice["token_ids"])  # without the EOS
+        else:
+            tokens = int(answer["usage"]["completion_tokens"]) - (finish_reason == "stop")
     except (KeyError, IndexError, TypeError) as error:
         raise ServiceError(f"{body['model']} answered without {error}: {str(answer)[:300]}") from None
     if finish_reason not in {"stop", "length"}:
         raise ServiceError(f"{body['model']} stopped for an unknown reason: {finish_reason}")
-    return {
-        "response": text,
-        "tokens": completion_tokens - (finish_reason == "stop"),
-        "finish_reason": finish_reason,
-    }
+    return {"response": text, "tokens": tokens, "finish_reason": finish_reason}
 
 
 def _to_row(example: Mapping[str, Any], answer: dict[str, Any]) -> Generation:

@@ -93,6 +93,38 @@ def test_a_request_carries_token_ids_decoding_and_a_seed_of_its_own(tmp_path: Pa
     assert row_seed(18, "row0") != row_seed(17, "row0")
 
 
+def test_beam_search_asks_for_all_beams_and_takes_the_best(tmp_path: Path) -> None:
+    def beams(_: dict[str, Any]) -> dict[str, Any]:
+        choices = [
+            {"index": 0, "text": "best", "finish_reason": "stop", "token_ids": [4, 5]},
+            {"index": 1, "text": "next", "finish_reason": "length", "token_ids": [4, 5, 6]},
+        ]
+        return {"choices": choices, "usage": {"completion_tokens": 5}}
+
+    with serve_flaky(beams) as service:
+        decoding = DecodingConfig(beams=2, length_penalty=0.5)
+        summary = generate(service, tmp_path / "beam.jsonl", EXAMPLES[:1], decoding=decoding)
+        assert service.answered == [
+            {
+                "model": "cpo",
+                "prompt": [0, 1],
+                "max_tokens": 64,
+                "temperature": 0.0,
+                "use_beam_search": True,
+                "n": 2,
+                "length_penalty": 0.5,
+                "return_token_ids": True,
+            }
+        ]
+    assert summary == {"rows": 1, "tokens": 2, "mean_tokens": 2.0, "truncated": 0, "empty": 0}
+    assert json.loads((tmp_path / "beam.jsonl").read_text())["response"] == "best"
+
+
+def test_beam_search_draws_nothing() -> None:
+    with pytest.raises(ValueError, match=r"beams: 4 draws nothing.*it has temperature 0.7, top_p 1, top_k 50"):
+        DecodingConfig(beams=4, temperature=0.7, top_k=50)
+
+
 def test_a_killed_run_keeps_its_rows(tmp_path: Path) -> None:
     script = (
         "import sys, pathlib, tests.evaluation.test_generation as t\n"

@@ -66,6 +66,7 @@ def test_a_model_is_served_with_a_key_and_answers_as_transformers_does(
         _check_that_every_route_needs_the_key(endpoint)
         _check_greedy_answers(endpoint, model)
         _check_that_generation_reads_the_answers(endpoint, model, tmp_path)
+        _check_beam_search(endpoint, model, tmp_path)
         with pytest.raises(ServiceError, match="already runs"), serve_models({"tiny": model}, CONFIG, 256, 0):
             pass
         assert len(_post(endpoint, {"prompt": [1], "max_tokens": 2})["choices"]) == 1  # the refused one broke nothing
@@ -128,6 +129,45 @@ def _check_that_generation_reads_the_answers(endpoint: Endpoint, model: Path, tm
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     for row, expected in zip(rows, _greedy(model), strict=True):
         assert row["tokens"] == len(expected) - (row["finish_reason"] == "stop")
+
+
+def _check_beam_search(endpoint: Endpoint, model: Path, tmp_path: Path) -> None:
+    """Against a search in plain torch, for a penalty under which the length matters."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    reference, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    examples = [
+        {"id": str(n), "prompt": "p", "response": "r", "prompt_ids": prompt} for n, prompt in enumerate(PROMPTS)
+    ]
+    decoding, out = DecodingConfig(beams=3, length_penalty=2.0), tmp_path / "beam.jsonl"
+    generate_answers(endpoint.url, endpoint.key, "tiny-0.50", examples, decoding, 12, 17, 4, out, lambda: None)
+    bests = [_search(reference, prompt, width=3, steps=12, penalty=2.0) for prompt in PROMPTS]
+    assert bests != [tokens[:12] for tokens in _greedy(model)]
+    for line, best in zip(out.read_text().splitlines(), bests, strict=True):
+        row = json.loads(line)
+        assert row["response"] == tokenizer.decode(best)
+        assert row["tokens"] == len(best)
+
+
+@torch.no_grad()
+def _search(model: Any, prompt: list[int], width: int, steps: int, penalty: float) -> list[int]:
+    """The best of beam search: the answer's tokens, without EOS (0)."""
+
+    def score(beam: tuple[float, list[int]]) -> float:
+        return beam[0] / len(beam[1]) ** penalty
+
+    beams, ended = [(0.0, prompt)], []
+    for _ in range(steps):
+        logps = model(torch.tensor([tokens for _, tokens in beams])).logits[:, -1].log_softmax(-1)
+        values, ids = logps.topk(2 * width)
+        grown = [
+            (total + value, [*tokens, token])
+            for (total, tokens), row, row_ids in zip(beams, values.tolist(), ids.tolist(), strict=True)
+            for value, token in zip(row, row_ids, strict=True)
+        ]
+        ended += [(total, tokens[:-1]) for total, tokens in grown if tokens[-1] == 0]
+        beams = sorted((beam for beam in grown if beam[1][-1] != 0), reverse=True)[:width]
+    return max(ended + beams, key=score)[1][len(prompt) :]
 
 
 def _post(endpoint: Endpoint, body: dict[str, Any]) -> dict[str, Any]:
