@@ -182,7 +182,8 @@ def generation(run: Run) -> None:
 
 def judging(run: Run) -> None:
     """Ask the judge which of two answers is better: the model's or the ground truth."""
-    from cpo_ray.evaluation.judge import judge_answers
+    from cpo_ray.evaluation.judge import estimate_cost, judge_answers
+    from cpo_ray.evaluation.templates import read_template
 
     examples = run.need("data", "data")
     with _judge(run, examples.path) as (url, key, model):
@@ -194,6 +195,9 @@ def judging(run: Run) -> None:
                 files = sorted(answers.path.glob("*.jsonl"))
                 total = sum(answers.manifest.files[file.name]["rows"] for file in files)
                 summary: Summary = {}
+                for file in files:
+                    estimate = estimate_cost(read_jsonl(file), config, run.config.seed, out / file.name)
+                    say(f"  {escape(f'{answers.path.name} {file.stem}: {estimate}')}")
                 with bar(f"judge {answers.path.name}", total, "pairs") as progress:
                     for file in files:
                         counts = judge_answers(
@@ -210,6 +214,7 @@ def judging(run: Run) -> None:
 
             inputs = {
                 "judge": stage_inputs(config),
+                "template": read_template(config.template),
                 "generations": answers.fingerprint,
                 "data": examples.fingerprint,
                 "seed": run.config.seed,
