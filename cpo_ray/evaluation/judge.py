@@ -246,16 +246,14 @@ def _summarise(verdicts: list[Verdict], config: JudgeConfig) -> Summary:
 
 
 def _control_length(valid: list[Verdict]) -> dict[str, float] | None:
-    """None where lengths and quality cannot be told apart."""
-    differences = {row["candidate_words"] - row["reference_words"] for row in valid}
-    if not valid or (len(differences) == 1 and differences != {0}):
+    if not valid:
         return None
     controlled = length_controlled_win_rate(
         [row["outcome"] for row in valid],
         [row["candidate_words"] for row in valid],
         [row["reference_words"] for row in valid],
     )
-    return asdict(controlled)
+    return None if controlled is None else asdict(controlled)
 
 
 def _letters(row: Verdict) -> list[str]:

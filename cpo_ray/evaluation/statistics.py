@@ -140,7 +140,7 @@ def length_controlled_win_rate(
     candidate_lengths: Sequence[float],
     reference_lengths: Sequence[float],
     confidence: float = CONFIDENCE,
-) -> LengthControlled:
+) -> LengthControlled | None:
     """The win rate at equal lengths, by logistic regression, in the spirit of AlpacaEval 2 (Dubois et al. 2024).
 
     With y the score of a pair (win 1, tie 1/2, loss 0) and l the length of the candidate minus the reference's, we fit
@@ -151,9 +151,9 @@ def length_controlled_win_rate(
     for ties too; where all verdicts agree there is nothing to fit, and rate and interval are the win rate's.
 
     Lengths are in any unit, the same on both sides, one per outcome; invalid verdicts are left out. Where one side is
-    always the longer, the value at equal lengths is an extrapolation: read it as one. Raises ValueError where no valid
-    verdict is left, an outcome is unknown, or all length differences are equal but not 0: nothing can then be told
-    apart.
+    always the longer, the value at equal lengths is an extrapolation: read it as one. None where all length differences
+    are equal but not 0: length and quality cannot be told apart. Raises ValueError where no valid verdict is left, or an
+    outcome is unknown.
     """
     rate, low, high = win_rate_interval(outcomes, confidence)
     valid = [index for index, outcome in enumerate(outcomes) if outcome in SCORES]
@@ -161,7 +161,7 @@ def length_controlled_win_rate(
     longer = np.array([candidate_lengths[index] - reference_lengths[index] for index in valid], dtype=np.float64)
     spread = float(longer.std())
     if spread == 0 and longer[0] != 0:
-        raise ValueError("all length differences are equal, so length and quality cannot be told apart")
+        return None
     if y.min() == y.max():
         return LengthControlled(rate, low, high, effect=0.0)
     x = np.tanh(longer / spread) if spread else np.zeros_like(longer)
