@@ -7,7 +7,7 @@ out of bounds are errors that name the key; nothing is rounded or guessed.
 from cpo_ray.config.cluster import ClusterConfig
 from cpo_ray.config.data import DataConfig, FieldsConfig, PassagesConfig, TokenizerConfig
 from cpo_ray.config.engine import EngineConfig
-from cpo_ray.config.evaluation import DecodingConfig, GenerationConfig, JudgeConfig, MauveConfig
+from cpo_ray.config.evaluation import DecodingConfig, GenerationConfig, JudgeConfig, MauveConfig, RewardConfig
 from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
 from cpo_ray.config.run import RunConfig
 from cpo_ray.config.sampling import SamplingConfig
@@ -38,6 +38,7 @@ __all__ = [
     "NegativeCounts",
     "ObjectiveConfig",
     "PassagesConfig",
+    "RewardConfig",
     "RunConfig",
     "SamplingConfig",
     "ScheduledSamplingConfig",

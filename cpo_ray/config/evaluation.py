@@ -1,4 +1,4 @@
-"""Stages `generation`, `judging` and `mauve`."""
+"""Stages `generation`, `judging`, `reward` and `mauve`."""
 
 from typing import Annotated, Literal
 
@@ -81,6 +81,21 @@ class JudgeConfig(Section):
         if self.url == "oracle" and (self.api != "chat" or self.template not in {"dolly", "wiki"}):
             raise ValueError("the oracle reads the templates `dolly` and `wiki` over `api: chat`, and nothing else")
         return self
+
+
+class RewardConfig(Section):
+    """Stage `reward`: which of two responses a reward model prefers, the model's or the ground truth."""
+
+    model: str | None = None
+    """A Hugging Face directory or hub id: a sequence classifier with one output. Default: none, and the stage is skipped."""
+    style: Literal["chat", "pair"] | None = None
+    """How prompt and response are put together: by the tokenizer's chat template, or as its pair of texts. Default: `chat`
+    where the tokenizer has a template, else `pair`."""
+    max_tokens: Annotated[int, Field(ge=8)] | None = None
+    """Longer ones lose the beginning of their prompt, then the end of their response, and are counted. Default: what the
+    model takes."""
+    batch_tokens: Annotated[int, Field(ge=1)] = Field(default=8192, json_schema_extra=EXECUTION)
+    """Tokens of a forward pass, padding included."""
 
 
 class MauveConfig(Section):
