@@ -77,6 +77,12 @@ STAGES = {
         ("verdicts/*",),
         stages.judging,
     ),
+    "reward": Stage(
+        "a reward model compares them too, where one is configured",
+        ("generations/*",),
+        ("reward",),
+        stages.reward,
+    ),
     "mauve": Stage(
         "compare generated with real continuations as distributions",
         ("generations/*",),

@@ -222,6 +222,31 @@ def judging(run: Run) -> None:
             run.make(f"verdicts/{name}", inputs, build)
 
 
+def reward(run: Run) -> None:
+    """Let a reward model say which of two answers is better, where one is configured."""
+    if run.config.reward.model is None:
+        say("  skipped: reward.model names no reward model")
+        return
+    answers = {name: run.need(f"generations/{name}", "generation") for name in run.config.evaluated_models}
+
+    def build(out: Path) -> Summary:
+        from cpo_ray.evaluation.reward_pool import collect_questions, score_generations
+
+        run.ray.ensure()
+        rows = {
+            name: {file.stem: read_jsonl(file) for file in sorted(artifact.path.glob("*.jsonl"))}
+            for name, artifact in answers.items()
+        }
+        with bar("reward", len(collect_questions(rows)), "texts") as progress:
+            return score_generations(rows, run.config.reward, run.config.cluster, out, progress.advance)
+
+    inputs = {
+        "reward": stage_inputs(run.config.reward),
+        "generations": {name: artifact.fingerprint for name, artifact in answers.items()},
+    }
+    run.make("reward", inputs, build)
+
+
 def mauve(run: Run) -> None:
     """Compare the distributions of generated and real continuations."""
     answers = {name: run.need(f"generations/{name}", "generation") for name in run.config.evaluated_models}
@@ -257,7 +282,7 @@ def report(run: Run) -> None:
     from cpo_ray.evaluation.card import place_cards
     from cpo_ray.evaluation.report import show_report, write_report
 
-    names = ["data", "groups/train", "mauve"]
+    names = ["data", "groups/train", "reward", "mauve"]
     names += [
         f"{kind}/{name}" for kind in ("models", "generations", "verdicts") for name in run.config.evaluated_models
     ]

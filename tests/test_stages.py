@@ -1,0 +1,45 @@
+from typing import Any
+
+from cpo_ray import stages
+from cpo_ray.artifacts import read_jsonl
+from cpo_ray.client import write_rows
+from cpo_ray.cluster import LazyRay
+from cpo_ray.config import RunConfig
+from cpo_ray.evaluation import reward_pool
+from cpo_ray.run import open_run
+
+
+def test_without_a_reward_model_its_stage_is_skipped(tmp_path, capsys):
+    with open_run(RunConfig(name="x"), tmp_path, accept_changes=False) as run:
+        stages.reward(run)
+    assert "skipped: reward.model names no reward model" in capsys.readouterr().out
+    assert not (tmp_path / "reward").exists()
+
+
+def test_the_reward_stage_scores_every_answer_of_every_model_once(tmp_path, monkeypatch):
+    asked: list[Any] = []
+
+    def score(generations, config, cluster, out, on_rows):
+        asked.append((generations, config.model))
+        return {"mle greedy": 0.5}
+
+    monkeypatch.setattr(reward_pool, "score_generations", score)
+    monkeypatch.setattr(LazyRay, "ensure", lambda _: None)
+    row = {"id": "1", "prompt": "p", "response": "a", "reference": "b", "tokens": 1, "finish_reason": "stop"}
+
+    def answer(out):
+        for decoding in ("greedy", "top_p"):
+            write_rows(out / f"{decoding}.jsonl", [row])
+        return {}
+
+    config = RunConfig.model_validate(
+        {"name": "x", "generation": {"models": ["mle", "cpo"]}, "reward": {"model": "some/model"}}
+    )
+    with open_run(config, tmp_path, accept_changes=False) as run:
+        for name in ("mle", "cpo"):
+            run.make(f"generations/{name}", {}, answer)
+        stages.reward(run)
+        stages.reward(run)
+        rows = read_jsonl(tmp_path / "generations" / "mle" / "greedy.jsonl")
+    each = {"greedy": rows, "top_p": rows}
+    assert asked == [({"mle": each, "cpo": each}, "some/model")]
