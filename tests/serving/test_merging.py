@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cpo_ray.errors import ArtifactError
-from cpo_ray.serving.merging import INDEX, WEIGHTS, interpolate, merge_models
+from cpo_ray.serving.merging import average_models, merge_models
+from cpo_ray.serving.weightfiles import BLOCK_NUMBERS, INDEX, WEIGHTS
 from tests.serving.tiny_llama import write_tiny_llama
 
 
@@ -122,7 +125,7 @@ def test_nan_is_refused(pair: tuple[Path, Path], tmp_path: Path, which: int, alp
     weights = read_weights(pair[which])
     weights["model.norm.weight"][3] = float("nan")
     save_weights(pair[which], weights)
-    with pytest.raises(ArtifactError, match=rf"model.norm.weight: the {('MLE', 'CPO')[which]} model holds NaN"):
+    with pytest.raises(ArtifactError, match=rf"model.norm.weight: {pair[which]}/{WEIGHTS} holds NaN"):
         merge_models(*pair, alpha, tmp_path / "out")
     assert not (tmp_path / "out" / WEIGHTS).exists()
 
@@ -142,19 +145,26 @@ def test_alpha_out_of_bounds_is_refused(pair: tuple[Path, Path], tmp_path: Path,
 
 def test_a_damaged_model_is_named(pair: tuple[Path, Path], tmp_path: Path) -> None:
     mle, cpo = pair
+    whole = (cpo / WEIGHTS).read_bytes()
+    (cpo / WEIGHTS).write_bytes(whole[:-5])
+    with pytest.raises(ArtifactError, match="not a whole safetensors file"):
+        merge_models(mle, cpo, 0.5, tmp_path / "out")
     (cpo / WEIGHTS).unlink()
     with pytest.raises(ArtifactError, match="only safetensors models"):
         merge_models(mle, cpo, 0.5, tmp_path / "out")
-    (cpo / INDEX).write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
-    with pytest.raises(ArtifactError, match=r"names gone.safetensors"):
+    for index, complaint in (
+        ({"weight_map": {"a": "gone.safetensors"}}, r"gone.safetensors is not there"),
+        ({"weight_map": {"a": "../mle/model.safetensors"}}, r"which is not beside it"),
+        ({"weight_map": {"a": 3}}, r"which is not beside it"),
+        ([], r"is not an index"),
+    ):
+        (cpo / INDEX).write_text(json.dumps(index))
+        with pytest.raises(ArtifactError, match=complaint):
+            merge_models(mle, cpo, 0.5, tmp_path / "out")
+    (cpo / WEIGHTS).write_bytes(whole)
+    (cpo / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": WEIGHTS}}))
+    with pytest.raises(ArtifactError, match="disagree on"):
         merge_models(mle, cpo, 0.5, tmp_path / "out")
-
-
-def test_integers_must_agree() -> None:
-    ones = torch.ones(3, dtype=torch.int64)
-    assert interpolate(ones, ones.clone(), 0.3, "steps") is not None
-    with pytest.raises(ArtifactError, match=r"steps: torch.int64"):
-        interpolate(ones, ones * 2, 0.3, "steps")
 
 
 def test_a_card_is_not_taken_over(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -162,3 +172,93 @@ def test_a_card_is_not_taken_over(pair: tuple[Path, Path], tmp_path: Path) -> No
     (cpo / "README.md").write_text("tells of the CPO model")
     merge_models(mle, cpo, 0.5, tmp_path / "out")
     assert not (tmp_path / "out" / "README.md").exists()
+
+
+def test_other_configs_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    mle, cpo = pair
+    description = json.loads((cpo / "config.json").read_text())
+    (cpo / "config.json").write_text(json.dumps(description | {"num_attention_heads": 10, "transformers_version": "0"}))
+    with pytest.raises(ArtifactError, match=r"1 difference:\n  config: 'num_attention_heads' differs"):
+        merge_models(mle, cpo, 0.5, tmp_path / "out")
+
+
+def test_integers_must_agree(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    for step, model in enumerate(pair):
+        save_weights(model, read_weights(model) | {"steps": torch.tensor([7, 7 + step])})
+    with pytest.raises(ArtifactError, match=r"steps: torch.int64 tensors cannot be averaged"):
+        merge_models(*pair, 0.5, tmp_path / "out")
+    save_weights(pair[1], read_weights(pair[1]) | {"steps": torch.tensor([7, 7])})
+    merge_models(*pair, 0.5, tmp_path / "out")
+    assert read_weights(tmp_path / "out")["steps"].tolist() == [7, 7]
+
+
+def ulps_apart(left: torch.Tensor, right: torch.Tensor) -> int:
+    """The greatest distance of two float tensors, counted in representable numbers."""
+    width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[left.dtype.itemsize]
+    ordered = []
+    for tensor in (left, right):
+        bits = tensor.contiguous().view(width).long()
+        ordered.append(torch.where(bits < 0, torch.iinfo(width).min - bits, bits))
+    return int((ordered[0] - ordered[1]).abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_at_one_half_it_equals_an_independent_mean_to_one_ulp(
+    pair: tuple[Path, Path], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    draw = torch.Generator().manual_seed(5)
+    for model in pair:
+        edges = torch.randn(2 * BLOCK_NUMBERS + 3, generator=draw, dtype=torch.float64)  # more than one block
+        save_weights(
+            model,
+            {"w": edges.to(dtype, copy=True), "empty": torch.zeros(0, dtype=dtype), "one": edges[:1].to(dtype).clone()},
+        )
+    mle, cpo = (read_weights(model) for model in pair)
+    merge_models(*pair, 0.5, tmp_path / "out")
+    merged = read_weights(tmp_path / "out")
+    for name in ("w", "one"):
+        exact = (mle[name].double().numpy() + cpo[name].double().numpy()) / 2
+        assert ulps_apart(merged[name], torch.from_numpy(exact).to(dtype)) <= 1
+    assert merged["empty"].shape == (0,)
+
+
+def test_any_number_of_models_with_weights(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    third = write_tiny_llama(tmp_path / "third", seed=9)
+    models = [*pair, third]
+    average_models(list(zip(models, (0.2, 0.7, 0.1), strict=True)), tmp_path / "out")
+    stored = [read_weights(model) for model in models]
+    for name, tensor in read_weights(tmp_path / "out").items():
+        exact = 0.2 * stored[0][name].double() + 0.7 * stored[1][name].double() + 0.1 * stored[2][name].double()
+        torch.testing.assert_close(tensor.double(), exact, rtol=1e-6, atol=1e-7)
+    average_models([(pair[0], 0), (pair[1], 0), (third, 1)], tmp_path / "whole")
+    assert (tmp_path / "whole" / WEIGHTS).read_bytes() == (third / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("weights", "complaint"),
+    [((0.5, 0.6), r"0.5 \+ 0.6 = 1.1"), ((1.5, -0.5), "-0.5 of"), ((float("nan"), 1), "nan of"), ((1,), "two models")],
+)
+def test_weights_that_do_not_add_up_are_refused(
+    pair: tuple[Path, Path], tmp_path: Path, weights: tuple[float, ...], complaint: str
+) -> None:
+    with pytest.raises(ArtifactError, match=complaint):
+        average_models(list(zip(pair, weights, strict=False)), tmp_path / "out")
+
+
+def test_memory_does_not_grow_with_the_model(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    numbers = 24 * 2**20  # 96 MiB in float32
+    models = []
+    for model in inputs:
+        models.append(shutil.copytree(model, tmp_path / model.name))
+        save_weights(models[-1], {"w": torch.ones(numbers)})
+    code = f"""
+import resource, sys
+from pathlib import Path
+from cpo_ray.serving.merging import merge_models
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+merge_models(Path({str(models[0])!r}), Path({str(models[1])!r}), 0.5, Path({str(tmp_path / "out")!r}))
+print(peak() - before)
+"""
+    seen = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(seen.stdout) < 4 * numbers  # the promise is three times the largest tensor; blocks need far less

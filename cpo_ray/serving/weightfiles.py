@@ -1,0 +1,133 @@
+"""Weights on disk, a block at a time: safetensors files larger than memory are read and written with a few megabytes.
+
+The format: 8 bytes with the header's length, little endian; the header, JSON from tensor name to dtype, shape and place;
+the tensors' bytes. https://github.com/huggingface/safetensors
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from cpo_ray.errors import ArtifactError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+BLOCK_NUMBERS = 2**20
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: `dtype` as safetensors spells it, `start` in bytes from the file's beginning."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+    def blocks(self) -> Iterator[torch.Tensor]:
+        """The numbers in order, as flat tensors of at most BLOCK_NUMBERS in the stored dtype."""
+        dtype = DTYPES[self.dtype]
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            for begin in range(0, self.numel, BLOCK_NUMBERS):
+                count = min(BLOCK_NUMBERS, self.numel - begin)
+                raw = bytearray(count * dtype.itemsize)
+                if file.readinto(raw) != len(raw):
+                    raise ArtifactError(
+                        f"{self.file} ends too early: it is damaged, or was written to while being read"
+                    )
+                yield torch.frombuffer(raw, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file: its header's bytes as they stand, and its tensors in the order of their bytes."""
+
+    path: Path
+    header: bytes
+    tensors: dict[str, StoredTensor]
+
+
+def read_shards(model: Path) -> dict[str, Shard]:
+    """File name -> shard, for a Hugging Face directory with one safetensors file or several and their index.
+
+    Raises ArtifactError where there are none, where a file is damaged, or where the index and the files disagree.
+    """
+    if not (model / INDEX).is_file():
+        if not (model / WEIGHTS).is_file():
+            raise ArtifactError(f"{model} holds neither {WEIGHTS} nor {INDEX}: only safetensors models are read")
+        return {WEIGHTS: read_shard(model / WEIGHTS)}
+    places = _read_index(model / INDEX)
+    shards = {name: read_shard(model / name) for name in sorted(set(places.values()))}
+    found = {tensor: name for name, shard in shards.items() for tensor in shard.tensors}
+    if found != places:
+        wrong = sorted(name for name in found.keys() | places.keys() if found.get(name) != places.get(name))
+        raise ArtifactError(f"{model / INDEX} and the files beside it disagree on {', '.join(wrong[:3])}")
+    return shards
+
+
+def read_tensors(model: Path) -> dict[str, StoredTensor]:
+    """Tensor name -> where it lies, over all shards. Raises as `read_shards`."""
+    return {name: tensor for shard in read_shards(model).values() for name, tensor in shard.tensors.items()}
+
+
+def read_shard(path: Path) -> Shard:
+    """The header of one file. Raises ArtifactError for a damaged file or a dtype that cannot be computed with."""
+    if not path.is_file():
+        raise ArtifactError(f"{path} is not there, but the model's index names it")
+    try:
+        with safe_open(path, framework="pt"):  # checks the header against the file's length
+            pass
+    except SafetensorError as error:
+        raise ArtifactError(f"{path} is not a whole safetensors file: {error}") from None
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length)
+    entries: dict[str, Any] = json.loads(header)
+    entries.pop("__metadata__", None)
+    unknown = sorted(f"{name} ({entry['dtype']})" for name, entry in entries.items() if entry["dtype"] not in DTYPES)
+    if unknown:
+        raise ArtifactError(f"{path} holds tensors of a type that cannot be averaged: {', '.join(unknown[:3])}")
+    ordered = sorted(entries.items(), key=lambda item: item[1]["data_offsets"])
+    data = 8 + length
+    tensors = {
+        name: StoredTensor(path, entry["dtype"], tuple(entry["shape"]), data + entry["data_offsets"][0])
+        for name, entry in ordered
+    }
+    return Shard(path, header, tensors)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        places = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is not an index of safetensors files: {error!r}") from None
+    for name in places.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ArtifactError(f"{path} names the file {name!r}, which is not beside it")
+    return places
