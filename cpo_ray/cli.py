@@ -19,6 +19,8 @@ from rich.text import Text
 
 from cpo_ray import __version__
 from cpo_ray.commands.judge import judge
+from cpo_ray.commands.merge import merge
+from cpo_ray.commands.options import ManyNumbers
 from cpo_ray.commands.report import refuse_mixture, refuse_options, report_runs
 from cpo_ray.commands.submit import submit
 from cpo_ray.configfile import load_config
@@ -341,6 +343,8 @@ def _say_in_red(words: str) -> None:
 
 app.command(rich_help_panel="A run")(_errors_in_red()(submit))
 app.command(rich_help_panel="Answers")(_errors_in_red()(judge))
+for _command in (merge,):
+    app.command(cls=ManyNumbers, rich_help_panel="Models")(_errors_in_red()(_command))
 
 
 def main() -> None:

@@ -1,0 +1,82 @@
+"""`cpo-ray merge`: weighted means of models, made like a stage's artifacts: whole or not at all, reused when the same."""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.markup import escape
+
+from cpo_ray.artifacts import MANIFEST, find_artifact, make_artifact
+from cpo_ray.config import MergingConfig
+from cpo_ray.errors import ArtifactError, ConfigError
+from cpo_ray.progress import say
+
+
+def merge(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the merged models go.")],
+    mle: Annotated[Path | None, typer.Option("--mle", metavar="DIR", help="The model with weight alpha.")] = None,
+    cpo: Annotated[Path | None, typer.Option("--cpo", metavar="DIR", help="The model with weight 1 - alpha.")] = None,
+    alpha: Annotated[
+        list[float] | None, typer.Option("--alpha", metavar="A...", help="One model per alpha: DIR/merged-0.30, ...")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="DIR=WEIGHT", help="Instead: any number of models, into DIR itself."),
+    ] = None,
+) -> None:
+    """Average models' weights: alpha * MLE + (1 - alpha) * CPO.
+
+    Hugging Face directories with safetensors in and out, streamed: files may be larger than memory.
+    """
+    if model and not (mle or cpo or alpha):
+        _merge(out.parent, out.name, [_parse_model(text) for text in model])
+    elif mle and cpo and alpha and not model:
+        for name, value in name_alphas(alpha).items():
+            _merge(out, name, [(cpo, 1 - value), (mle, value)])
+    else:
+        raise ConfigError("give --mle DIR, --cpo DIR and --alpha A..., or --model DIR=WEIGHT for every model")
+
+
+def name_alphas(alphas: list[float]) -> dict[str, float]:
+    """Directory name -> alpha, in order. Raises ConfigError for an alpha outside [0, 1] or two with one name."""
+    try:
+        config = MergingConfig(alphas=tuple(alphas))
+    except ValidationError as error:
+        problems = "; ".join(str(problem["msg"]) for problem in error.errors())
+        raise ConfigError(f"--alpha {' '.join(f'{value:g}' for value in alphas)}: {problems}") from None
+    return {config.model_name(value): value for value in config.alphas}
+
+
+def _merge(root: Path, name: str, models: list[tuple[Path, float]]) -> None:
+    from cpo_ray.serving.merging import average_models
+
+    place = root / name
+    inputs = {"merge": [{"weight": weight, "files": _hash_files(folder)} for folder, weight in models]}
+    made = find_artifact(root, name)
+    if place.exists() and (made is None or made.manifest.inputs != inputs):
+        raise ArtifactError(f"{place} exists and is not this merge: choose another --out, or delete it")
+    artifact = make_artifact(root, name, inputs, lambda partial: average_models(models, partial))
+    what = "reused" if artifact.reused else "made"
+    listed = " + ".join(f"{weight:g} {folder}" for folder, weight in models)
+    say(f"[green]{what}[/] {escape(str(place))} = {escape(listed)}")
+
+
+def _parse_model(text: str) -> tuple[Path, float]:
+    folder, _, weight = text.rpartition("=")
+    try:
+        return Path(folder), float(weight)
+    except ValueError:
+        raise ConfigError(f"--model {text}: expected DIR=WEIGHT, for instance models/cpo=0.7") from None
+
+
+def _hash_files(folder: Path) -> dict[str, Any]:
+    """SHA-256 of everything that a merge reads, by name."""
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} is not a model directory: it is not there")
+    hashes = {}
+    for file in sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST):
+        with file.open("rb") as handle:
+            hashes[file.name] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return hashes
