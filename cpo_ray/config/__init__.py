@@ -12,7 +12,7 @@ from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
 from cpo_ray.config.run import RunConfig
 from cpo_ray.config.sampling import SamplingConfig
 from cpo_ray.config.section import EXECUTION, Section, stage_inputs
-from cpo_ray.config.serving import MergingConfig, ServingConfig
+from cpo_ray.config.serving import LimitsConfig, MergingConfig, ServingConfig
 from cpo_ray.config.training import (
     MleConfig,
     ModelConfig,
@@ -31,6 +31,7 @@ __all__ = [
     "FieldsConfig",
     "GenerationConfig",
     "JudgeConfig",
+    "LimitsConfig",
     "MauveConfig",
     "MergingConfig",
     "MleConfig",

@@ -1,7 +1,7 @@
-"""Every model of a run behind one OpenAI-compatible endpoint: Ray Serve in front, one vLLM engine per model."""
+"""Models behind one OpenAI-compatible endpoint: Ray Serve in front, one vLLM engine per model or one for all of them."""
 
 import contextlib
-import json
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -13,27 +13,27 @@ import httpx
 
 from cpo_ray.config import ServingConfig
 from cpo_ray.errors import ServiceError
-from cpo_ray.serving.keys import DIGEST_VARIABLE, choose_key, digest
+from cpo_ray.serving.deployments import build_application, name_deployments, read_vocabulary
+from cpo_ray.serving.gate import SETTINGS_VARIABLE, GateSettings
+from cpo_ray.serving.keys import CONTROL_DIGEST_VARIABLE, DIGEST_VARIABLE, DRAIN_ROUTE, choose_key, digest
+from cpo_ray.serving.sameness import refuse_differences
 
 APPLICATION = "cpo-ray"
 POLL_S = 1.0
-ENGINE_CPUS = 0.5  # logical: what an engine asks of Ray's books, so that several fit on a small machine
-
-ENGINE_ENVIRONMENT = {
-    "RAYLLM_VLLM_ENGINE_CLS": "cpo_ray.serving.engine.LeanEngine",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else every engine binds itself to the same cores
-    "VLLM_NO_USAGE_STATS": "1",
-    "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",
-    "HF_HUB_OFFLINE": "1",  # models are directories here; nothing is looked up
-}
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the models answer: `url` ends in /v1; `key` goes into `Authorization: Bearer`."""
+    """Where the models answer: `url` ends in /v1; `key` goes into `Authorization: Bearer`. `control` opens the drain route."""
 
     url: str
     key: str = field(repr=False)
+    control: str = field(repr=False, default="")
+
+    @property
+    def root(self) -> str:
+        """Where /health, /ready and /metrics are."""
+        return self.url.removesuffix("/v1")
 
 
 @contextlib.contextmanager
@@ -47,13 +47,20 @@ def serve_models(
     """Serve `models` (name -> Hugging Face directory) until the block ends. Ray must be initialised.
 
     `max_model_len` is in tokens, prompt and answer together; `gpus_per_engine` 0 means CPU. `on_ready(name)` is called
-    as each model answers its first token. Every route needs the key. Raises ServiceError for a host that needs a key
-    of yours, a Serve instance that already runs on the cluster, or a model that is not up within
-    `config.start_timeout_s`, naming it and the reason where Serve knows one.
+    as each model answers its first token. Every route needs the key. With `config.in_place` one engine serves them all,
+    its weights changed as they are asked. Raises ServiceError for a host that needs a key of yours, a Serve instance that
+    already runs on the cluster, or a model that is not up within `config.start_timeout_s`, naming it and the reason where
+    Serve knows one; ArtifactError for models that cannot share an engine, listing the differences.
     """
     if not models:
         raise ServiceError("no models to serve")
-    key = choose_key(config.host, config.key_variable)
+    key, control = choose_key(config.host, config.key_variable, config.key_file), secrets.token_urlsafe(32)
+    deployments = {name: f"LLMServer:{part}" for name, part in name_deployments(models, config.in_place).items()}
+    vocabularies = {name: read_vocabulary(path) for name, path in models.items()}
+    gate = GateSettings(vocabularies, deployments, max_model_len, config.limits)
+    first, *others = models.values()
+    for other in others if config.in_place else ():
+        refuse_differences(first, other, "take turns in one engine")
 
     from ray import serve
     from ray.serve.schema import LoggingConfig
@@ -73,21 +80,34 @@ def serve_models(
             controller_options={
                 "runtime_env": {
                     "env_vars": {
-                        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cpo_ray.serving.keys.guard_middlewares",
+                        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cpo_ray.serving.gate.guard_middlewares",
                         DIGEST_VARIABLE: digest(key),
+                        CONTROL_DIGEST_VARIABLE: digest(control),
+                        SETTINGS_VARIABLE: gate.dump(),
                     }
                 }
             },
         )
-        deployments = {name: f"{index}-{name.replace('/', '-').replace('.', '_')}" for index, name in enumerate(models)}
-        application = _build_application(models, deployments, config, max_model_len, gpus_per_engine)
+        application = build_application(models, config, max_model_len, gpus_per_engine)
         target = serve.RunTarget(target=application, name=APPLICATION, route_prefix="/")
         serve.run_many([target], wait_for_applications_running=False)
-        endpoint = Endpoint(_url(config.host, port), key)
+        endpoint = Endpoint(_url(config.host, port), key, control)
         _wait_until_ready(endpoint, deployments, deadline, on_ready or (lambda _: None))
         yield endpoint
     finally:
         serve.shutdown()
+
+
+def drain(endpoint: Endpoint, timeout_s: float) -> int:
+    """Have the endpoint begin nothing new (503) and wait for what is under way; return how many requests are left then."""
+    deadline = time.monotonic() + timeout_s
+    headers = {"Authorization": f"Bearer {endpoint.control}"}
+    with httpx.Client(headers=headers, trust_env=False, timeout=10) as client:
+        while True:
+            left = int(client.post(f"{endpoint.root}{DRAIN_ROUTE}").raise_for_status().json()["under_way"])
+            if left == 0 or time.monotonic() > deadline:
+                return left
+            time.sleep(POLL_S / 4)
 
 
 def find_free_port(host: str) -> int:
@@ -96,62 +116,6 @@ def find_free_port(host: str) -> int:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-def engine_options(model: Path, config: ServingConfig, max_model_len: int, gpus_per_engine: float) -> dict[str, Any]:
-    """vLLM's engine arguments for one model directory.
-
-    The dtype is the stored one: vLLM's `auto` would turn float32 into bfloat16, and greedy answers with it.
-    """
-    options: dict[str, Any] = {
-        "dtype": _stored_dtype(model),
-        "max_model_len": max_model_len,
-        "max_num_seqs": config.engine.max_sequences,
-        "tensor_parallel_size": config.engine.tensor_parallel,
-        "generation_config": "vllm",  # decoding is what the request says, not what the model's directory says
-        "trust_remote_code": False,
-    }
-    if gpus_per_engine:
-        return options | {"gpu_memory_utilization": config.engine.gpu_memory_utilization}
-    return options | {
-        "enforce_eager": True,
-        # vLLM 0.32 takes back a seeded draw when a prompt is cut between two steps, which CPU generators cannot do.
-        "enable_chunked_prefill": False,
-        "distributed_executor_backend": "mp",
-        "kv_cache_memory_bytes": int(config.engine.kv_cache_gib * 2**30),
-    }
-
-
-def _build_application(
-    models: dict[str, Path],
-    deployments: dict[str, str],
-    config: ServingConfig,
-    max_model_len: int,
-    gpus_per_engine: float,
-) -> Any:
-    from ray.serve.llm import LLMConfig, build_openai_app
-
-    worker = {"CPU": ENGINE_CPUS}
-    if gpus_per_engine:
-        worker["GPU"] = gpus_per_engine / config.engine.tensor_parallel
-    configs = [
-        LLMConfig(
-            model_loading_config={"model_id": name, "model_source": str(path.resolve())},
-            engine_kwargs=engine_options(path, config, max_model_len, gpus_per_engine),
-            placement_group_config={"bundles": [worker] * config.engine.tensor_parallel},
-            runtime_env={"env_vars": ENGINE_ENVIRONMENT},
-            deployment_config={
-                "name": deployments[name],
-                "num_replicas": 1,
-                "max_constructor_retry_count": 1,
-                "graceful_shutdown_timeout_s": 2,
-                "ray_actor_options": {"num_cpus": 0.1},
-            },
-        )
-        for name, path in models.items()
-    ]
-    ingress = {"num_replicas": 1, "graceful_shutdown_timeout_s": 2, "ray_actor_options": {"num_cpus": 0.1}}
-    return build_openai_app({"llm_configs": configs, "ingress_deployment_config": ingress})
 
 
 def _wait_until_ready(
@@ -166,7 +130,7 @@ def _wait_until_ready(
             application = serve.status().applications.get(APPLICATION)
             states = {} if application is None else application.deployments
             for name, deployment in list(pending.items()):
-                state = states.get(f"LLMServer:{deployment}")
+                state = states.get(deployment)
                 if state is not None and state.status == "HEALTHY" and _answers(client, name, deadline):
                     del pending[name]
                     on_ready(name)
@@ -194,7 +158,7 @@ def _explain_failure(pending: dict[str, str], application: Any, failed: bool) ->
     """One line per model that is not up, with what Serve says of it."""
     lines = [f"not up {'(Serve gave up)' if failed else 'in time (serving.start_timeout_s)'}: {', '.join(pending)}"]
     for name, deployment in pending.items():
-        state = application.deployments.get(f"LLMServer:{deployment}") if application is not None else None
+        state = application.deployments.get(deployment) if application is not None else None
         if state is not None:
             lines.append(f"  {name}: {state.status}: {_last_lines(state.message)}")
     if application is not None and application.message:
@@ -206,14 +170,6 @@ def _last_lines(message: str) -> str:
     """The end of a traceback: the exception, without the frames."""
     kept = [line.strip() for line in message.splitlines() if line.strip()]
     return " | ".join(kept[-3:])[-600:] or "no reason given"
-
-
-def _stored_dtype(model: Path) -> str:
-    try:
-        description = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise ServiceError(f"{model} is not a model directory: config.json: {error}") from None
-    return str(description.get("dtype") or description.get("torch_dtype") or "auto")
 
 
 def _url(host: str, port: int) -> str:

@@ -1,20 +1,26 @@
 import json
+import random
 import shutil
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import torch
 
 from cpo_ray.config import DecodingConfig, ServingConfig
 from cpo_ray.errors import ServiceError
 from cpo_ray.evaluation.generation import generate_answers
-from cpo_ray.serving.app import Endpoint, engine_options, serve_models
+from cpo_ray.serving.app import Endpoint, drain, serve_models
+from cpo_ray.serving.deployments import engine_options
 from tests.serving.tiny_llama import write_tiny_llama
 
 CONFIG = ServingConfig.model_validate({"start_timeout_s": 300, "engine": {"kv_cache_gib": 0.25, "max_sequences": 32}})
+SHARED = CONFIG.model_copy(update={"in_place": True})
 PROMPTS = [[5, 6, 7], [300, 20, 41, 7], [900], list(range(50, 90))]
 NEW_TOKENS = 24
 
@@ -22,6 +28,11 @@ NEW_TOKENS = 24
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("model") / "tiny", seed=1)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("other") / "tiny", seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -55,21 +66,26 @@ def test_nothing_to_serve_and_open_hosts_are_refused(model: Path, monkeypatch: p
 
 
 @pytest.mark.e2e
-def test_a_model_is_served_with_a_key_and_answers_as_transformers_does(
-    cluster: Any, model: Path, tmp_path: Path
+def test_models_share_an_engine_behind_a_key_and_answer_as_transformers_does(
+    cluster: Any, model: Path, other: Path, tmp_path: Path
 ) -> None:
     from ray import serve
 
-    ready: list[str] = []
-    with serve_models({"tiny-0.50": model}, CONFIG, 256, 0, ready.append) as endpoint:
-        assert ready == ["tiny-0.50"]
+    models, ready = {"tiny-0.50": model, "tiny-1.00": other}, []
+    with serve_models(models, SHARED, 256, 0, ready.append) as endpoint:
+        assert ready == list(models)
         _check_that_every_route_needs_the_key(endpoint)
-        _check_greedy_answers(endpoint, model)
-        _check_that_generation_reads_the_answers(endpoint, model, tmp_path)
+        _check_health_and_metrics(endpoint)
+        for name in ("tiny-0.50", "tiny-1.00", "tiny-0.50"):
+            _check_greedy_answers(endpoint, name, models[name])
+        _check_that_mixed_questions_take_turns(endpoint, models)
+        _check_small_things_about_answers(endpoint)
+        _check_that_odd_requests_harm_no_engine(endpoint)
         _check_beam_search(endpoint, model, tmp_path)
         with pytest.raises(ServiceError, match="already runs"), serve_models({"tiny": model}, CONFIG, 256, 0):
             pass
-        assert len(_post(endpoint, {"prompt": [1], "max_tokens": 2})["choices"]) == 1  # the refused one broke nothing
+        _check_that_a_killed_replica_loses_and_doubles_nothing(endpoint, other, tmp_path)
+        _check_that_draining_lets_the_last_ones_finish(endpoint)
     assert not serve.status().proxies
     with pytest.raises(httpx.ConnectError):
         httpx.get(endpoint.url, trust_env=False)
@@ -90,24 +106,56 @@ def test_a_model_that_cannot_start_is_named(cluster: Any, model: Path, tmp_path:
 
 
 def _check_that_every_route_needs_the_key(endpoint: Endpoint) -> None:
-    root = endpoint.url.removesuffix("/v1")
     with httpx.Client(trust_env=False) as client:
-        for path in ("/v1/models", "/v1/completions", "/no/such/route", "/-/healthz", "/-/routes", "/docs", "/"):
+        for path in (
+            "/v1/models", "/v1/completions", "/v1/chat/completions", "/no/such/route", "/health", "/ready", "/metrics",
+            "/-/healthz", "/-/routes", "/-/drain", "/docs", "/",
+        ):  # fmt: skip
             for headers in ({}, {"Authorization": "Bearer wrong"}):
-                for answer in (client.get(root + path, headers=headers), client.post(root + path, headers=headers)):
-                    assert answer.status_code == 401, path
+                for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS"):
+                    answer = client.request(method, endpoint.root + path, headers=headers)
+                    assert answer.status_code == 401, (method, path)
                     assert answer.json()["error"]["code"] == "invalid_api_key"
         client.headers["Authorization"] = f"Bearer {endpoint.key}"
-        assert [card["id"] for card in client.get(f"{endpoint.url}/models").json()["data"]] == ["tiny-0.50"]
-        assert client.get(root + "/no/such/route").status_code == 404
+        listed = client.get(f"{endpoint.url}/models").json()["data"]
+        assert [card["id"] for card in listed] == ["tiny-0.50", "tiny-1.00"]
+        assert client.get(f"{endpoint.url}/models/tiny-1.00").json()["id"] == "tiny-1.00"
+        assert client.get(endpoint.root + "/no/such/route").status_code == 404
+        assert client.post(endpoint.root + "/-/drain").status_code == 401
 
 
-def _check_greedy_answers(endpoint: Endpoint, model: Path) -> None:
+def _check_health_and_metrics(endpoint: Endpoint) -> None:
+    headers = {"Authorization": f"Bearer {endpoint.key}"}
+    assert httpx.get(f"{endpoint.root}/health", headers=headers).json() == {"status": "ok", "under_way": 0}
+    ready = httpx.get(f"{endpoint.root}/ready", headers=headers)
+    assert (ready.status_code, ready.json()["replicas"]) == (200, {"tiny-0.50": 1, "tiny-1.00": 1})
+    metrics = httpx.get(f"{endpoint.root}/metrics", headers=headers).text
+    assert 'cpo_ray_requests_total{model="tiny-0.50",route="/v1/completions",status="200"} 1.0' in metrics
+
+
+def _check_greedy_answers(endpoint: Endpoint, name: str, model: Path) -> None:
     for prompt, expected in zip(PROMPTS, _greedy(model), strict=True):
-        body = {"prompt": prompt, "max_tokens": NEW_TOKENS, "temperature": 0, "return_token_ids": True}
+        body = {"model": name, "prompt": prompt, "max_tokens": NEW_TOKENS, "temperature": 0, "return_token_ids": True}
         answer = _post(endpoint, body)
+        assert answer["model"] == name
         assert answer["choices"][0]["token_ids"] == expected
         assert answer["usage"]["completion_tokens"] == len(expected)
+
+
+def _check_that_mixed_questions_take_turns(endpoint: Endpoint, models: dict[str, Path]) -> None:
+    asked = [(name, index) for index in range(len(PROMPTS)) for name in models] * 2
+
+    def ask(question: tuple[str, int]) -> list[int]:
+        name, index = question
+        body = {"model": name, "prompt": PROMPTS[index], "max_tokens": NEW_TOKENS, "temperature": 0}
+        return _post(endpoint, body | {"return_token_ids": True})["choices"][0]["token_ids"]  # type: ignore[no-any-return]
+
+    expected = {name: _greedy(model) for name, model in models.items()}
+    with ThreadPoolExecutor(len(asked)) as threads:
+        assert list(threads.map(ask, asked)) == [expected[name][index] for name, index in asked]
+
+
+def _check_small_things_about_answers(endpoint: Endpoint) -> None:
     stopped = _post(endpoint, {"prompt": [1], "max_tokens": 5, "allowed_token_ids": [0]})
     assert stopped["choices"][0]["finish_reason"] == "stop"
     assert stopped["usage"]["completion_tokens"] == 1  # the EOS: `generation` takes it off
@@ -115,20 +163,98 @@ def _check_greedy_answers(endpoint: Endpoint, model: Path) -> None:
         _post(endpoint, {"prompt": [1], "max_tokens": 8, "seed": seed})["choices"][0]["text"] for seed in (1, 1, 2)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
+    beams = _post(endpoint, {"prompt": [1], "max_tokens": 4, "n": 3, "use_beam_search": True})["choices"]
+    assert len(beams) == 3
 
 
-def _check_that_generation_reads_the_answers(endpoint: Endpoint, model: Path, tmp_path: Path) -> None:
+def _check_that_odd_requests_harm_no_engine(endpoint: Endpoint) -> None:
+    """What the gate lets through is still odd: the longest prompts, the last token ids, every knob at its end."""
+    headers = {"Authorization": f"Bearer {endpoint.key}"}
+    extremes: dict[str, list[Any]] = {
+        "prompt": ["", "x" * 3000, [1023] * 255, [1023] * 256, [[1], [2, 3]], ["a", "b"], "😀" * 20],
+        "max_tokens": [1, 255, 256, 100_000],
+        "temperature": [0, 1e-30, 100],
+        "top_p": [1e-30, 1],
+        "top_k": [-1, 0, 1, 2**31 - 1],
+        "min_p": [0, 1],
+        "n": [1, 8],
+        "seed": [0, 2**62 - 1],
+        "stop": ["a", ["a", "b"]],
+        "logprobs": [0, 20],
+        "echo": [True],
+        "repetition_penalty": [0.01, 10],
+        "presence_penalty": [-2, 2],
+        "stop_token_ids": [[1023]],
+        "allowed_token_ids": [[0], [1023]],
+        "logit_bias": [{"1023": 100}, {"0": -100}],
+        "min_tokens": [0, 5, 300],
+        "ignore_eos": [True],
+        "use_beam_search": [True],
+        "length_penalty": [-10, 10],
+        "stream": [True],
+    }
+    draw = random.Random(3)
+    with httpx.Client(headers=headers, timeout=60, trust_env=False) as client:
+        statuses = Counter()
+        for _ in range(80):
+            body = {"model": "tiny-0.50", "prompt": [5], "max_tokens": 2}
+            for key in draw.sample(sorted(extremes), 4):
+                body[key] = draw.choice(extremes[key])
+            answer = client.post(f"{endpoint.url}/completions", json=body)
+            statuses[answer.status_code] += 1
+            assert answer.status_code in {200, 400}, (body, answer.text)
+        chat = {"model": "tiny-0.50", "messages": [{"role": "user", "content": "hello"}]}
+        assert client.post(f"{endpoint.url}/chat/completions", json=chat).status_code == 400  # it has no chat template
+    assert statuses[200] > 10
+    assert len(_post(endpoint, {"prompt": [1], "max_tokens": 2})["choices"]) == 1
+
+
+def _check_that_a_killed_replica_loses_and_doubles_nothing(endpoint: Endpoint, model: Path, tmp_path: Path) -> None:
+    prompts = [[5 + n, 6, 7] for n in range(120)]
     examples = [
-        {"id": str(n), "prompt": "p", "response": "r", "prompt_ids": prompt} for n, prompt in enumerate(PROMPTS)
+        {"id": str(n), "prompt": "p", "response": "r", "prompt_ids": prompt} for n, prompt in enumerate(prompts)
     ]
-    out = tmp_path / "greedy.jsonl"
+    out, seen = tmp_path / "greedy.jsonl", []
+    victims = _replicas_and_engines()
+    assert len(victims) == 2
+
+    def on_row() -> None:
+        seen.append(1)
+        if len(seen) == 20:
+            victims[0].kill()
+
     summary = generate_answers(
-        endpoint.url, endpoint.key, "tiny-0.50", examples, DecodingConfig(), NEW_TOKENS, 17, 4, out, lambda: None
+        endpoint.url, endpoint.key, "tiny-1.00", examples, DecodingConfig(), NEW_TOKENS, 17, 8, out, on_row
     )
-    assert summary["rows"] == len(PROMPTS)
+    assert summary["rows"] == len(prompts) == len(seen)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    for row, expected in zip(rows, _greedy(model), strict=True):
+    assert [row["id"] for row in rows] == [example["id"] for example in examples]
+    for row, expected in zip(rows[:: len(rows) // 12], _greedy(model, prompts[:: len(rows) // 12]), strict=True):
         assert row["tokens"] == len(expected) - (row["finish_reason"] == "stop")
+        assert row["response"] == _decode(model, expected)
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in victims)
+
+
+def _check_that_draining_lets_the_last_ones_finish(endpoint: Endpoint) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        last = thread.submit(_post, endpoint, {"prompt": [1], "max_tokens": 200, "ignore_eos": True})
+        headers = {"Authorization": f"Bearer {endpoint.key}"}
+        while httpx.get(f"{endpoint.root}/health", headers=headers).json()["under_way"] == 0:
+            assert not last.done()
+        assert drain(endpoint, 60) == 0
+        assert last.result()["usage"]["completion_tokens"] == 200
+    refused = httpx.post(f"{endpoint.url}/completions", headers=headers, json={"model": "tiny-0.50", "prompt": "x"})
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
+
+
+def _replicas_and_engines() -> list[psutil.Process]:
+    """The replica of the shared engine, and vLLM's own process below it."""
+    everyone = psutil.Process().children(recursive=True)
+    replica = next(process for process in everyone if "LLMServer:shared" in " ".join(process.cmdline()))
+    return [
+        replica,
+        *(child for child in replica.children(recursive=True) if "EngineCore" in " ".join(child.cmdline())),
+    ]
 
 
 def _check_beam_search(endpoint: Endpoint, model: Path, tmp_path: Path) -> None:
@@ -178,13 +304,19 @@ def _post(endpoint: Endpoint, body: dict[str, Any]) -> dict[str, Any]:
     return answer.json()  # type: ignore[no-any-return]
 
 
-def _greedy(model: Path) -> list[list[int]]:
+def _greedy(model: Path, prompts: list[list[int]] = PROMPTS) -> list[list[int]]:
     from transformers import AutoModelForCausalLM
 
     reference = AutoModelForCausalLM.from_pretrained(model).eval()
     answers = []
     with torch.no_grad():
-        for prompt in PROMPTS:
+        for prompt in prompts:
             tokens = reference.generate(torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False)
             answers.append(tokens[0, len(prompt) :].tolist())
     return answers
+
+
+def _decode(model: Path, tokens: list[int]) -> str:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model).decode(tokens, skip_special_tokens=True)  # type: ignore[no-any-return]

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -7,7 +9,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from cpo_ray.errors import ServiceError
 from cpo_ray.serving.app import Endpoint, find_free_port
-from cpo_ray.serving.keys import DIGEST_VARIABLE, KeyGuard, choose_key, digest, guard_middlewares, is_loopback
+from cpo_ray.serving.keys import KeyGuard, choose_key, digest, is_loopback
 
 
 async def shake_hands(socket: WebSocket) -> None:
@@ -50,14 +52,6 @@ def test_websockets_ask_too(client: TestClient) -> None:
         pass
 
 
-def test_the_proxy_does_not_start_without_a_digest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(DIGEST_VARIABLE, raising=False)
-    with pytest.raises(ServiceError, match="without a key"):
-        guard_middlewares()
-    monkeypatch.setenv(DIGEST_VARIABLE, digest("secret"))
-    assert guard_middlewares()[0].cls is KeyGuard
-
-
 def test_a_key_is_made_for_loopback_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SOME_KEY", raising=False)
     assert len(choose_key("127.0.0.1", "SOME_KEY")) > 30
@@ -70,6 +64,25 @@ def test_a_key_is_made_for_loopback_alone(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("SOME_KEY", "schlüssel")
     with pytest.raises(ServiceError, match="SOME_KEY holds characters"):
         choose_key("127.0.0.1", "SOME_KEY")
+
+
+def test_a_key_file_is_read_where_the_environment_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    file = tmp_path / "key"
+    file.write_text("from-the-file\n")
+    file.chmod(0o600)
+    assert choose_key("0.0.0.0", "SOME_KEY", file) == "from-the-file"
+    file.chmod(0o644)
+    with pytest.raises(ServiceError, match="chmod 600"):
+        choose_key("127.0.0.1", "SOME_KEY", file)
+    file.write_text("")
+    file.chmod(0o600)
+    with pytest.raises(ServiceError, match="is empty"):
+        choose_key("127.0.0.1", "SOME_KEY", file)
+    with pytest.raises(ServiceError, match="cannot be read"):
+        choose_key("127.0.0.1", "SOME_KEY", tmp_path / "none")
+    monkeypatch.setenv("SOME_KEY", "mine")
+    assert choose_key("127.0.0.1", "SOME_KEY", file) == "mine"
 
 
 def test_small_things() -> None:

@@ -1,0 +1,159 @@
+"""What Ray Serve is told to run: a deployment per model, or one for all of them, behind one ingress."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cpo_ray.config import ServingConfig
+from cpo_ray.errors import ServiceError
+
+ENGINE_CPUS = 0.5  # logical: what an engine asks of Ray's books, so that several fit on a small machine
+SHARED = "shared"  # the deployment of an engine that all models share
+HEALTH_PERIOD_S = 2.0  # how soon Serve notices that a replica is gone
+
+ENGINE_ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else every engine binds itself to the same cores
+    "VLLM_NO_USAGE_STATS": "1",
+    "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",
+    "HF_HUB_OFFLINE": "1",  # models are directories here; nothing is looked up
+}
+
+
+def name_deployments(models: dict[str, Path], in_place: bool) -> dict[str, str]:
+    """Model name -> its Serve deployment, without Ray's prefix."""
+    if in_place:
+        return dict.fromkeys(models, SHARED)
+    return {name: f"{index}-{name.replace('/', '-').replace('.', '_')}" for index, name in enumerate(models)}
+
+
+def build_application(
+    models: dict[str, Path],
+    config: ServingConfig,
+    max_model_len: int,
+    gpus_per_engine: float,
+) -> Any:
+    """The application for `serve.run`. With `config.in_place` the engine starts with the first of `models`."""
+    from ray.serve.llm import build_openai_app
+
+    deployments = name_deployments(models, config.in_place)
+    engines = dict(list(models.items())[:1]) if config.in_place else models
+    configs = [
+        _configure(name, path, deployments[name], models, config, max_model_len, gpus_per_engine)
+        for name, path in engines.items()
+    ]
+    arguments: dict[str, Any] = {
+        "llm_configs": configs,
+        "ingress_deployment_config": {
+            "num_replicas": 1,
+            "health_check_period_s": HEALTH_PERIOD_S,
+            "graceful_shutdown_wait_loop_s": 0.5,
+            "graceful_shutdown_timeout_s": config.drain_timeout_s,
+            "ray_actor_options": {"num_cpus": 0.1},
+        },
+    }
+    if config.in_place:
+        arguments["ingress_cls_config"] = {
+            "ingress_cls": "cpo_ray.serving.engine.SharedIngress",
+            "ingress_extra_kwargs": {"names": list(models)},
+        }
+    return build_openai_app(arguments)
+
+
+def engine_options(model: Path, config: ServingConfig, max_model_len: int, gpus_per_engine: float) -> dict[str, Any]:
+    """vLLM's engine arguments for one model directory.
+
+    The dtype is the stored one: vLLM's `auto` would turn float32 into bfloat16, and greedy answers with it.
+    """
+    options: dict[str, Any] = {
+        "dtype": _stored_dtype(model),
+        "max_model_len": max_model_len,
+        "max_num_seqs": config.engine.max_sequences,
+        "tensor_parallel_size": config.engine.tensor_parallel,
+        "generation_config": "vllm",  # decoding is what the request says, not what the model's directory says
+        "trust_remote_code": False,
+    }
+    if config.in_place:
+        options["worker_extension_cls"] = "cpo_ray.serving.worker.SwitchingWorker"
+    if gpus_per_engine:
+        return options | {"gpu_memory_utilization": config.engine.gpu_memory_utilization}
+    return options | {
+        "enforce_eager": True,
+        # vLLM 0.32 takes back a seeded draw when a prompt is cut between two steps, which CPU generators cannot do.
+        "enable_chunked_prefill": False,
+        "distributed_executor_backend": "mp",
+        "kv_cache_memory_bytes": int(config.engine.kv_cache_gib * 2**30),
+    }
+
+
+def scaling_options(config: ServingConfig) -> dict[str, Any]:
+    """Serve's deployment options for how many engines there are: a fixed number, or one that follows the load."""
+    if config.min_replicas == config.max_replicas:
+        return {"num_replicas": config.min_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": config.min_replicas,
+            "initial_replicas": config.min_replicas,
+            "max_replicas": config.max_replicas,
+            "target_ongoing_requests": config.requests_per_replica,
+        }
+    }
+
+
+def read_description(model: Path) -> dict[str, Any]:
+    """A model directory's config.json. Raises ServiceError where it is not one."""
+    try:
+        description = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ServiceError(f"{model} is not a model directory: config.json: {error}") from None
+    if not isinstance(description, dict):
+        raise ServiceError(f"{model} is not a model directory: config.json is not a JSON object")
+    return description
+
+
+def read_vocabulary(model: Path) -> int:
+    """How many token ids the model has an embedding for."""
+    size = read_description(model).get("vocab_size")
+    if not isinstance(size, int):
+        raise ServiceError(f"{model / 'config.json'} does not say vocab_size, so prompts cannot be checked against it")
+    return size
+
+
+def _configure(
+    name: str,
+    path: Path,
+    deployment: str,
+    models: dict[str, Path],
+    config: ServingConfig,
+    max_model_len: int,
+    gpus_per_engine: float,
+) -> Any:
+    from ray.serve.llm import LLMConfig
+
+    worker = {"CPU": ENGINE_CPUS}
+    if gpus_per_engine:
+        worker["GPU"] = gpus_per_engine / config.engine.tensor_parallel
+    engine = "SharedEngine" if config.in_place else "LeanEngine"
+    environment = {**ENGINE_ENVIRONMENT, "RAYLLM_VLLM_ENGINE_CLS": f"cpo_ray.serving.engine.{engine}"}
+    if config.in_place:
+        folders = {model: str(folder.resolve()) for model, folder in models.items()}
+        environment["CPO_RAY_SHARED_MODELS"] = json.dumps(folders)
+    return LLMConfig(
+        model_loading_config={"model_id": name, "model_source": str(path.resolve())},
+        engine_kwargs=engine_options(path, config, max_model_len, gpus_per_engine),
+        placement_group_config={"bundles": [worker] * config.engine.tensor_parallel},
+        runtime_env={"env_vars": environment},
+        deployment_config={
+            "name": deployment,
+            **scaling_options(config),
+            "max_constructor_retry_count": 1,
+            "health_check_period_s": HEALTH_PERIOD_S,
+            "graceful_shutdown_wait_loop_s": 0.5,
+            "graceful_shutdown_timeout_s": config.drain_timeout_s,
+            "ray_actor_options": {"num_cpus": 0.1},
+        },
+    )
+
+
+def _stored_dtype(model: Path) -> str:
+    description = read_description(model)
+    return str(description.get("dtype") or description.get("torch_dtype") or "auto")

@@ -1,0 +1,197 @@
+"""What a request may say: the routes, fields and bounds that reach an engine. All else is refused with a 4xx before it.
+
+A field is listed here because someone needs it and it was seen not to harm an engine. What vLLM takes beyond these
+(`prompt_embeds`, `structured_outputs`, priorities, ...) stays outside.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cpo_ray.config import LimitsConfig
+
+LONGEST_CONTEXT = 2**24  # no model has more; it keeps the numbers small where the real limits are not yet known
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Text = Annotated[str, Field(max_length=2**24)]
+ShortText = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class RequestRefusedError(Exception):
+    """The answer to a request that goes no further: an HTTP status, what is wrong, and the field, if it is one."""
+
+    def __init__(self, status: int, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param = status, message, param
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(_Closed):
+    """As in OpenAI's API."""
+
+    include_usage: bool = False
+
+
+class Decoding(_Closed):
+    """What completions and chat have in common."""
+
+    model: ShortText
+    max_tokens: Annotated[int, Field(ge=1, le=LONGEST_CONTEXT)] | None = None
+    n: Annotated[int, Field(ge=1)] = 1
+    temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
+    stop: ShortText | Annotated[list[ShortText], Field(max_length=16)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[Number, Field(ge=0.01, le=10)] | None = None
+    use_beam_search: bool = False
+    length_penalty: Annotated[Number, Field(ge=-10, le=10)] = 1.0
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=4096)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[Number, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=LONGEST_CONTEXT)] = 0
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    return_token_ids: bool | None = None
+    user: Annotated[str, Field(max_length=256)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream: true")
+        if self.use_beam_search and self.stream:
+            raise ValueError("use_beam_search cannot stream")
+        if self.n > 1 and self.temperature == 0 and not self.use_beam_search:
+            raise ValueError("n above 1 needs a temperature above 0: greedy answers are all the same")
+        if any(not (key.isascii() and key.isdigit() and len(key) <= 10) for key in self.logit_bias or ()):
+            raise ValueError("logit_bias maps token ids to numbers")
+        return self
+
+    @property
+    def prompts(self) -> int:
+        """How many there are."""
+        return 1
+
+    @property
+    def longest_answer(self) -> int | None:
+        """Most tokens per answer; None is as many as fit."""
+        return self.max_tokens
+
+    @property
+    def token_ids(self) -> set[int]:
+        """Every token id that the request names."""
+        return {*(self.stop_token_ids or ()), *(self.allowed_token_ids or ()), *map(int, self.logit_bias or ())}
+
+
+class Completion(Decoding):
+    """POST /v1/completions."""
+
+    prompt: (
+        Text
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[Text], Field(min_length=1)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
+    )
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    add_special_tokens: bool = True
+
+    @property
+    def prompts(self) -> int:
+        """Texts, or lists of token ids."""
+        return 1 if isinstance(self.prompt, str) or isinstance(self.prompt[0], int) else len(self.prompt)
+
+    @property
+    def longest_answer(self) -> int:
+        """The API's default is 16."""
+        return self.max_tokens or 16
+
+    @property
+    def token_ids(self) -> set[int]:
+        """With those of the prompts."""
+        ids = super().token_ids
+        for part in self.prompt if isinstance(self.prompt, list) else ():
+            if isinstance(part, int):
+                ids.add(part)
+            elif isinstance(part, list):
+                ids.update(part)
+        return ids
+
+
+class Message(_Closed):
+    """One turn of a conversation, as text."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text
+    name: ShortText | None = None
+
+
+class Chat(Decoding):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=LONGEST_CONTEXT)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @property
+    def longest_answer(self) -> int | None:
+        """Under either name."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+ROUTES: dict[str, type[Decoding]] = {"/v1/completions": Completion, "/v1/chat/completions": Chat}
+
+
+def read_request(route: str, body: bytes, limits: LimitsConfig, vocabularies: dict[str, int], context: int) -> Decoding:
+    """Check the body of one of ROUTES. `vocabularies`: model name -> its size; `context`: tokens, prompt and answer.
+
+    Raises RequestRefusedError: 404 for a model that is not served, 400 for all else.
+    """
+    try:
+        request = ROUTES[route].model_validate_json(body)
+    except ValidationError as error:
+        raise _explain(error) from None
+    if request.model not in vocabularies:
+        raise RequestRefusedError(
+            404, f"the model {request.model!r} is not served; there are {', '.join(vocabularies)}", "model"
+        )
+    answer = min(request.longest_answer or context, context)
+    for value, limit, what, param in (
+        (request.prompts, limits.prompts, "prompts", "prompt"),
+        (request.n, limits.samples, "n", "n"),
+        (request.prompts * request.n * answer, limits.tokens, "prompts * n * max_tokens", "max_tokens"),
+    ):
+        if value > limit:
+            raise RequestRefusedError(400, f"{what} is {value}, and this endpoint takes at most {limit}", param)
+    size = vocabularies[request.model]
+    if max(request.token_ids, default=0) >= size:
+        raise RequestRefusedError(
+            400, f"token id {max(request.token_ids)} is outside the vocabulary of {size}", "prompt"
+        )
+    return request
+
+
+def write_request(request: Decoding) -> bytes:
+    """JSON with the fields that the request set, in one spelling: what was checked is what the engine reads.
+
+    A null is left out: vLLM takes `max_tokens: null` for as many as fit, which nobody has counted.
+    """
+    return request.model_dump_json(exclude_unset=True, exclude_none=True).encode()
+
+
+def _explain(error: ValidationError) -> RequestRefusedError:
+    """The first fault, without the value: bodies can be long, and are not ours to log."""
+    first: Any = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    param = ".".join(str(part) for part in first["loc"])
+    return RequestRefusedError(400, f"{param}: {first['msg']}" if param else str(first["msg"]), param or None)

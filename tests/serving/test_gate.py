@@ -1,0 +1,320 @@
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from cpo_ray.config import LimitsConfig
+from cpo_ray.errors import ServiceError
+from cpo_ray.serving.gate import SETTINGS_VARIABLE, Gate, GateSettings, guard_middlewares
+from cpo_ray.serving.keys import CONTROL_DIGEST_VARIABLE, DIGEST_VARIABLE, DRAIN_ROUTE, KeyGuard, digest
+
+KEY, CONTROL = {"Authorization": "Bearer key"}, {"Authorization": "Bearer control"}
+LIMITS = LimitsConfig(body_mib=0.01, prompts=4, samples=8, tokens=2000, requests=3)
+SETTINGS = GateSettings({"a": 1000, "b": 500}, {"a": "LLMServer:a", "b": "LLMServer:b"}, 256, LIMITS)
+ASK = {"model": "a", "prompt": "hello", "max_tokens": 4}
+
+
+class StubEngine:
+    """What stands behind the gate: remembers what reached it, and answers when it is let."""
+
+    def __init__(self) -> None:
+        self.bodies: list[Any] = []
+        self.headers: list[dict[str, str]] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        routes = [
+            Route("/v1/completions", self.answer, methods=["POST"]),
+            Route("/v1/chat/completions", self.answer, methods=["POST"]),
+            Route("/v1/models", lambda _: JSONResponse({"data": []})),
+            Route("/docs", lambda _: JSONResponse({})),
+        ]
+        self.app = Starlette(routes=routes)
+
+    async def answer(self, request: Request) -> Response:
+        self.headers.append(dict(request.headers))
+        self.bodies.append(json.loads(await request.body()))
+        await self.open.wait()
+        return JSONResponse({"choices": []})
+
+
+def ask(work: Callable[[httpx.AsyncClient, StubEngine], Any], limits: GateSettings = SETTINGS) -> Any:
+    """Run `work` against the guard and the gate before a stub engine."""
+
+    async def run() -> Any:
+        engine = StubEngine()
+        app = KeyGuard(Gate(engine.app, limits), digest("key"), digest("control"))
+        transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://endpoint", headers=KEY) as client:
+            return await work(client, engine)
+
+    return asyncio.run(run())
+
+
+def post(body: Any, route: str = "/v1/completions", **options: Any) -> tuple[httpx.Response, StubEngine]:
+    async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return await client.post(route, content=content, **options), engine
+
+    return ask(work)  # type: ignore[no-any-return]
+
+
+def test_what_passes_reaches_the_engine_as_it_was_checked_and_without_the_key() -> None:
+    answer, engine = post(b'{"model": "b", "prompt": [1], "max_tokens": null, "model": "a"}', headers={"x-evil": "1"})
+    assert answer.status_code == 200
+    assert engine.bodies == [{"model": "a", "prompt": [1]}]
+    assert set(engine.headers[0]) == {"host", "accept", "content-type", "content-length", "x-request-id"}
+    chat = {"model": "a", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "temperature": 0}
+    assert post(chat, "/v1/chat/completions")[1].bodies == [chat]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"n": 9, "max_tokens": 1}, 400, "n"),
+        ({"n": 10**30}, 400, "n"),
+        ({"n": 0}, 400, "n"),
+        ({"prompt": ["x"] * 5}, 400, "prompt"),
+        ({"prompt": []}, 400, None),
+        ({"prompt": [[]]}, 400, None),
+        ({"prompt": [1000]}, 400, "prompt"),
+        ({"prompt": [[1], [-1]]}, 400, None),
+        ({"prompt": ["x"] * 4, "n": 8, "max_tokens": 100}, 400, "max_tokens"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"max_tokens": "5"}, 400, "max_tokens"),
+        ({"temperature": float("nan")}, 400, None),
+        ({"temperature": float("inf")}, 400, None),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"temperature": 0, "n": 2}, 400, None),
+        ({"model": "c"}, 404, "model"),
+        ({"model": None}, 400, "model"),
+        ({"stop_token_ids": [1000]}, 400, "prompt"),
+        ({"logit_bias": {"1000": 1}}, 400, "prompt"),
+        ({"logit_bias": {"x": 1}}, 400, None),
+        ({"logit_bias": {"²": 1}}, 400, None),
+        ({"prompt_embeds": "AAAA"}, 400, "prompt_embeds"),
+        ({"structured_outputs": {"regex": "(a+)+$"}}, 400, "structured_outputs"),
+        ({"trust_remote_code": True}, 400, "trust_remote_code"),
+        ({"stream_options": {"include_usage": True}}, 400, None),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused_before_the_engine(change: Any, status: int, param: str | None) -> None:
+    answer, engine = post(ASK | change)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert param is None or error["param"] == param
+    assert error["message"]
+    assert engine.bodies == []
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b"\xff", b'"x"', b"[" * 5000, b'{"model": "\\ud800"}', b"\x00"]
+)
+def test_what_is_not_a_request_is_refused(body: bytes) -> None:
+    answer, engine = post(body)
+    assert answer.status_code == 400
+    assert engine.bodies == []
+
+
+def test_a_large_body_is_refused_whether_it_says_so_or_not() -> None:
+    large = json.dumps(ASK | {"prompt": "x" * 20_000}).encode()
+    assert post(large)[0].status_code == 413
+
+    async def in_pieces() -> Any:
+        for start in range(0, len(large), 100):
+            yield large[start : start + 100]
+
+    async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
+        return (await client.post("/v1/completions", content=in_pieces())).status_code, engine.bodies
+
+    assert ask(work) == (413, [])
+
+
+def test_only_the_routes_of_the_api_are_there() -> None:
+    async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
+        calls = [
+            ("GET", "/v1/models"), ("GET", "/docs"), ("GET", "/"), ("POST", "/v1/embeddings"), ("GET", "/v1/completions"),
+            ("POST", "/health"), ("GET", "/v1/models/c"), ("POST", "/tokenize"), ("GET", "/-/routes"), ("GET", "/health"),
+        ]  # fmt: skip
+        return [(await client.request(method, path)).status_code for method, path in calls]
+
+    assert ask(work) == [200, 404, 404, 404, 405, 405, 404, 404, 404, 200]
+
+
+def test_a_full_queue_is_429_with_retry_after_and_empties_again() -> None:
+    async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
+        engine.open.clear()
+        waiting = [asyncio.create_task(client.post("/v1/completions", json=ASK)) for _ in range(LIMITS.requests)]
+        while len(engine.bodies) < LIMITS.requests:
+            await asyncio.sleep(0)
+        refused = await client.post("/v1/completions", json=ASK)
+        health = (await client.get("/health")).json()
+        engine.open.set()
+        answers = [(await task).status_code for task in waiting]
+        return refused, health, answers, (await client.post("/v1/completions", json=ASK)).status_code
+
+    refused, health, answers, later = ask(work)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert health == {"status": "ok", "under_way": LIMITS.requests}
+    assert answers == [200] * LIMITS.requests
+    assert later == 200
+
+
+def test_a_client_that_leaves_gives_its_place_back() -> None:
+    async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
+        engine.open.clear()
+        waiting = asyncio.create_task(client.post("/v1/completions", json=ASK))
+        while not engine.bodies:
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        return (await client.get("/health")).json()["under_way"]
+
+    assert ask(work) == 0
+
+
+def test_draining_takes_its_own_key_refuses_what_is_new_and_finishes_what_is_not() -> None:
+    async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
+        engine.open.clear()
+        last = asyncio.create_task(client.post("/v1/completions", json=ASK))
+        while not engine.bodies:
+            await asyncio.sleep(0)
+        assert (await client.post(DRAIN_ROUTE)).status_code == 401
+        assert (await client.get("/health", headers=CONTROL)).status_code == 401
+        assert (await client.post(DRAIN_ROUTE, headers=CONTROL)).json() == {"under_way": 1}
+        refused = await client.post("/v1/completions", json=ASK)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
+        assert (await client.get("/health")).json()["status"] == "draining"
+        engine.open.set()
+        assert (await last).status_code == 200
+        return (await client.post(DRAIN_ROUTE, headers=CONTROL)).json()
+
+    assert ask(work) == {"under_way": 0}
+
+
+def test_readiness_waits_for_a_replica_of_every_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
+        answer = await client.get("/ready")
+        return answer.status_code, answer.json()
+
+    for running, status in (({"a": 1, "b": 0}, 503), ({"a": 1, "b": 2}, 200)):
+        monkeypatch.setattr("cpo_ray.serving.gate.count_replicas", lambda _, running=running: running)
+        assert ask(work) == (status, {"ready": status == 200, "replicas": running})
+
+
+def test_metrics_count_answers_by_route_model_and_status() -> None:
+    async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
+        await client.post("/v1/completions", json=ASK)
+        await client.post("/v1/completions", json=ASK | {"model": "somebody's"})
+        await client.get("/somewhere")
+        return (await client.get("/metrics")).text
+
+    lines = ask(work).splitlines()
+    assert 'cpo_ray_requests_total{model="a",route="/v1/completions",status="200"} 1.0' in lines
+    assert 'cpo_ray_requests_total{model="",route="/v1/completions",status="404"} 1.0' in lines
+    assert 'cpo_ray_requests_total{model="",route="other",status="404"} 1.0' in lines
+    assert 'cpo_ray_request_seconds_count{model="a",route="/v1/completions"} 1.0' in lines
+    assert not any("somebody" in line or "somewhere" in line for line in lines)
+
+
+def test_the_proxy_does_not_start_without_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in (SETTINGS_VARIABLE, DIGEST_VARIABLE, CONTROL_DIGEST_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(ServiceError, match="without limits"):
+        guard_middlewares()
+    monkeypatch.setenv(SETTINGS_VARIABLE, SETTINGS.dump())
+    with pytest.raises(ServiceError, match="without a key"):
+        guard_middlewares()
+    monkeypatch.setenv(DIGEST_VARIABLE, digest("key"))
+    with pytest.raises(ServiceError, match="without a key"):
+        guard_middlewares()
+    monkeypatch.setenv(CONTROL_DIGEST_VARIABLE, digest("control"))
+    inner, outer = guard_middlewares()
+    assert (inner.cls, inner.kwargs["settings"], outer.cls) == (Gate, SETTINGS, KeyGuard)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+WELL_FORMED: dict[str, st.SearchStrategy[Any]] = {
+    "max_tokens": st.integers(1, 300),
+    "n": st.integers(1, 9),
+    "temperature": st.floats(0, 2),
+    "top_p": st.floats(0.01, 1),
+    "top_k": st.integers(-1, 50),
+    "min_p": st.floats(0, 1),
+    "seed": st.integers(0, 2**31),
+    "stop": st.text(max_size=3) | st.lists(st.text(max_size=3), max_size=3),
+    "stream": st.booleans(),
+    "stream_options": st.just({"include_usage": True}),
+    "logprobs": st.integers(0, 25),
+    "echo": st.booleans(),
+    "logit_bias": st.dictionaries(st.integers(0, 1200).map(str), st.integers(-5, 5), max_size=3),
+    "use_beam_search": st.booleans(),
+    "stop_token_ids": st.lists(st.integers(0, 1100), max_size=3),
+    "allowed_token_ids": st.lists(st.integers(0, 1100), max_size=3),
+    "min_tokens": st.integers(0, 10),
+    "user": st.text(max_size=5),
+}
+UNKNOWN = ("prompt_embeds", "structured_outputs", "response_format", "priority", "")
+FIELDS = ("model", "prompt", "messages", "max_completion_tokens", *WELL_FORMED, *UNKNOWN)
+NEARLY = st.fixed_dictionaries(
+    {"model": st.sampled_from("aabbc"), "prompt": st.text(max_size=9) | st.lists(st.integers(-1, 600), max_size=5)}
+)
+WELL_FORMED_ITEMS = st.one_of(*(st.tuples(st.just(name), values) for name, values in WELL_FORMED.items()))
+ODD_ITEMS = st.tuples(st.sampled_from(FIELDS), JSON)
+BODIES = st.one_of(
+    st.builds(
+        lambda body, more: json.dumps(body | dict(more)).encode(), NEARLY, st.lists(WELL_FORMED_ITEMS, max_size=4)
+    ),
+    st.builds(
+        lambda body, more: json.dumps(body | dict(more)).encode(), NEARLY, st.lists(ODD_ITEMS, min_size=1, max_size=2)
+    ),
+    JSON.map(lambda body: json.dumps(body).encode()),
+    st.binary(max_size=60),
+)
+
+
+def test_two_thousand_odd_bodies_meet_no_500_and_what_passes_is_within_bounds() -> None:
+    seen: Counter[int] = Counter()
+    engine = StubEngine()
+    app = KeyGuard(Gate(engine.app, SETTINGS), digest("key"), digest("control"))
+    client = httpx.AsyncClient(
+        transport=httpx.ASGITransport(app),  # type: ignore[arg-type]
+        base_url="http://endpoint",
+        headers=KEY,
+    )
+
+    @settings(
+        max_examples=2000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+    )
+    @given(route=st.sampled_from(["/v1/completions", "/v1/completions", "/v1/chat/completions"]), body=BODIES)
+    def check_one(route: str, body: bytes) -> None:
+        engine.bodies.clear()
+        answer = runner.run(client.post(route, content=body))
+        seen[answer.status_code] += 1
+        assert answer.status_code in {200, 400, 404, 413}
+        assert len(engine.bodies) == (answer.status_code == 200)
+        for passed in engine.bodies:
+            assert passed["model"] in SETTINGS.vocabularies
+            assert 1 <= passed.get("n", 1) <= LIMITS.samples
+            assert passed.keys() <= set(FIELDS) - set(UNKNOWN)
+        if answer.status_code != 200:
+            assert answer.json()["error"]["message"]
+
+    with asyncio.Runner() as runner:
+        check_one()
+    assert seen.total() >= 2000
+    assert seen[200] > 150
+    assert seen[400] > 500
