@@ -47,6 +47,10 @@ lint: install ## ruff (rules and format) and mypy
 bench-training: install ## A training step against its baselines; ratios go to benchmarks/results/
 	$(BIN)/python benchmarks/training.py
 
+.PHONY: bench-serving
+bench-serving: install ## Changing an engine's weights in place against starting another; ratios go to benchmarks/results/
+	$(BIN)/python benchmarks/serving.py
+
 .PHONY: docs
 docs: install ## Write docs/configuration.md from cpo_ray/config/
 	$(BIN)/python -m cpo_ray.reference docs/configuration.md

@@ -23,6 +23,7 @@ from cpo_ray.commands.merge import merge
 from cpo_ray.commands.options import ManyNumbers
 from cpo_ray.commands.report import refuse_mixture, refuse_options, report_runs
 from cpo_ray.commands.submit import submit
+from cpo_ray.commands.serve import serve
 from cpo_ray.configfile import load_config
 from cpo_ray.errors import ConfigError, CpoRayError
 from cpo_ray.pipeline import STAGES, run_pipeline
@@ -343,7 +344,7 @@ def _say_in_red(words: str) -> None:
 
 app.command(rich_help_panel="A run")(_errors_in_red()(submit))
 app.command(rich_help_panel="Answers")(_errors_in_red()(judge))
-for _command in (merge,):
+for _command in (merge, serve):
     app.command(cls=ManyNumbers, rich_help_panel="Models")(_errors_in_red()(_command))
 
 

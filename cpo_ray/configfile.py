@@ -80,6 +80,14 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def override_defaults(overrides: tuple[str, ...], origin: str) -> RunConfig:
+    """The default configuration with `a.b=v` overrides, for commands without a run. Raises ConfigError as `load_config`."""
+    tree: dict[str, Any] = {"name": "default"}
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, origin)
+
+
 def parse_config(tree: dict[str, Any], origin: str) -> RunConfig:
     """Validate a nested dict; `origin` is named in errors."""
     _refuse_secrets(tree)

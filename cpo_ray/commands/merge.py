@@ -33,10 +33,17 @@ def merge(
     if model and not (mle or cpo or alpha):
         _merge(out.parent, out.name, [_parse_model(text) for text in model])
     elif mle and cpo and alpha and not model:
-        for name, value in name_alphas(alpha).items():
-            _merge(out, name, [(cpo, 1 - value), (mle, value)])
+        merge_alphas(mle, cpo, alpha, out)
     else:
         raise ConfigError("give --mle DIR, --cpo DIR and --alpha A..., or --model DIR=WEIGHT for every model")
+
+
+def merge_alphas(mle: Path, cpo: Path, alphas: list[float], out: Path) -> dict[str, Path]:
+    """Make `out/merged-A` for every alpha, or reuse it; return name -> directory. Raises as `name_alphas` and the merge."""
+    named = name_alphas(alphas)
+    for name, alpha in named.items():
+        _merge(out, name, [(cpo, 1 - alpha), (mle, alpha)])
+    return {name: out / name for name in named}
 
 
 def name_alphas(alphas: list[float]) -> dict[str, float]:

@@ -118,6 +118,15 @@ def read_vocabulary(model: Path) -> int:
     return size
 
 
+def read_context(model: Path) -> int:
+    """How many tokens, prompt and answer, the model has positions for."""
+    description = read_description(model)
+    size = description.get("max_position_embeddings") or description.get("n_positions")
+    if not isinstance(size, int):
+        raise ServiceError(f"{model / 'config.json'} does not say how many positions the model has; give --context")
+    return size
+
+
 def _configure(
     name: str,
     path: Path,

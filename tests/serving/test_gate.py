@@ -32,6 +32,7 @@ class StubEngine:
         self.headers: list[dict[str, str]] = []
         self.open = asyncio.Event()
         self.open.set()
+        self.arrived = asyncio.Semaphore(0)
         routes = [
             Route("/v1/completions", self.answer, methods=["POST"]),
             Route("/v1/chat/completions", self.answer, methods=["POST"]),
@@ -43,6 +44,7 @@ class StubEngine:
     async def answer(self, request: Request) -> Response:
         self.headers.append(dict(request.headers))
         self.bodies.append(json.loads(await request.body()))
+        self.arrived.release()
         await self.open.wait()
         return JSONResponse({"choices": []})
 
@@ -154,8 +156,8 @@ def test_a_full_queue_is_429_with_retry_after_and_empties_again() -> None:
     async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
         engine.open.clear()
         waiting = [asyncio.create_task(client.post("/v1/completions", json=ASK)) for _ in range(LIMITS.requests)]
-        while len(engine.bodies) < LIMITS.requests:
-            await asyncio.sleep(0)
+        for _ in waiting:
+            await engine.arrived.acquire()
         refused = await client.post("/v1/completions", json=ASK)
         health = (await client.get("/health")).json()
         engine.open.set()
@@ -173,8 +175,7 @@ def test_a_client_that_leaves_gives_its_place_back() -> None:
     async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
         engine.open.clear()
         waiting = asyncio.create_task(client.post("/v1/completions", json=ASK))
-        while not engine.bodies:
-            await asyncio.sleep(0)
+        await engine.arrived.acquire()
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         return (await client.get("/health")).json()["under_way"]
@@ -186,8 +187,7 @@ def test_draining_takes_its_own_key_refuses_what_is_new_and_finishes_what_is_not
     async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
         engine.open.clear()
         last = asyncio.create_task(client.post("/v1/completions", json=ASK))
-        while not engine.bodies:
-            await asyncio.sleep(0)
+        await engine.arrived.acquire()
         assert (await client.post(DRAIN_ROUTE)).status_code == 401
         assert (await client.get("/health", headers=CONTROL)).status_code == 401
         assert (await client.post(DRAIN_ROUTE, headers=CONTROL)).json() == {"under_way": 1}

@@ -1,0 +1,133 @@
+"""What it costs to load the next model's weights into a running engine, against starting another. `make bench-serving`.
+
+Two GPT-2 of about 30 M parameters with tied embeddings, float32, random weights. One engine starts with the first and is
+switched to the second and back, several times; another starts with the second. Each engine has a process of its own. An
+engine's start is timed after its imports and a switch with the dropping of the prefix cache, both until the first token
+is there; the greedy answers after each switch must be the ones of a freshly started engine.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).parents[1]
+VOCABULARY, CONTEXT, NEW_TOKENS, SWITCHES = 50_257, 256, 32, 6
+PROMPTS = [[5, 6, 7], [300, 20, 41, 7], [900], list(range(50, 90))] * 2
+
+
+def write_model(folder, seed):
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=384, n_layer=6, n_head=6, n_positions=CONTEXT, initializer_range=0.1,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({"<eos>": 0, "a": 1}, unk_token="<eos>"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
+    return folder
+
+
+def engine_main(first, second):
+    """Start an engine, answer; with `second`, switch there and back again. Prints one line of JSON."""
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    from vllm import LLM, SamplingParams
+
+    from cpo_ray.config import ServingConfig
+    from cpo_ray.serving.deployments import engine_options
+
+    config = ServingConfig.model_validate({"in_place": True, "engine": {"kv_cache_gib": 0.25, "max_sequences": 16}})
+
+    def answer():
+        sampling = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
+        outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in PROMPTS], sampling, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    def one_token():
+        engine.generate([{"prompt_token_ids": [1]}], SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
+
+    started = time.perf_counter()
+    engine = LLM(first, **engine_options(Path(first), config, CONTEXT, 0))
+    one_token()
+    seconds = time.perf_counter() - started
+    answers, switches = {first: [answer()]}, []
+    for index in range(SWITCHES if second else 0):
+        folder = (second, first)[index % 2]
+        started = time.perf_counter()
+        engine.collective_rpc("switch_weights", args=(folder,))
+        engine.reset_prefix_cache()
+        one_token()
+        switches.append(time.perf_counter() - started)
+        answers.setdefault(folder, []).append(answer())
+    sys.stdout.write(json.dumps({"start": seconds, "switches": switches, "answers": answers}) + "\n")
+
+
+def run_engine(first, second=""):
+    command = [sys.executable, __file__, "--engine", str(first), "--then", str(second)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--engine")
+    parser.add_argument("--then")
+    options = parser.parse_args()
+    if options.engine:
+        engine_main(options.engine, options.then)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        first, second = (write_model(Path(folder) / name, seed) for seed, name in enumerate(("first", "second")))
+        switched, fresh = run_engine(first, second), run_engine(second)
+    same = all(
+        answer == expected
+        for name, expected in ((first, switched["answers"][str(first)][0]), (second, fresh["answers"][str(second)][0]))
+        for answer in switched["answers"][str(name)]
+    )
+    differ = switched["answers"][str(first)][0] != fresh["answers"][str(second)][0]
+    start, switch = median([switched["start"], fresh["start"]]), median(switched["switches"])
+    ratios = {
+        "switch_vs_start": {
+            "value": round(switch / start, 4),
+            "target": "< 0.2",
+            "holds": switch / start < 0.2,
+            "baseline": f"an engine's start, {start:.1f} s",
+            "what": f"of it: a switch in place, {switch:.2f} s",
+        },
+        "greedy_equal": {
+            "value": float(same and differ),
+            "target": "= 1",
+            "holds": same and differ,
+            "baseline": "a freshly started engine",
+            "what": f"equal greedy answers after each of {SWITCHES} switches, and not those of the other model",
+        },
+    }
+    result = {
+        "date": time.strftime("%F"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "command": "make bench-serving",
+        "ratios": ratios,
+    }
+    out = ROOT / "benchmarks" / "results" / "serving.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for name, entry in ratios.items():
+        verdict = "holds" if entry["holds"] else "DOES NOT HOLD"
+        sys.stdout.write(
+            f"{name}: {entry['value']} ({entry['target']}: {verdict}) {entry['what']}, {entry['baseline']}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

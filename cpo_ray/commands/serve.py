@@ -1,0 +1,149 @@
+"""`cpo-ray serve`: models behind one OpenAI-compatible endpoint until the process is told to end."""
+
+import contextlib
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from cpo_ray.cluster import ray_cluster
+from cpo_ray.commands.merge import merge_alphas
+from cpo_ray.config import ServingConfig
+from cpo_ray.configfile import override_defaults
+from cpo_ray.errors import ConfigError
+from cpo_ray.progress import say
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def serve(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODELS...", help="Hugging Face directories: DIR or NAME=DIR.")
+    ],
+    alphas: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--alphas", metavar="A...", help="MODELS are the MLE and the CPO model: serve their averages too."
+        ),
+    ] = None,
+    merged: Annotated[
+        Path, typer.Option("--merged", metavar="DIR", help="Where the averages of --alphas are kept.")
+    ] = Path("merged"),
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="One engine for all models: weights are changed as they are asked.")
+    ] = False,
+    host: Annotated[str, typer.Option("--host", help="Where to listen. Beyond loopback it takes a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", metavar="FILE", help="The key. Else CPO_RAY_API_KEY, else one is made.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option("--context", min=1, metavar="TOKENS", help="Prompt and answer. Default: the models'.")
+    ] = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs per engine; 0 serves on the CPU.")] = 0,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of `serving`, e.g. engine.kv_cache_gib=4. Repeatable."),
+    ] = None,
+) -> None:
+    """Serve models behind one OpenAI-compatible endpoint, with a key, until Ctrl-C or SIGTERM.
+
+    What is under way then is finished first (serving.drain_timeout_s); a second signal ends at once.
+    """
+    options = {
+        "host": host,
+        "port": port,
+        "in_place": in_place,
+        "key_file": key_file,
+        "engine.tensor_parallel": gpus or 1,
+    }
+    given = [f"serving.{key}={value}" for key, value in options.items() if value is not None]
+    config = override_defaults((*given, *(f"serving.{text}" for text in overrides or ())), "cpo-ray serve")
+    folders = name_models(models)
+    if alphas:
+        folders |= _merge_pair(list(folders.values()), alphas, merged)
+    tokens = context or _shortest_context(list(folders.values()))
+    with _own_key_file(config.serving) as serving, ray_cluster(config.cluster) as ray:
+        ray.ensure()
+        _serve_until_told(folders, serving, tokens, gpus)
+
+
+def name_models(models: Sequence[str]) -> dict[str, Path]:
+    """Name at the endpoint -> directory, from DIR or NAME=DIR. Raises ConfigError for what is not there or named twice."""
+    folders: dict[str, Path] = {}
+    for text in models:
+        name, equals, folder = text.partition("=")
+        path = Path(folder if equals else text)
+        name = name if equals else path.resolve().name
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"{text}: {path} is not a model directory: it holds no config.json")
+        if not name or name in folders:
+            raise ConfigError(f"{text}: the name {name!r} is {'taken' if name else 'empty'}; give NAME=DIR")
+        folders[name] = path
+    return folders
+
+
+def _merge_pair(folders: list[Path], alphas: list[float], out: Path) -> dict[str, Path]:
+    if len(folders) != 2:
+        raise ConfigError(f"--alphas averages two models, the MLE and the CPO model, but MODELS names {len(folders)}")
+    mle, cpo = folders
+    return merge_alphas(mle, cpo, alphas, out)
+
+
+def _shortest_context(folders: list[Path]) -> int:
+    from cpo_ray.serving.deployments import read_context
+
+    return min(read_context(folder) for folder in folders)
+
+
+@contextlib.contextmanager
+def _own_key_file(config: ServingConfig) -> Iterator[ServingConfig]:
+    """The configuration, with a fresh key in a private file where there is no key yet: users must learn it somehow."""
+    from cpo_ray.serving.keys import choose_key
+
+    if config.key_file or os.environ.get(config.key_variable, "").strip():
+        yield config
+        return
+    key = choose_key(config.host, config.key_variable)
+    with tempfile.TemporaryDirectory(prefix="cpo-ray-") as folder:  # for its owner alone
+        file = Path(folder) / "key"
+        file.touch(mode=0o600)
+        file.write_text(key, encoding="utf-8")
+        say(f"the endpoint's key, for as long as it runs, is in {escape(str(file))}")
+        yield config.model_copy(update={"key_file": file})
+
+
+def _serve_until_told(folders: dict[str, Path], config: ServingConfig, tokens: int, gpus: int) -> None:
+    from cpo_ray.serving.app import drain, serve_models
+
+    up = serve_models(folders, config, tokens, gpus, lambda name: say(f"[green]up[/] {escape(name)}"))
+    told = threading.Event()
+    with _on_signals(_interrupt), up as endpoint:
+        with _on_signals(told.set):
+            say(f"serving at [bold]{escape(endpoint.url)}[/]: {escape(', '.join(folders))}; Ctrl-C ends it")
+            told.wait()
+        say("finishing what is under way; a second Ctrl-C ends at once")
+        left = drain(endpoint, config.drain_timeout_s)
+        if left:
+            say(f"[yellow]{left} requests did not finish within serving.drain_timeout_s {config.drain_timeout_s:g}[/]")
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _on_signals(act: Callable[[], None]) -> Iterator[None]:
+    """Within the block, SIGTERM and SIGINT call `act` and nothing else."""
+    before = {number: signal.signal(number, lambda *_: act()) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
