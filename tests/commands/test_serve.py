@@ -1,0 +1,114 @@
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cpo_ray.cli import app
+from cpo_ray.serving.app import Endpoint
+from tests.serving.tiny_llama import write_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return write_tiny_llama(root / "mle", seed=1), write_tiny_llama(root / "cpo", seed=2)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """What the endpoint was asked to be; it is told to end as soon as it is up."""
+    calls: dict[str, Any] = {"drained": 0}
+
+    @contextlib.contextmanager
+    def serve_models(folders: Any, config: Any, tokens: int, gpus: int, on_ready: Any) -> Iterator[Endpoint]:
+        key = config.key_file.read_text() if config.key_file else ""
+        calls.update(folders=folders, config=config, tokens=tokens, gpus=gpus, key=key)
+        threading.Timer(0.2, os.kill, (os.getpid(), calls.get("signal", signal.SIGTERM))).start()
+        yield Endpoint("http://127.0.0.1:1/v1", "key", "control")
+        calls["closed"] = True
+
+    def drain(endpoint: Endpoint, timeout_s: float) -> int:
+        calls["drained"] = timeout_s
+        return 2
+
+    monkeypatch.setattr("cpo_ray.serving.app.serve_models", serve_models)
+    monkeypatch.setattr("cpo_ray.serving.app.drain", drain)
+    monkeypatch.setattr("cpo_ray.cluster.LazyRay.ensure", lambda _: None)
+    monkeypatch.delenv("CPO_RAY_API_KEY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+def type_in(*words: object) -> Any:
+    return CliRunner().invoke(app, ["serve", *map(str, words)])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_until_it_is_told_and_lets_what_is_under_way_finish(
+    models: tuple[Path, Path], asked: dict[str, Any], number: signal.Signals
+) -> None:
+    asked["signal"] = number
+    before = signal.getsignal(number)
+    seen = type_in(models[0], f"policy={models[1]}", "--in-place", "--port", 0, "--set", "drain_timeout_s=7")
+    assert seen.exit_code == 0, seen.output
+    assert asked["folders"] == {"mle": models[0], "policy": models[1]}
+    assert (asked["config"].in_place, asked["config"].port, asked["tokens"], asked["gpus"]) == (True, 0, 256, 0)
+    assert (asked["drained"], asked["closed"]) == (7, True)
+    assert "2 requests did not finish within serving.drain_timeout_s 7" in seen.stdout
+    assert signal.getsignal(number) is before
+
+
+def test_a_key_of_its_own_is_in_a_private_file_and_nowhere_else(
+    models: tuple[Path, Path], asked: dict[str, Any]
+) -> None:
+    seen = type_in(models[0])
+    assert len(asked["key"]) > 30
+    assert asked["key"] not in seen.output
+    assert str(asked["config"].key_file) in "".join(seen.stdout.split())
+    assert not asked["config"].key_file.exists()
+
+
+def test_a_key_of_yours_is_used(
+    models: tuple[Path, Path], asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CPO_RAY_API_KEY", "mine")
+    assert type_in(models[0]).exit_code == 0
+    assert asked["config"].key_file is None
+
+
+def test_alphas_are_merged_and_served_beside_their_models(
+    models: tuple[Path, Path], asked: dict[str, Any], tmp_path: Path
+) -> None:
+    seen = type_in(*models, "--alphas", 0.3, 0.7, "--merged", tmp_path / "sweep")
+    assert seen.exit_code == 0, seen.output
+    assert list(asked["folders"]) == ["mle", "cpo", "merged-0.30", "merged-0.70"]
+    assert (asked["folders"]["merged-0.30"] / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "complaint"),
+    [
+        (("MLE", "MLE"), 2, "the name 'mle' is taken"),
+        (("=MLE",), 2, "is empty"),
+        (("nowhere",), 2, "is not a model directory"),
+        (("MLE", "--alphas", "0.5"), 2, "averages two models"),
+        (("MLE", "CPO", "--alphas", "1.5"), 2, "less than or equal to 1"),
+        (("MLE", "--set", "limits.requezts=3"), 2, "did you mean `serving.limits.requests`?"),
+        (("MLE", "--set", "min_replicas=3"), 2, "min_replicas 3 exceeds max_replicas 1"),
+        (("MLE", "--host", "0.0.0.0"), 1, "the endpoint's key must be yours"),
+    ],
+)
+def test_what_cannot_be_served_is_told_before_anything_starts(
+    models: tuple[Path, Path], asked: dict[str, Any], words: tuple[str, ...], code: int, complaint: str
+) -> None:
+    places = {"MLE": str(models[0]), "CPO": str(models[1]), "=MLE": f"={models[0]}"}
+    seen = type_in(*(places.get(word, word) for word in words))
+    assert seen.exit_code == code
+    assert complaint in " ".join(seen.stderr.split())
+    assert "folders" not in asked
