@@ -193,15 +193,17 @@ def refuse(refusal: RequestRefusedError) -> JSONResponse:
 
 
 def count_replicas(deployments: dict[str, str]) -> dict[str, int]:
-    """Model name -> replicas that run now, as Ray Serve knows it. Called in Serve's proxy; blocks."""
+    """Model name -> replicas that run now, as Ray Serve knows it; none where Serve cannot say. Called in its proxy; blocks."""
     from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
     from ray.serve.schema import ReplicaState
 
-    found = {
-        name: deployment
-        for application in serve.status().applications.values()
-        for name, deployment in application.deployments.items()
-    }
+    try:
+        applications = serve.status().applications.values()
+    except (RayError, RayServeException):  # its controller is being started anew
+        return dict.fromkeys(deployments, 0)
+    found = {name: deployment for application in applications for name, deployment in application.deployments.items()}
     return {
         model: found[name].replica_states.get(ReplicaState.RUNNING, 0) if name in found else 0
         for model, name in deployments.items()

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from cpo_ray.config import DecodingConfig, ServingConfig
-from cpo_ray.errors import ServiceError
+from cpo_ray.errors import ArtifactError, ServiceError
 from cpo_ray.evaluation.generation import generate_answers
 from cpo_ray.serving.app import Endpoint, drain, serve_models
-from cpo_ray.serving.deployments import engine_options
+from cpo_ray.serving.deployments import build_application, engine_options, read_context, read_vocabulary
 from tests.serving.tiny_llama import write_tiny_llama
 
 CONFIG = ServingConfig.model_validate({"start_timeout_s": 300, "engine": {"kv_cache_gib": 0.25, "max_sequences": 32}})
@@ -56,6 +56,24 @@ def test_engine_options_keep_the_stored_dtype(model: Path, tmp_path: Path) -> No
         engine_options(tmp_path, CONFIG, max_model_len=256, gpus_per_engine=0)
 
 
+def test_what_a_models_directory_does_not_say_is_named(model: Path, tmp_path: Path) -> None:
+    assert (read_context(model), read_vocabulary(model)) == (256, 1024)
+    for content, complaint in (("[]", "not a JSON object"), ("{", "config.json"), ("{}", "does not say")):
+        (tmp_path / "config.json").write_text(content)
+        for read in (read_context, read_vocabulary):
+            with pytest.raises(ServiceError, match=complaint):
+                read(tmp_path)
+
+
+def test_models_that_differ_cannot_share_an_engine(model: Path, tmp_path: Path) -> None:
+    longer = shutil.copytree(model, tmp_path / "longer")
+    description = json.loads((longer / "config.json").read_text())
+    (longer / "config.json").write_text(json.dumps(description | {"rms_norm_eps": 0.1}))
+    up = serve_models({"a": model, "b": longer}, SHARED, 256, 0)
+    with pytest.raises(ArtifactError, match="cannot take turns in one engine"), up:
+        pass
+
+
 def test_nothing_to_serve_and_open_hosts_are_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CONFIG.key_variable, raising=False)
     with pytest.raises(ServiceError, match="no models"), serve_models({}, CONFIG, 256, 0):
@@ -63,6 +81,23 @@ def test_nothing_to_serve_and_open_hosts_are_refused(model: Path, monkeypatch: p
     everywhere = CONFIG.model_copy(update={"host": "0.0.0.0"})
     with pytest.raises(ServiceError, match=CONFIG.key_variable), serve_models({"tiny": model}, everywhere, 256, 0):
         pass
+
+
+@pytest.mark.e2e
+def test_serve_is_told_how_many_engines_there_may_be(model: Path) -> None:
+    def engines(**keys: Any) -> dict[str, Any]:
+        config = ServingConfig.model_validate(keys)
+        ingress = build_application({"a": model, "b.1": model}, config, 256, 0)._bound_deployment
+        bound = [engine._bound_deployment for engine in ingress.init_kwargs["llm_deployments"].values()]
+        return {deployment.name: deployment for deployment in bound}
+
+    assert {name: engine.num_replicas for name, engine in engines().items()} == {
+        "LLMServer:0-a": 1,
+        "LLMServer:1-b_1": 1,
+    }
+    scaling = engines(min_replicas=1, max_replicas=3)["LLMServer:0-a"]._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 3, 32)
+    assert list(engines(in_place=True)) == ["LLMServer:shared"]
 
 
 @pytest.mark.e2e
