@@ -38,8 +38,8 @@ def write_model(folder, seed):
     return folder
 
 
-def engine_main(first, second):
-    """Start an engine, answer; with `second`, switch there and back again. Prints one line of JSON."""
+def engine_main(first, second, out):
+    """Start an engine, answer; with `second`, switch there and back again. Writes what was seen to `out`, as JSON."""
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -71,21 +71,23 @@ def engine_main(first, second):
         one_token()
         switches.append(time.perf_counter() - started)
         answers.setdefault(folder, []).append(answer())
-    sys.stdout.write(json.dumps({"start": seconds, "switches": switches, "answers": answers}) + "\n")
+    out.write_text(json.dumps({"start": seconds, "switches": switches, "answers": answers}), encoding="utf-8")
 
 
 def run_engine(first, second=""):
-    command = [sys.executable, __file__, "--engine", str(first), "--then", str(second)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    out = first.with_suffix(".json")
+    subprocess.run([sys.executable, __file__, "--engine", first, "--then", second, "--out", out], check=True)
+    return json.loads(out.read_text(encoding="utf-8"))
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--engine")
     parser.add_argument("--then")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.engine:
-        engine_main(options.engine, options.then)
+        engine_main(options.engine, options.then, options.out)
         return
     with tempfile.TemporaryDirectory() as folder:
         first, second = (write_model(Path(folder) / name, seed) for seed, name in enumerate(("first", "second")))

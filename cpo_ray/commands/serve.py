@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -19,6 +20,7 @@ from cpo_ray.configfile import override_defaults
 from cpo_ray.errors import ConfigError
 from cpo_ray.progress import say
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -83,8 +85,12 @@ def name_models(models: Sequence[str]) -> dict[str, Path]:
         name = name if equals else path.resolve().name
         if not (path / "config.json").is_file():
             raise ConfigError(f"{text}: {path} is not a model directory: it holds no config.json")
-        if not name or name in folders:
-            raise ConfigError(f"{text}: the name {name!r} is {'taken' if name else 'empty'}; give NAME=DIR")
+        if not NAME.fullmatch(name):
+            raise ConfigError(
+                f"{text}: {name!r} is no name for a model (letters, digits, '.', '_', '-'); give NAME=DIR"
+            )
+        if name in folders:
+            raise ConfigError(f"{text}: the name {name!r} is taken; give NAME=DIR")
         folders[name] = path
     return folders
 

@@ -95,7 +95,8 @@ def test_alphas_are_merged_and_served_beside_their_models(
     ("words", "code", "complaint"),
     [
         (("MLE", "MLE"), 2, "the name 'mle' is taken"),
-        (("=MLE",), 2, "is empty"),
+        (("=MLE",), 2, "'' is no name for a model"),
+        (("a b=MLE",), 2, "'a b' is no name for a model"),
         (("nowhere",), 2, "is not a model directory"),
         (("MLE", "--alphas", "0.5"), 2, "averages two models"),
         (("MLE", "CPO", "--alphas", "1.5"), 2, "less than or equal to 1"),
@@ -107,7 +108,7 @@ def test_alphas_are_merged_and_served_beside_their_models(
 def test_what_cannot_be_served_is_told_before_anything_starts(
     models: tuple[Path, Path], asked: dict[str, Any], words: tuple[str, ...], code: int, complaint: str
 ) -> None:
-    places = {"MLE": str(models[0]), "CPO": str(models[1]), "=MLE": f"={models[0]}"}
+    places = {"MLE": str(models[0]), "CPO": str(models[1]), "=MLE": f"={models[0]}", "a b=MLE": f"a b={models[0]}"}
     seen = type_in(*(places.get(word, word) for word in words))
     assert seen.exit_code == code
     assert complaint in " ".join(seen.stderr.split())
