@@ -84,7 +84,7 @@ def test_nothing_to_serve_and_open_hosts_are_refused(model: Path, monkeypatch: p
 
 
 @pytest.mark.e2e
-def test_serve_is_told_how_many_engines_there_may_be(model: Path) -> None:
+def test_serve_is_told_how_many_engines_there_may_be(cluster: Any, model: Path) -> None:
     def engines(**keys: Any) -> dict[str, Any]:
         config = ServingConfig.model_validate(keys)
         ingress = build_application({"a": model, "b.1": model}, config, 256, 0)._bound_deployment
