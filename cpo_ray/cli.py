@@ -22,8 +22,8 @@ from cpo_ray.commands.judge import judge
 from cpo_ray.commands.merge import merge
 from cpo_ray.commands.options import ManyNumbers
 from cpo_ray.commands.report import refuse_mixture, refuse_options, report_runs
-from cpo_ray.commands.submit import submit
 from cpo_ray.commands.serve import serve
+from cpo_ray.commands.submit import submit
 from cpo_ray.configfile import load_config
 from cpo_ray.errors import ConfigError, CpoRayError
 from cpo_ray.pipeline import STAGES, run_pipeline

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from cpo_ray.artifacts import Artifact, Summary, canonical, find_artifact, read_jsonl, read_table, write_json
 from cpo_ray.config import (
     JudgeConfig,
@@ -20,6 +22,7 @@ from cpo_ray.config import (
 from cpo_ray.errors import ConfigError
 from cpo_ray.meters import bar
 from cpo_ray.needs import sampling_needs, serving_needs, training_needs
+from cpo_ray.progress import say
 from cpo_ray.run import Run
 from cpo_ray.tracking import track
 from cpo_ray.watching import Watcher
