@@ -1,7 +1,9 @@
-"""Attention over packed token trees: FlexAttention's block masks on CUDA, a dense mask for SDPA elsewhere.
+"""Attention over packed token trees: FlexAttention's block masks on CUDA, branch by branch elsewhere, else SDPA.
 
-Both say the same: a token sees exactly the tokens whose subtree it lies in (see `packing`). A block mask lets the kernel
-leave out whole blocks of pairs that see nothing of each other, and those are most of a tree.
+All say the same: a token sees exactly the tokens whose subtree it lies in (see `packing`). A block mask lets the kernel
+leave out whole blocks of pairs that see nothing of each other, and those are most of a tree; `branches` leaves out all of
+them. SDPA takes a dense mask and computes every pair: it is what a model uses that was told nothing, and what is left on a
+GPU where FlexAttention cannot do the shape.
 """
 
 from functools import cache
@@ -12,19 +14,24 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-TREE = "cpo_ray_tree"  # the name under which transformers finds `tree_attention`
+from cpo_ray.objective.branches import Branch, BranchAttention, find_branches
+
+TREE = "cpo_ray_tree"  # the name under which transformers finds `tree_attention` ...
+BRANCHES = "cpo_ray_branches"  # ... and `branch_attention`
 BLOCK = 128  # FlexAttention's block of queries and keys
 
 
 def use_tree_attention(model: PreTrainedModel) -> str | None:
-    """Give the model FlexAttention where it runs, else SDPA. Returns why it does not run, None where it does.
+    """Give the model FlexAttention on CUDA, attention by branches elsewhere. Returns None, or why SDPA is left on CUDA.
 
     Tried, not looked up: which head sizes and which ratios of query to key heads a kernel takes changes with torch and card.
     """
     AttentionInterface.register(TREE, tree_attention)
-    model.set_attn_implementation("sdpa")
+    AttentionInterface.register(BRANCHES, branch_attention)
     if model.device.type != "cuda":
-        return f"FlexAttention needs CUDA, the model is on {model.device.type}"
+        model.set_attn_implementation(BRANCHES)
+        return None
+    model.set_attn_implementation("sdpa")
     config = model.config
     heads = config.num_attention_heads
     keys = getattr(config, "num_key_value_heads", None) or heads
@@ -42,10 +49,18 @@ def use_tree_attention(model: PreTrainedModel) -> str | None:
     return None
 
 
-def attention_mask(model: PreTrainedModel, subtree_end_RN: Tensor) -> Tensor | BlockMask:
-    """The mask in the form that the model's attention takes."""
-    flex = model.config._attn_implementation == TREE  # noqa: SLF001 - transformers has no public name for it
-    return tree_block_mask(subtree_end_RN) if flex else tree_mask(subtree_end_RN)
+def by_branches(model: PreTrainedModel) -> bool:
+    """Does the model's attention take one row of whole trees, and no padding?"""
+    return _attention(model) == BRANCHES
+
+
+def attention_arguments(model: PreTrainedModel, subtree_end_RN: Tensor) -> dict[str, Any]:
+    """The mask in the form that the model's attention takes, as arguments of its decoder."""
+    if _attention(model) == BRANCHES:
+        # transformers hands a mask of four dimensions on as it is, and unknown arguments down to the attention.
+        return {"attention_mask": subtree_end_RN[:, None, None], "branches": find_branches(subtree_end_RN[0].tolist())}
+    flex = _attention(model) == TREE
+    return {"attention_mask": tree_block_mask(subtree_end_RN) if flex else tree_mask(subtree_end_RN)}
 
 
 def tree_mask(subtree_end_RN: Tensor) -> Tensor:
@@ -81,6 +96,28 @@ def tree_attention(
     grouped = query.shape[1] != key.shape[1]
     out: Any = attend(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=grouped)
     return out.transpose(1, 2).contiguous(), None
+
+
+def branch_attention(
+    module: nn.Module,  # noqa: ARG001 - transformers' signature
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,  # noqa: ARG001 - the branches say it all
+    *,
+    branches: list[Branch],
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The same on one row of whole trees: (1, heads, N, head size) in, (1, N, heads, head size) out."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out: Tensor = BranchAttention.apply(query[0], key[0], value[0], branches, scale)  # type: ignore[no-untyped-call]
+    return out[None], None
+
+
+def _attention(model: PreTrainedModel) -> str:
+    name: str = model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
+    return name
 
 
 @cache

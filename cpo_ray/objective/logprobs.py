@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cpo_ray.objective.attention import attention_mask
-from cpo_ray.objective.packing import PackedGroups, Tokens, pack_groups
+from cpo_ray.objective.attention import attention_arguments, by_branches
+from cpo_ray.objective.packing import PackedGroups, Tokens, drop_padding, pack_groups
 
 CHUNK_ELEMENTS = 2**23  # logits of one chunk: 32 MiB in float32
 
@@ -29,9 +29,12 @@ class EdgeLogProbs(torch.autograd.Function):
             logp_E, normalizer_S = logp_E.double(), normalizer_S.double()
         for sources, edges in _chunks(hidden_SD, weight_VD, edge_source_E):
             logits_CV = _logits(hidden_SD[sources], weight_VD)
-            normalizer_S[sources] = torch.logsumexp(logits_CV, dim=-1)
             source_C, target_C = edge_source_E[edges], edge_target_E[edges]
-            logp_E[edges] = logits_CV[source_C - sources.start, target_C] - normalizer_S[source_C]
+            wanted_C = logits_CV[source_C - sources.start, target_C]
+            largest_C1 = logits_CV.amax(dim=-1, keepdim=True)
+            # In place, as all that has a chunk's size: on CPU a fresh chunk costs more than the arithmetic on it.
+            normalizer_S[sources] = logits_CV.sub_(largest_C1).exp_().sum(dim=-1).log_() + largest_C1[:, 0]
+            logp_E[edges] = wanted_C - normalizer_S[source_C]
         ctx.save_for_backward(hidden_SD, weight_VD, edge_source_E, edge_target_E, normalizer_S)
         return logp_E
 
@@ -43,14 +46,17 @@ class EdgeLogProbs(torch.autograd.Function):
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=normalizer_S.dtype)
         outflow_S = torch.zeros_like(normalizer_S).index_add_(0, edge_source_E, grad_E)
         for sources, edges in _chunks(hidden_SD, weight_VD, edge_source_E):
-            grad_CV = torch.exp(_logits(hidden_SD[sources], weight_VD) - normalizer_S[sources, None])
+            grad_CV = _logits(hidden_SD[sources], weight_VD).sub_(normalizer_S[sources, None]).exp_()
             grad_CV *= -outflow_S[sources, None]
             grad_CV.index_put_(
                 (edge_source_E[edges] - sources.start, edge_target_E[edges]), grad_E[edges], accumulate=True
             )
             grad_CV = grad_CV.to(weight_VD.dtype)
             grad_hidden_SD[sources] = grad_CV @ weight_VD
-            grad_weight_VD += grad_CV.T @ hidden_SD[sources]
+            if grad_CV.dtype == grad_weight_VD.dtype:
+                grad_weight_VD.addmm_(grad_CV.T, hidden_SD[sources])
+            else:
+                grad_weight_VD += grad_CV.T @ hidden_SD[sources]
         return grad_hidden_SD, grad_weight_VD.to(weight_VD.dtype), None, None
 
 
@@ -66,11 +72,13 @@ def candidate_logps(model: PreTrainedModel, packed: PackedGroups) -> Tensor:
 
 def source_hidden(model: PreTrainedModel, packed: PackedGroups) -> Tensor:
     """Last hidden states at the sources, (S, D)."""
+    if by_branches(model):
+        packed = drop_padding(packed)
     hidden_RND = model.get_decoder()(
         input_ids=packed.input_ids_RN,
         position_ids=packed.position_ids_RN,
-        attention_mask=attention_mask(model, packed.subtree_end_RN),
         use_cache=False,
+        **attention_arguments(model, packed.subtree_end_RN),
     ).last_hidden_state
     return hidden_RND.flatten(0, 1)[packed.source_S]
 

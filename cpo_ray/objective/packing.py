@@ -160,6 +160,25 @@ def pack_groups(
     )
 
 
+def drop_padding(packed: PackedGroups) -> PackedGroups:
+    """The same trees in one row of real tokens alone: for attention that looks at no pair of tokens in vain."""
+    rows, width = packed.input_ids_RN.shape
+    flat_end = (
+        packed.subtree_end_RN + torch.arange(0, rows * width, width, device=packed.source_S.device)[:, None]
+    ).flatten()
+    # A leaf is always a source, its last token's edge leaves it; padding sees itself alone and is none.
+    real = flat_end > torch.arange(1, rows * width + 1, device=flat_end.device)
+    real[packed.source_S] = True
+    before = torch.cat([real.new_zeros(1, dtype=torch.long), real.cumsum(0)])  # real tokens before each place
+    return replace(
+        packed,
+        input_ids_RN=packed.input_ids_RN.flatten()[real][None],
+        position_ids_RN=packed.position_ids_RN.flatten()[real][None],
+        subtree_end_RN=before[flat_end[real]][None],
+        source_S=before[packed.source_S],
+    )
+
+
 def _grow_trees(
     prompts: Sequence[Tokens],
     candidates: Sequence[Sequence[Tokens]],

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from cpo_ray.objective.attention import TREE, tree_attention, tree_block_mask, tree_mask, use_tree_attention
+from cpo_ray.objective.attention import BRANCHES, TREE, tree_attention, tree_block_mask, tree_mask, use_tree_attention
 from cpo_ray.objective.logprobs import candidate_logps
 from cpo_ray.objective.packing import pack_groups
 from tests.objective.conftest import random_groups, tiny_model
@@ -43,10 +43,10 @@ def test_grouped_query_heads():
     torch.testing.assert_close(flex, dense.transpose(1, 2), rtol=1e-4, atol=1e-4)
 
 
-def test_without_cuda_the_model_gets_sdpa_and_the_reason():
+def test_without_cuda_the_model_attends_by_branches():
     model = tiny_model("llama", torch.float32)
-    assert use_tree_attention(model) == "FlexAttention needs CUDA, the model is on cpu"
-    assert model.config._attn_implementation == "sdpa"
+    assert use_tree_attention(model) is None
+    assert model.config._attn_implementation == BRANCHES
 
 
 @pytest.mark.gpu

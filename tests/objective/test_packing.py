@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpo_ray.objective.attention import tree_mask
-from cpo_ray.objective.packing import grow_tree, pack_groups
+from cpo_ray.objective.packing import drop_padding, grow_tree, pack_groups
 
 tokens = st.lists(st.integers(0, 4), min_size=1, max_size=8)
 groups = st.tuples(tokens, st.lists(tokens, min_size=1, max_size=6))
@@ -82,6 +82,17 @@ def test_a_row_has_the_length_that_was_asked_for():
     assert packed.input_ids_RN.tolist() == [[3, 8, 9, 9, 0], [1, 5, 6, 2, 7]]
     with pytest.raises(ValueError, match="group 1 needs 3 tokens, but a row has 2"):
         pack_groups([[1], [2, 2]], [[[5, 0]], [[7, 0]]], row_tokens=2)
+
+
+@given(st.lists(st.tuples(tokens, st.tuples(tokens, tokens)), min_size=1, max_size=5, unique_by=lambda g: tuple(g[0])))
+def test_without_padding_the_trees_are_the_same(batch):
+    prompts, candidates = [prompt for prompt, _ in batch], [list(group) for _, group in batch]
+    padded = pack_groups(prompts, candidates)
+    one_row = drop_padding(padded)
+    assert one_row.tokens == sum(len(grow_tree(p, c).tokens) for p, c in zip(prompts, candidates, strict=True))
+    flat_ids, sees = padded.input_ids_RN.flatten(), tree_mask(one_row.subtree_end_RN)[0, 0]
+    assert one_row.input_ids_RN[0, one_row.source_S].tolist() == flat_ids[padded.source_S].tolist()
+    assert sees.sum(1).tolist() == (one_row.position_ids_RN[0] + 1).tolist()
 
 
 def test_targets_may_differ_from_what_stands_there():

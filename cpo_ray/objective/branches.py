@@ -1,0 +1,124 @@
+"""Exact attention over a token tree without a GPU's kernel: branch by branch, in dense products and linear memory.
+
+A tree in depth-first order falls into branches: runs of tokens each of which is the child of the one before. All tokens of a
+branch see its ancestors, and each sees the branch up to itself. So a branch of s tokens under n ancestors costs s * (n + s)
+pairs, where a dense mask over the row computes every pair and throws most away.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 256  # longer branches are cut, so that little of a branch's causal square is computed in vain
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Tokens [start, end), each the child of the one before; `ancestors` are the [start, end) of all that they see besides."""
+
+    start: int
+    end: int
+    ancestors: tuple[tuple[int, int], ...]
+
+    def gather(self, tensor_GND: Tensor) -> Tensor:
+        """What the branch sees, its own tokens last: (G, n + s, D)."""
+        spans = [*self.ancestors, (self.start, self.end)]
+        return (
+            torch.cat([tensor_GND[:, a:b] for a, b in spans], dim=1)
+            if len(spans) > 1
+            else tensor_GND[:, slice(*spans[0])]
+        )
+
+    def scatter_add(self, tensor_GND: Tensor, seen: Tensor) -> None:
+        """The way back from `gather`: add each part to where it came from."""
+        offset = 0
+        for a, b in [*self.ancestors, (self.start, self.end)]:
+            tensor_GND[:, a:b] += seen[:, offset : offset + b - a]
+            offset += b - a
+
+
+def find_branches(subtree_end: Sequence[int], block: int = BLOCK) -> list[Branch]:
+    """The branches of trees that stand one after the other, in order; every token is in exactly one."""
+    branches: list[Branch] = []
+    path: list[tuple[int, int]] = []  # spans from the root to the token before
+    start = 0
+    for index in range(1, len(subtree_end) + 1):
+        ends = index == len(subtree_end) or subtree_end[index - 1] <= index  # the next token is no child of this one
+        if not ends and index - start < block:
+            continue
+        branches.append(Branch(start, index, tuple(path)))
+        path.append((start, index))
+        while path and index < len(subtree_end):  # leave the subtrees that the next token is not in
+            a, b = path.pop()
+            while b > a and subtree_end[b - 1] <= index:
+                b -= 1
+            if b > a:
+                path.append((a, b))
+                break
+        start = index
+    return branches
+
+
+class BranchAttention(torch.autograd.Function):
+    """softmax(Q K^T * scale) V where a query sees its ancestors and itself. H query heads share G key heads, H = G * J."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query_HND: Tensor, key_GND: Tensor, value_GND: Tensor, branches: list[Branch], scale: float
+    ) -> Tensor:
+        """-> (N, H, D)."""
+        heads, tokens, size = query_HND.shape
+        out_NHD = query_HND.new_empty(tokens, heads, size)
+        normalizer_HN = torch.empty(heads, tokens, dtype=_wide(query_HND), device=query_HND.device)
+        for branch in branches:
+            s = slice(branch.start, branch.end)
+            scores_HSN = _scores(query_HND[:, s], branch.gather(key_GND), scale)
+            normalizer_HN[:, s] = torch.logsumexp(scores_HSN, dim=-1)
+            weights_HSN = scores_HSN.sub_(normalizer_HN[:, s, None]).exp_().to(value_GND.dtype)
+            seen_GND = branch.gather(value_GND)
+            out_NHD[s] = (_by_group(weights_HSN, seen_GND) @ seen_GND).view(heads, -1, size).transpose(0, 1)
+        ctx.save_for_backward(query_HND, key_GND, value_GND, normalizer_HN)
+        ctx.branches, ctx.scale = branches, scale
+        return out_NHD
+
+    @staticmethod
+    def backward(ctx: Any, grad_NHD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """The weights are computed again from the saved normalizers, as FlashAttention does (Dao et al. 2022, B.4)."""
+        query_HND, key_GND, value_GND, normalizer_HN = ctx.saved_tensors
+        grad_query, grad_key, grad_value = (torch.zeros_like(t) for t in (query_HND, key_GND, value_GND))
+        for branch in ctx.branches:
+            s = slice(branch.start, branch.end)
+            keys, values = branch.gather(key_GND), branch.gather(value_GND)
+            query = _by_group(query_HND[:, s], keys)
+            grad = _by_group(grad_NHD[s].transpose(0, 1), keys)
+            weights_HSN = _scores(query_HND[:, s], keys, ctx.scale).sub_(normalizer_HN[:, s, None]).exp_()
+            weights = weights_HSN.view(*query.shape[:2], -1)
+            branch.scatter_add(grad_value, weights.to(grad.dtype).transpose(1, 2) @ grad)
+            towards = (grad @ values.transpose(1, 2)).to(weights.dtype)
+            inner = (towards * weights).sum(dim=-1, keepdim=True)
+            grad_scores = towards.sub_(inner).mul_(weights).mul_(ctx.scale).to(query.dtype)
+            grad_query[:, s] = (grad_scores @ keys).view(query_HND[:, s].shape)
+            branch.scatter_add(grad_key, grad_scores.transpose(1, 2) @ query)
+        return grad_query, grad_key, grad_value, None, None
+
+
+def _scores(query_HSD: Tensor, keys_GND: Tensor, scale: float) -> Tensor:
+    """(H, S, N) in float32 or wider, minus infinity where a token would see one of its descendants."""
+    heads, length, _ = query_HSD.shape
+    scores = _by_group(query_HSD, keys_GND) @ keys_GND.transpose(1, 2)
+    scores_HSN = scores.to(_wide(query_HSD)).view(heads, length, -1).mul_(scale)
+    later = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu_(1)
+    scores_HSN[:, :, -length:].masked_fill_(later, -torch.inf)
+    return scores_HSN
+
+
+def _by_group(tensor_HSD: Tensor, keys_GND: Tensor) -> Tensor:
+    """(G, J * S, D): the query heads of a key head one after the other, so that one product serves them all."""
+    return tensor_HSD.reshape(keys_GND.shape[0], -1, tensor_HSD.shape[-1])
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
