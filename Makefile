@@ -45,7 +45,7 @@ lint: install ## ruff (rules and format) and mypy
 
 .PHONY: bench-training
 bench-training: install ## A training step against its baselines; ratios go to benchmarks/results/
-	$(BIN)/python benchmarks/training.py
+	$(BIN)/python -m benchmarks.training
 
 .PHONY: bench-serving
 bench-serving: install ## Changing an engine's weights in place against starting another; ratios go to benchmarks/results/

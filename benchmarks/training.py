@@ -1,217 +1,162 @@
-"""Step time and memory of token-tree packing against what others do. `make bench-training`; ratios from one run.
+"""A training step against its baselines. `make bench-training`; all ratios from one run.
 
-One step is forward + backward of the ranked CPO loss on 4 prompts, K = 12 MixN, vocabulary 50,257, a GPT-2 shape of about
-30 M parameters, float32, one thread. Baselines, all computing the same loss:
-    padded      each prompt + candidate a row of its own, padded to the longest, full logits (what pairwise trainers do, K-wise)
-    separate    packed rows and the same chunked head, but each prompt + candidate a tree of its own: no prefix is shared
-    mle         next-token loss on as many tokens as the CPO step computes
-Variants take turns, batch by batch, so that a machine that changes its speed changes it for all. Memory is the peak of a
-process of its own per variant.
+One step is forward + backward of the ranked CPO loss on 4 prompts, K = 12 MixN, vocabulary 50,257, a GPT-2 shape of 30 M
+parameters, float32, one thread; `steps` has the variants. Time is the thread's processor time, so that what else runs on
+the machine counts as little as it can; variants take turns on every batch and a ratio is the median of the paired ratios.
+Memory is the peak above the loaded model, in a process of its own per variant. The DPO and Ray parts are scripts of their own.
 """
 
 import argparse
 import json
-import platform
+import os
 import random
-import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
-from cpo_ray.data.dolly import read_dolly
-from cpo_ray.data.rows import Row
-from cpo_ray.data.template import apply_template
-from cpo_ray.data.tokenization import encode, load_tokenizer
-from cpo_ray.objective.logprobs import candidate_logps
-from cpo_ray.objective.losses import cpo_loss, mle_loss
-from cpo_ray.objective.packing import pack_groups
+from benchmarks.groups import Batch, make_batches, token_pairs
+from benchmarks.results import ROOT, machine, not_measured, ratio, write_results
+from benchmarks.steps import SHAPES, STEPS, make_model, mle_like, padded_gib
 
-ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared" / "data"
-VOCABULARY, EOS, K, PROMPTS = 50_257, 50_256, 12, 4
-MIX = {"batch": 3, "meanfield": 5, "truncation": 3}
-LONGEST = 320  # prompt + response; what a padded step of 48 rows can hold in 24 GiB
+POOL = 60  # batches among which those are found whose padded step fits the memory
+TRL = Path(os.environ.get("CPO_RAY_TRL", ROOT / ".venv" / "trl"))  # where `make trl` puts it
+
+Work = Callable[[], float]
 
 
-def lengths(count, draw):
-    """(prompt, response) token lists: Dolly's own where it is at hand, else random tokens of lengths like them."""
-    dolly = SHARED / "dolly" / "databricks-dolly-15k.jsonl"
-    if dolly.exists():
-        tokenizer = load_tokenizer(str(SHARED / "tokenizers"))
-        rows = [row for row in read_dolly(dolly) if isinstance(row, Row)]
-        rows = draw.sample(rows, 4 * count)
-        prompts = [apply_template("{context}\n{instruction}\n", row.instruction, row.context) for row in rows]
-        pairs = zip(
-            encode(tokenizer, prompts, special=True), encode(tokenizer, [row.response for row in rows], special=False),
-            strict=True,
-        )  # fmt: skip
-        fitting = [(p, r) for p, r in pairs if len(p) + len(r) < LONGEST and len(r) > 1]
-        return fitting[:count], "Dolly"
-    tokens = lambda n: [draw.randrange(EOS) for _ in range(n)]  # noqa: E731
-    return [(tokens(draw.randint(8, 120)), tokens(draw.randint(8, 120))) for _ in range(count)], "synthetic lengths"
-
-
-def make_batches(number, seed=17):
-    """Groups as sampling makes them: the prompts, and for each its K candidates."""
-    draw = random.Random(seed)
-    pairs, source = lengths(number * PROMPTS, draw)
-    batches = []
-    for start in range(0, len(pairs), PROMPTS):
-        batch = pairs[start : start + PROMPTS]
-        prompts, groups = [], []
-        for prompt, response in batch:
-            others = [[*r, EOS] for _, r in draw.sample([p for p in pairs if p[1] != response], MIX["batch"])]
-            edits = [meanfield(response, draw) for _ in range(MIX["meanfield"])]
-            cuts = [[*response[: draw.randint(1, len(response) - 1)], EOS] for _ in range(MIX["truncation"])]
-            prompts.append(prompt)
-            groups.append([[*response, EOS], *others, *edits, *cuts])
-        batches.append((prompts, groups))
-    return batches, source
-
-
-def meanfield(response, draw):
-    edited = list(response)
-    for position in draw.sample(range(len(response)), max(1, round(0.15 * len(response)))):
-        edited[position] = draw.randrange(EOS)
-    return [*edited, EOS]
-
-
-def make_model():
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=384, n_layer=6, n_head=6, n_positions=1024,
-        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=EOS, eos_token_id=EOS,
-    )  # fmt: skip
-    model = GPT2LMHeadModel(config)
-    model.set_attn_implementation("sdpa")
-    return model
-
-
-def loss_of(logps_BK):
-    """The ranked loss against a reference that is the policy's own values: the same number in every variant."""
-    ranks = torch.arange(logps_BK.shape[1]).repeat(logps_BK.shape[0], 1)
-    return cpo_loss(logps_BK, logps_BK.detach() * 0.99, 5.0, ranks).mean()
-
-
-def tree_step(model, batch):
-    return loss_of(candidate_logps(model, pack_groups(*batch)))
-
-
-def separate_step(model, batch):
-    prompts = [prompt for prompt, group in zip(*batch, strict=True) for _ in group]
-    candidates = [[candidate] for group in batch[1] for candidate in group]
-    return loss_of(candidate_logps(model, pack_groups(prompts, candidates)).view(len(batch[0]), -1))
-
-
-def padded_step(model, batch):
-    rows = [(p, c) for p, group in zip(*batch, strict=True) for c in group]
-    width = max(len(p) + len(c) for p, c in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    seen, answer = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-    for i, (p, c) in enumerate(rows):
-        ids[i, : len(p) + len(c)] = torch.tensor(p + c)
-        seen[i, : len(p) + len(c)] = 1
-        answer[i, len(p) : len(p) + len(c)] = True
-    logits = model(input_ids=ids, attention_mask=seen, use_cache=False).logits[:, :-1]
-    logps = logits.log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
-    return loss_of((logps * answer[:, 1:]).sum(1).view(len(batch[0]), -1))
-
-
-def mle_step(model, batch):
-    """Sequences of gold alone, repeated until they hold as many tokens as the CPO step's trees."""
-    target = pack_groups(*batch).tokens
-    golds = [(p, [group[0]]) for p, group in zip(*batch, strict=True)]
-    prompts, candidates, tokens = [], [], 0
-    while tokens < target:
-        p, c = golds[len(prompts) % len(golds)]
-        prompts.append(p)
-        candidates.append(c)
-        tokens += len(p) + len(c[0])
-    logps = candidate_logps(model, pack_groups(prompts, candidates))
-    return mle_loss(logps[:, 0], sum(len(c[0]) for c in candidates))
-
-
-STEPS = {"tree": tree_step, "separate": separate_step, "padded": padded_step, "mle": mle_step}
-
-
-def run_step(model, batch, name):
+def seconds(model: GPT2LMHeadModel, name: str, batch: Batch) -> tuple[float, float]:
+    """Processor seconds of one step, and its loss."""
     model.zero_grad(set_to_none=True)
-    started = time.perf_counter()
+    started = time.process_time()
     loss = STEPS[name](model, batch)
     loss.backward()
-    return time.perf_counter() - started, loss.item()
+    return time.process_time() - started, loss.item()
 
 
-def measure_memory(name, batches):
-    """Peak resident GiB above the loaded model, in a process of its own."""
-    command = [sys.executable, __file__, "--peak-of", name, "--batches", str(batches)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+def paired(
+    model: GPT2LMHeadModel, pairs: Iterable[tuple[tuple[str, Batch], tuple[str, Batch]]], rounds: int
+) -> list[float]:
+    """For each pair of steps (a, b): time of b / time of a, taking turns. Steps with the same loss must show it."""
+    ratios = []
+    for a, b in pairs:
+        for _ in range(rounds):
+            (took_a, loss_a), (took_b, loss_b) = seconds(model, *a), seconds(model, *b)
+            if "mle" not in (a[0], b[0]):
+                np.testing.assert_allclose(loss_b, loss_a, rtol=1e-3)
+            ratios.append(took_b / took_a)
+    return ratios
 
 
-def peak_of(name, batches):
-    model, (data, _) = make_model(), make_batches(batches)
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for batch in data:
-        run_step(model, batch, name)
-    sys.stdout.write(f"{(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 2**20}\n")
+def step_ratios(model: GPT2LMHeadModel, batches: list[Batch], fitting: list[Batch], rounds: int) -> dict[str, Any]:
+    texts, _ = token_pairs(400, random.Random(5))
+    seconds(model, "tree", batches[0])  # warm-up
+    vs_padded = paired(model, [(("tree", b), ("padded", b)) for b in fitting], 1)
+    vs_separate = paired(model, [(("tree", b), ("separate", b)) for b in batches], rounds)
+    matched = [(("mle", mle_like(b, texts, predicted=True)), ("tree", b)) for b in batches]
+    golds = [(("mle", mle_like(b, texts, predicted=False)), ("tree", b)) for b in batches]
+    return {
+        "step_vs_padded": ratio(vs_padded, ">= 5", "padded concatenation, full logits", "times faster"),
+        "step_vs_separate": ratio(vs_separate, ">= 1.9", "packed, no prefix shared, the same head", "times faster"),
+        "cpo_vs_mle": ratio(
+            paired(model, matched, rounds), "<= 1.15", "MLE, as many tokens computed and predicted", "times as long"
+        ),
+        "cpo_vs_mle_on_golds": ratio(
+            paired(model, golds, rounds),
+            "<= 1.15",
+            "MLE, as many tokens computed, prompts not predicted",
+            "times as long",
+        ),
+    }
 
 
-def ratio(value, target, holds, baseline, what):
-    return {"value": round(value, 2), "target": target, "holds": holds, "baseline": baseline, "what": what}
+def memory_ratio(shape: str, fitting: int, gib: float) -> dict[str, Any]:
+    """Peak memory of `tree` over that of `padded` on the same batch, above the loaded model."""
+    shares = [peak_of("tree", shape, n, gib) / peak_of("padded", shape, n, gib) for n in range(fitting)]
+    return ratio(shares, "<= 0.167", "padded concatenation, full logits", "of its peak memory above the model")
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--batches", type=int, default=4)
-    parser.add_argument("--peak-of")
+def peak_of(name: str, shape: str, number: int, gib: float) -> float:
+    """GiB, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.training", "--shape", shape, "--padded-gib", str(gib)]
+    command += ["--peak-of", name, str(number)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()[-1])
+
+
+def resident(field: str) -> int:
+    """VmRSS or VmHWM (the most it has been) of this process, KiB."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def print_peak(model: GPT2LMHeadModel, name: str, batch: Batch) -> None:
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far: loading the data
+    before = resident("VmRSS")
+    seconds(model, name, batch)
+    sys.stdout.write(f"{(resident('VmHWM') - before) / 2**20}\n")
+
+
+def trl_ratio(shape: str) -> dict[str, Any]:
+    target, what = ">= 1.5", "times the prompts/s at equal loss, K = 2"
+    baseline = "TRL 1.16's DPOTrainer: precomputed reference, padded (it has no padding-free mode at present)"
+    if not (TRL / "trl").is_dir():
+        return not_measured(target, baseline, what, f"TRL is not in {TRL}; `make trl` installs it there")
+    path = os.pathsep.join([str(TRL), str(ROOT)])
+    command = [sys.executable, "-m", "benchmarks.trl_dpo", "--shape", shape]
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}
+    )
+    return ratio(json.loads(done.stdout.splitlines()[-1]), target, baseline, what)
+
+
+def overhead_ratios(shape: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.overhead", "--shape", shape]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    by_clock = json.loads(done.stdout.splitlines()[-1])
+    return {
+        f"ray_train_vs_bare_loop_{clock}": ratio(
+            values, ">= 0.95", "a bare torch loop over packed batches", f"of its steps/s, {clock} time"
+        )
+        for clock, values in by_clock.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=list(SHAPES), default="256x22", help="width x layers of the GPT-2")
+    parser.add_argument("--batches", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2, help="turns per batch and pair of variants")
+    parser.add_argument("--padded-gib", type=float, default=8.0, help="pad only batches whose logits fit this memory")
+    parser.add_argument(
+        "--only", choices=["steps", "memory", "trl", "overhead"], nargs="*", help="parts to run; default: all"
+    )
+    parser.add_argument("--peak-of", nargs=2, metavar=("VARIANT", "BATCH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    pool, source = make_batches(POOL)
+    fitting = [batch for batch in pool if padded_gib(batch) <= options.padded_gib][: options.batches]
     if options.peak_of:
-        peak_of(options.peak_of, options.batches)
+        name, number = options.peak_of
+        print_peak(make_model(options.shape), name, fitting[int(number)])
         return
-    model, (data, source) = make_model(), make_batches(options.batches)
-    seconds, losses = {name: [] for name in STEPS}, {name: [] for name in STEPS}
-    run_step(model, data[0], "tree")  # warm-up
-    for batch in data:
-        for name in STEPS:
-            took, loss = run_step(model, batch, name)
-            seconds[name].append(took)
-            losses[name].append(loss)
-    for name in ("separate", "padded"):
-        np.testing.assert_allclose(losses[name], losses["tree"], rtol=1e-3)
-    faster = {name: median(np.array(seconds[name]) / np.array(seconds["tree"])) for name in STEPS}
-    memory = {name: measure_memory(name, options.batches) for name in ("tree", "padded")}
-    share = memory["padded"] / memory["tree"]
-    ratios = {
-        "step_vs_padded": ratio(faster["padded"], ">= 5", faster["padded"] >= 5, "padded, full logits", "times faster"),
-        "memory_vs_padded": ratio(share, ">= 6", share >= 6, "padded, full logits", "times less above the model"),
-        "step_vs_separate": ratio(
-            faster["separate"], ">= 1.9", faster["separate"] >= 1.9, "no prefix shared", "times faster"
-        ),
-        "cpo_vs_mle": ratio(
-            1 / faster["mle"], "<= 1.15", 1 / faster["mle"] <= 1.15, "MLE on as many tokens", "times as long"
-        ),
-    }
-    result = {
-        "date": time.strftime("%F"),
-        "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}, {source}, {options.batches} batches",
-        "command": "make bench-training",
-        "ratios": ratios,
-    }
-    out = ROOT / "benchmarks" / "results" / "training.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    for name, entry in ratios.items():
-        verdict = "holds" if entry["holds"] else "DOES NOT HOLD"
-        sys.stdout.write(
-            f"{name}: {entry['value']} ({entry['target']}: {verdict}) {entry['what']}, {entry['baseline']}\n"
-        )
+    parts = options.only or ["steps", "memory", "trl", "overhead"]
+    ratios: dict[str, Any] = {}
+    if "steps" in parts:
+        ratios |= step_ratios(make_model(options.shape), pool[: options.batches], fitting, options.rounds)
+    if "memory" in parts:
+        ratios["memory_vs_padded"] = memory_ratio(options.shape, len(fitting), options.padded_gib)
+    if "trl" in parts:
+        ratios["dpo_vs_trl"] = trl_ratio(options.shape)
+    if "overhead" in parts:
+        ratios |= overhead_ratios(options.shape)
+    where = machine("1 thread", source, f"GPT-2 {options.shape}", f"{options.batches} batches of 4 prompts, K = 12")
+    write_results("training", "make bench-training", where, ratios)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,60 @@
+"""Groups as sampling makes them, K = 12 MixN: Dolly's own texts where they are at hand, else random tokens."""
+
+import random
+from pathlib import Path
+
+from cpo_ray.data.dolly import read_dolly
+from cpo_ray.data.rows import Row
+from cpo_ray.data.template import apply_template
+from cpo_ray.data.tokenization import encode, load_tokenizer
+from cpo_ray.sampling.truncation import truncation_negatives
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+VOCABULARY, EOS, CONTEXT = 50_257, 50_256, 1024
+K, PROMPTS, BATCH, MEANFIELD, TRUNCATION = 12, 4, 3, 5, 3  # MixN: the gold and 3 BN, 5 MN, 3 TN
+
+Tokens = list[int]
+Batch = tuple[list[Tokens], list[list[Tokens]]]  # prompts, and for each its candidates, the gold first
+
+
+def make_batches(number: int, seed: int = 17) -> tuple[list[Batch], str]:
+    """`number` batches of 4 prompts with 12 candidates each, and where their lengths come from."""
+    draw = random.Random(seed)
+    pairs, source = token_pairs(number * PROMPTS, draw)
+    groups = [[gold, *negatives(gold, [other for _, other in pairs], i, draw)] for i, (_, gold) in enumerate(pairs)]
+    cut = [slice(start, start + PROMPTS) for start in range(0, len(pairs), PROMPTS)]
+    return [([prompt for prompt, _ in pairs[part]], groups[part]) for part in cut], source
+
+
+def negatives(gold: Tokens, golds: list[Tokens], index: int, draw: random.Random) -> list[Tokens]:
+    """3 BN, 5 MN and 3 TN. A resampled token is never the gold's own: shared prefixes are as short as they can be."""
+    others = draw.sample([other for other in golds if other != gold], BATCH)
+    edits = [_edit(gold, draw) for _ in range(MEANFIELD)]
+    return [*others, *edits, *truncation_negatives(gold, TRUNCATION, 17, str(index))]
+
+
+def token_pairs(count: int, draw: random.Random) -> tuple[list[tuple[Tokens, Tokens]], str]:
+    """(prompt, response with EOS) of at most 1024 tokens together, the response of three at least."""
+    dolly = SHARED / "dolly" / "databricks-dolly-15k.jsonl"
+    if not dolly.exists():
+        return [(_random(draw, 8, 180), [*_random(draw, 8, 150), EOS]) for _ in range(count)], "synthetic lengths"
+    tokenizer = load_tokenizer(str(SHARED / "tokenizers"))
+    rows = draw.sample([row for row in read_dolly(dolly) if isinstance(row, Row)], 2 * count + 8)
+    prompts = [apply_template("{context}\n{instruction}\n", row.instruction, row.context) for row in rows]
+    responses = encode(tokenizer, [row.response for row in rows], special=False)
+    pairs = [
+        (p, [*r, EOS]) for p, r in zip(encode(tokenizer, prompts, special=True), responses, strict=True) if len(r) > 1
+    ]
+    return [(p, r) for p, r in pairs if len(p) + len(r) <= CONTEXT][:count], "Dolly's lengths"
+
+
+def _edit(gold: Tokens, draw: random.Random) -> Tokens:
+    """15% of the gold's tokens replaced, EOS never."""
+    edited = list(gold)
+    for position in draw.sample(range(len(gold) - 1), max(1, round(0.15 * (len(gold) - 1)))):
+        edited[position] = (gold[position] + draw.randrange(1, EOS)) % EOS
+    return edited
+
+
+def _random(draw: random.Random, low: int, high: int) -> Tokens:
+    return [draw.randrange(EOS) for _ in range(draw.randint(low, high))]

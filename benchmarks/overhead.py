@@ -1,0 +1,138 @@
+"""What Ray Train, DeepSpeed and our loop cost around a step, against a bare torch loop. Prints a list of ratios per clock.
+
+Both run in one Ray Train worker and take turns, step by step, on the same rows with weights of their own. Ours is the real
+one: `training_steps` over groups read from Parquet, packing, checks, tallies, the message to the board. The bare one has
+its batches packed beforehand: forward, backward, clip, AdamW.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from benchmarks.groups import EOS, K, make_batches
+from benchmarks.steps import SHAPES, make_model
+from cpo_ray.artifacts import write_table
+from cpo_ray.cluster import ray_cluster
+from cpo_ray.config import ClusterConfig, ObjectiveConfig, TrainingConfig
+from cpo_ray.objective.logprobs import candidate_logps
+from cpo_ray.objective.packing import pack_groups
+from cpo_ray.records import GROUP_SCHEMA
+from cpo_ray.training.task import Task
+
+PROMPTS = 2  # a step; fewer than in the other benchmarks, so that what does not grow with the step weighs more
+KINDS = ["gold", *["batch"] * 3, *["meanfield"] * 5, *["truncation"] * 3]
+
+
+def take_turns(settings: dict[str, Any]) -> None:
+    """In the worker: write [ours, bare] seconds of each step, by processor and by wall clock."""
+    from cpo_ray.objective.attention import use_tree_attention
+    from cpo_ray.objective.losses import cpo_loss
+    from cpo_ray.training.batches import Batches
+    from cpo_ray.training.engine import start_engine
+    from cpo_ray.training.loop import training_steps
+    from cpo_ray.training.models import load_model
+    from cpo_ray.training.task import Rows
+
+    task, board = settings["task"], settings["board"]
+    torch.set_num_threads(1)
+    rows, engine = Rows.read(task.rows, task), start_engine(task, sys.stderr.write)
+    bare = load_model(task.model, "fp32")
+    use_tree_attention(bare)
+    optimizer = torch.optim.AdamW(bare.parameters(), lr=task.training.learning_rate, weight_decay=0.0)
+    batches = [Batches(len(rows.ids), PROMPTS, task.seed).at(step) for step in range(task.training.steps)]
+    packed = [pack_groups([rows.prompts[r] for r in b], [rows.candidates[r] for r in b]) for b in batches]
+
+    def bare_step(number: int) -> None:
+        where = batches[number]
+        optimizer.zero_grad(set_to_none=True)
+        reference, ranks = torch.from_numpy(rows.ref_logps[where]), torch.from_numpy(rows.ranks[where])
+        cpo_loss(candidate_logps(bare, packed[number]), reference, 5.0, ranks).mean().backward()
+        torch.nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
+        optimizer.step()
+
+    clocks = time.process_time, time.perf_counter
+    seconds: list[list[list[float]]] = []
+    letter = board.save_wanted.remote()
+    before = [clock() for clock in clocks]
+    for step in training_steps(engine, rows, task, 0, lambda: bool(_ray().get(letter))):
+        letter = board.record.remote({"step": step.number, **step.metrics})
+        between = [clock() for clock in clocks]
+        bare_step(step.number - 1)
+        after = [clock() for clock in clocks]
+        seconds.append([[b - a, c - b] for a, b, c in zip(before, between, after, strict=True)])
+        before = after
+    Path(settings["out"]).write_text(json.dumps(seconds), encoding="utf-8")
+
+
+def _ray() -> Any:
+    import ray
+
+    return ray
+
+
+def make_task(folder: Path, shape: str, steps: int) -> Task:
+    """A model, and groups that it has scored itself, on disk."""
+    model = make_model(shape)
+    words = Tokenizer(models.WordLevel({"<|endoftext|>": EOS}, unk_token="<|endoftext|>"))
+    model.save_pretrained(folder / "model")
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|endoftext|>").save_pretrained(folder / "model")
+    table = []
+    for prompts, groups in make_batches(steps)[0]:
+        for prompt, group in list(zip(prompts, groups, strict=True))[:PROMPTS]:
+            with torch.no_grad():
+                logps = candidate_logps(model, pack_groups([prompt], [group]))[0]
+            table.append(
+                {
+                    "id": str(len(table)), "prompt": "", "prompt_ids": prompt, "candidate_kind": KINDS,
+                    "candidate_ids": group, "candidate_text": [""] * K, "similarity": [1.0] * K,
+                    "rank": list(range(K)), "ref_logps": logps.tolist(),
+                }
+            )  # fmt: skip
+    write_table(folder / "groups" / "part-00000.parquet", pa.Table.from_pylist(table, schema=GROUP_SCHEMA))
+    training = TrainingConfig(
+        steps=steps, prompts_per_step=PROMPTS, prompts_per_microbatch=PROMPTS, workers=1, zero_stage=0,
+        weight_decay=0.0, schedule="constant",
+    )  # fmt: skip
+    return Task(
+        stage="cpo", training=training, objective=ObjectiveConfig(), scheduled_sampling=None,
+        model=str(folder / "model"), rows=folder / "groups", validation=None, seed=1, cuda=False, threads=1,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=list(SHAPES), default="256x22")
+    parser.add_argument("--steps", type=int, default=8)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name, ray_cluster(ClusterConfig(local_cpus=2, object_store_gib=0.2)) as lazy:
+        folder = Path(name)
+        task = make_task(folder, options.shape, options.steps)
+        lazy.ensure()
+        from cpo_ray.training.board import Board
+
+        TorchTrainer(
+            take_turns,
+            train_loop_config={"task": task, "board": Board.remote(), "out": str(folder / "seconds.json")},
+            torch_config=TorchConfig(backend="gloo"),
+            scaling_config=ScalingConfig(num_workers=1),
+            run_config=RunConfig(storage_path=str(folder), worker_runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}}),
+        ).fit()
+        seconds = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))[1:]  # the first is to warm up
+    by_clock = [[step[clock][1] / step[clock][0] for step in seconds] for clock in range(2)]
+    sys.stdout.write(json.dumps(dict(zip(("processor", "wall"), by_clock, strict=True))) + "\n")
+
+
+if __name__ == "__main__":
+    main()

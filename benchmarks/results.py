@@ -1,0 +1,61 @@
+"""What a benchmark writes: ratios with their targets and baselines, from one run. It informs, so it never fails on a value."""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def ratio(values: Sequence[float], target: str, baseline: str, what: str) -> dict[str, Any]:
+    """The median of paired ratios, their spread, and whether it meets a target like `>= 5`, rounded to what is shown."""
+    value = median(values)
+    side, bound = target.split()
+    holds = value >= float(bound) if side == ">=" else value <= float(bound)
+    spread = [round(min(values), 3), round(max(values), 3)]
+    return {
+        "value": round(value, 3), "target": target, "holds": holds, "baseline": baseline, "what": what,
+        "spread": spread, "pairs": len(values),
+    }  # fmt: skip
+
+
+def not_measured(target: str, baseline: str, what: str, why: str) -> dict[str, Any]:
+    """A ratio that could not be taken here, and why."""
+    return {"value": None, "target": target, "holds": None, "baseline": baseline, "what": what, "why": why}
+
+
+def machine(*notes: str) -> str:
+    import os
+
+    import torch
+
+    return ", ".join([f"{os.cpu_count()}-core {platform.machine()} machine", f"torch {torch.__version__}", *notes])
+
+
+def write_results(name: str, command: str, where: str, ratios: dict[str, dict[str, Any]], **more: Any) -> Path:
+    """benchmarks/results/<name>.json, and one line a ratio on the screen."""
+    RESULTS.mkdir(exist_ok=True)
+    out = RESULTS / f"{name}.json"
+    result = {"date": time.strftime("%F"), "machine": where, "command": command, "ratios": ratios, **more}
+    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for key, entry in ratios.items():
+        sys.stdout.write(f"{key}: {line(entry)}\n")
+    sys.stdout.write(f"{where}; {out.relative_to(ROOT)}\n")
+    return out
+
+
+def line(entry: dict[str, Any]) -> str:
+    if entry["value"] is None:
+        return f"not measured: {entry['why']}"
+    verdict = "holds" if entry["holds"] else "DOES NOT HOLD"
+    low, high = entry["spread"]
+    return (
+        f"{entry['value']} (target {entry['target']}: {verdict}; {low} to {high}) {entry['what']}, "
+        f"against {entry['baseline']}"
+    )

@@ -1,0 +1,127 @@
+"""The variants of a training step: one scalar each, to be differentiated. All but `mle` compute the same loss.
+
+tree        cpo_ray: token trees, every shared prefix once, the LM head over chunks of the positions that need it
+separate    packed rows and the same attention and head, but a tree for each prompt + candidate: no prefix is shared
+padded      each prompt + candidate a row of its own, padded to the longest, full logits (what pairwise trainers do, K-wise)
+mle         next-token loss; see `mle_like`
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from benchmarks.groups import CONTEXT, EOS, VOCABULARY, Batch, Tokens
+from cpo_ray.objective.attention import use_tree_attention
+from cpo_ray.objective.logprobs import candidate_logps
+from cpo_ray.objective.losses import cpo_loss, mle_loss
+from cpo_ray.objective.packing import PackedGroups, drop_padding, pack_groups
+
+SHAPES = {"256x22": (256, 22), "384x6": (384, 6), "tiny": (64, 2)}  # width x layers; both first have 30 M parameters
+
+
+def make_model(shape: str) -> GPT2LMHeadModel:
+    """A GPT-2 with heads of 64, vocabulary 50,257 and the attention that cpo_ray chooses."""
+    torch.manual_seed(0)
+    width, layers = SHAPES[shape]
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=width, n_layer=layers, n_head=width // 64, n_positions=CONTEXT,
+        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=EOS, eos_token_id=EOS,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    use_tree_attention(model)
+    return model
+
+
+def ranked_loss(logps_BK: Tensor) -> Tensor:
+    """The ranked loss against a reference that is 0.99 times the policy's own values: the same number in every variant."""
+    ranks = torch.arange(logps_BK.shape[1]).repeat(logps_BK.shape[0], 1)
+    return cpo_loss(logps_BK, logps_BK.detach() * 0.99, 5.0, ranks).mean()
+
+
+def tree(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
+    return ranked_loss(candidate_logps(model, pack_groups(*batch)))
+
+
+def separate(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
+    return ranked_loss(candidate_logps(model, pack_separately(batch)).view(len(batch[0]), -1))
+
+
+def padded(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
+    rows = rows_of(batch)
+    ids = torch.zeros(len(rows), padded_width(batch), dtype=torch.long)
+    seen, answer = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    for i, (p, c) in enumerate(rows):
+        ids[i, : len(p) + len(c)] = torch.tensor(p + c)
+        seen[i, : len(p) + len(c)] = 1
+        answer[i, len(p) : len(p) + len(c)] = True
+    model.set_attn_implementation("sdpa")
+    logits = model(input_ids=ids, attention_mask=seen, use_cache=False).logits[:, :-1]
+    use_tree_attention(model)
+    # TRL's `selective_log_softmax`: the leanest way from full logits, one row's softmax at a time.
+    wanted = logits.gather(2, ids[:, 1:, None]).squeeze(2)
+    logps = wanted - torch.stack([row.logsumexp(-1) for row in logits])
+    return ranked_loss((logps * answer[:, 1:]).sum(1).view(len(batch[0]), -1))
+
+
+def mle(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
+    prompts, golds = batch[0], [group[0] for group in batch[1]]
+    logps = candidate_logps(model, pack_groups(prompts, [[gold] for gold in golds]))
+    return mle_loss(logps[:, 0], sum(len(gold) for gold in golds))
+
+
+STEPS: dict[str, Callable[[GPT2LMHeadModel, Batch], Tensor]] = {
+    "tree": tree, "separate": separate, "padded": padded, "mle": mle,
+}  # fmt: skip
+
+
+def rows_of(batch: Batch) -> list[tuple[Tokens, Tokens]]:
+    return [(prompt, candidate) for prompt, group in zip(*batch, strict=True) for candidate in group]
+
+
+def padded_width(batch: Batch) -> int:
+    return max(len(p) + len(c) for p, c in rows_of(batch))
+
+
+def padded_gib(batch: Batch) -> float:
+    """What a padded step takes at its peak: about three times its logits, in float32."""
+    return 3 * 4 * VOCABULARY * len(rows_of(batch)) * padded_width(batch) / 2**30
+
+
+def pack_separately(batch: Batch) -> PackedGroups:
+    """One tree per prompt and candidate, all in one row without padding. (`pack_groups` would share equal prompts.)"""
+    parts = [pack_groups([p], [[c]]) for p, c in rows_of(batch)]
+    columns: dict[str, list[Tensor]] = {f.name: [] for f in fields(PackedGroups) if f.type is Tensor}
+    tokens = sources = edges = 0
+    for number, part in enumerate(parts):
+        shift = {
+            "subtree_end_RN": tokens, "source_S": tokens, "edge_source_E": sources, "member_edge_M": edges,
+            "member_candidate_M": number,
+        }  # fmt: skip
+        for name, column in columns.items():
+            column.append(getattr(part, name) + shift.get(name, 0))
+        tokens, sources, edges = tokens + part.tokens, sources + len(part.source_S), edges + len(part.edge_target_E)
+    joined = {name: torch.cat(column, dim=-1) for name, column in columns.items()}
+    return PackedGroups(**joined, groups=len(parts), candidates=1)
+
+
+def mle_like(batch: Batch, texts: list[tuple[Tokens, Tokens]], *, predicted: bool) -> Batch:
+    """A batch for `mle` that computes as many tokens as `tree` on this batch: other prompts, each with its gold.
+
+    predicted: let it also predict as many: each text's beginning is then as long as it takes, and not its prompt.
+    """
+    packed = drop_padding(pack_groups(*batch))
+    wanted, share = packed.tokens, len(packed.source_S) / packed.tokens
+    prompts: list[Tokens] = []
+    golds: list[Tokens] = []
+    for prompt, gold in texts:
+        text = (prompt + gold)[: wanted + 1]  # a text's last token is predicted and never computed
+        begin = max(1, round((1 - share) * len(text))) if predicted else min(len(prompt), len(text) - 1)
+        prompts.append(text[:begin])
+        golds.append(text[begin:])
+        wanted -= len(text) - 1
+        if wanted < 2:
+            break
+    return prompts, [[gold] for gold in golds]
