@@ -34,7 +34,7 @@ def data(run: Run) -> None:
     from cpo_ray.data.sources import fingerprint
 
     config = run.config.data
-    files = fingerprint(config.path, config.source) if config.path else None
+    files = fingerprint(config.files, config.source) if config.files else None
 
     def build(out: Path) -> Summary:
         if reads_in_parallel(config):

@@ -88,6 +88,11 @@ class DataConfig(Section):
     """A malformed or empty row stops the stage, or goes to `data/quarantine.jsonl` with its line number and a count."""
 
     @property
+    def files(self) -> str | None:
+        """What is read: `path`, or None for the embedded task."""
+        return None if self.source == "synthetic" else self.path
+
+    @property
     def has_articles(self) -> bool:
         """Whether the source yields articles, to be cut into passages, rather than instructions with responses."""
         return self.source in {"wikidump", "text"}

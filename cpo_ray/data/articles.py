@@ -14,6 +14,7 @@ from cpo_ray.data.rows import BadRow, content_hash
 from cpo_ray.data.sources import list_parts
 from cpo_ray.data.splits import SPLITS
 from cpo_ray.data.tokenization import Tokenizer, encode, make_tokenizer
+from cpo_ray.errors import DataError
 
 
 def article_material(config: RunConfig, path: str) -> Material[Chosen]:
@@ -23,6 +24,11 @@ def article_material(config: RunConfig, path: str) -> Material[Chosen]:
     that cannot be loaded.
     """
     tokenizer = make_tokenizer(config.data.tokenizer, ())
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"data.tokenizer.path: {config.data.tokenizer.path} does not tell which characters a token stands for, so "
+            "articles cannot be cut with it. Convert it to a tokenizer.json."
+        )
     chooser = Chooser({name: getattr(config.data, f"{name}_rows") for name in SPLITS}, config.seed)
     quarantined: list[BadRow] = []
     reader = partial(read_cut_articles, data=_with_absolute_tokenizer(config.data))

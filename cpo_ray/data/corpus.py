@@ -76,9 +76,9 @@ def example_ids(rows: Sequence[Row], prompts: Sequence[str]) -> list[str]:
 
 def _read_source(config: RunConfig) -> Iterable[Row | BadRow]:
     data = config.data
-    if data.path is None:
+    if data.files is None:
         return islice(synthetic_rows(config.seed), data.train_rows + data.validation_rows + data.test_rows)
-    return _read_files(data, data.path)
+    return _read_files(data, data.files)
 
 
 def _read_files(data: DataConfig, path: str) -> Iterator[Row | BadRow]:

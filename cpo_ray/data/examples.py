@@ -39,7 +39,7 @@ class Cuts:
 
 def reads_in_parallel(data: DataConfig) -> bool:
     """Whether the source has several files, which Ray Data reads side by side."""
-    return data.path is not None and len(list_parts(data.path, data.source)) > 1
+    return data.files is not None and len(list_parts(data.files, data.source)) > 1
 
 
 def prepare_examples(config: RunConfig, out: Path) -> Summary:
@@ -78,8 +78,8 @@ def prepare_examples(config: RunConfig, out: Path) -> Summary:
 
 
 def _gather(config: RunConfig) -> Material[Any]:
-    if config.data.has_articles and config.data.path is not None:
-        return article_material(config, config.data.path)
+    if config.data.has_articles and config.data.files is not None:
+        return article_material(config, config.data.files)
     return instruction_material(config)
 
 

@@ -138,6 +138,17 @@ def test_files_that_are_no_dump(name: str, content: bytes, words: str, tokenizer
         prepare_examples(configure(tmp_path / name, tokenizer), tmp_path / "out")
 
 
+def test_a_tokenizer_without_offsets_is_refused(
+    wiki: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cpo_ray.data import articles
+
+    slow = type("Slow", (), {"is_fast": False})()
+    monkeypatch.setattr(articles, "make_tokenizer", lambda *args: slow)
+    with pytest.raises(DataError, match="does not tell which characters a token stands for"):
+        prepare_examples(configure(wiki, tokenizer), tmp_path)
+
+
 def test_too_few_articles_show_the_arithmetic(wiki: Path, tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"22 articles .*train 2000 \+ validation 4 \+ test 6 = 2010 are wanted"):
         prepare_examples(configure(wiki, tokenizer, train_rows=2000), tmp_path)
