@@ -38,7 +38,7 @@ class Filling:
 
 @dataclass
 class Chooser:
-    """Give it every article with `add`, in any order; then ask for `splits`."""
+    """Give it every article with `add`, in any order; then `fill`."""
 
     sizes: Mapping[str, int]  # split name -> passages wanted
     seed: int
@@ -84,9 +84,8 @@ class Chooser:
                 f"twice ({filling.repeated} left out): {had} could be filled. Lower data.{filling.unfilled}_rows, or lower "
                 "data.passages.tokens for more passages."
             )
-        for name, rows in filling.splits.items():
+        for rows in filling.splits.values():
             rows.sort(key=lambda row: content_hash(self.seed, "order", row.passage.prompt))
-            filling.splits[name] = rows
         return filling
 
     def _fill(self) -> Filling:
@@ -118,8 +117,8 @@ class Chooser:
         """Forget the titles that come after twice as many as the splits need."""
         filling = self._fill()
         if filling.unfilled is None:
-            in_order = sorted(self._kept)
-            for order in in_order[SLACK * filling.titles :]:
-                self._bound = min(self._bound, order)
+            unneeded = sorted(self._kept)[SLACK * filling.titles :]
+            self._bound = min([self._bound, *unneeded])
+            for order in unneeded:
                 self._waiting -= sum(len(article.passages) for article in self._kept.pop(order).values())
         self._next_prune = 2 * self._waiting
