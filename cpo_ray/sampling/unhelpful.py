@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from cpo_ray.artifacts import Summary
-from cpo_ray.client import Client, Journal, content_key, jittered, run_bounded
+from cpo_ray.client import Client, Journal, RefusedError, content_key, jittered, run_bounded
 from cpo_ray.config import RunConfig, UnhelpfulConfig
 from cpo_ray.errors import ConfigError, DataError, ServiceError
 from cpo_ray.progress import say
@@ -34,7 +34,8 @@ TEMPLATE = (
     " Not helpful response:"
 )
 SEEDS = 2**31  # what every API takes as a seed
-NO_ANSWER = "no unhelpful response: the API's answers were empty"
+NO_ANSWER = "no unhelpful response, for the API's answers were empty or it refused the request"
+ABOUT_ONE_ROW = {400, 413, 422}  # refusals of this one request: too long for the model, or filtered
 TOLD_EVERY_S = 30.0
 
 
@@ -50,10 +51,11 @@ class Question:
 
 @dataclass
 class Answered:
-    """The unhelpful responses of one row, fewer than wanted where the API's answers were empty."""
+    """The unhelpful responses of one row, fewer than wanted where the API gave none."""
 
     negatives: list[Tokens]
     redraws: int = 0
+    refusal: str = ""  # what the API said to a request that it would not answer
 
 
 def add_unhelpful(
@@ -63,7 +65,8 @@ def add_unhelpful(
 
     tokenizer: the reference's. journal: the answers on disk, those of earlier attempts at this run included.
     An answer that is empty, equals the gold or an earlier one of its row is asked for anew, `sampling.redraws` times at the
-    most; what then still repeats is kept, and a row with nothing but empty answers follows `data.on_bad_row`.
+    most; what then still repeats is kept. A row with nothing but empty answers, or one that the API refuses to answer (400,
+    413 or 422), follows `data.on_bad_row`.
 
     Raises ConfigError where the key is missing or the estimate exceeds a cap, ServiceError where the API refuses, keeps
     failing, or a cap is reached (what was answered is kept), DataError for a row without an answer or a batch without
@@ -81,13 +84,15 @@ def add_unhelpful(
         writer = Writer(config, tokenizer, answers)
         rows = selection.table.select(["id", "prompt", "response", "response_ids"]).to_pylist()
         writer.estimate(rows)
-        answered = asyncio.run(writer.write(rows, Client(settings.url, key, settings.retries, settings.timeout_s)))
+        client = Client(settings.url, key, settings.retries, settings.timeout_s, settings.requests_per_minute)
+        answered = asyncio.run(writer.write(rows, client))
         answers.sort()
     wanted = config.sampling.negatives.unhelpful
     lacking = [row["id"] for row in rows if len(answered[row["id"]].negatives) < wanted]
-    if lacking and config.data.on_bad_row == "error":
+    if lacking and (config.data.on_bad_row == "error" or len(lacking) == len(rows)):
+        refusal = next(filter(None, (answered[row].refusal for row in lacking)), "")
         raise DataError(
-            f"training row {lacking[0]} and {len(lacking) - 1} more: {NO_ANSWER}. "
+            f"training row {lacking[0]} and {len(lacking) - 1} more of {len(rows)}: {NO_ANSWER}. {refusal} "
             "Set data.on_bad_row: quarantine to leave such rows out of the groups, with a count."
         )
     selection = _with_columns(selection, answered, lacking)
@@ -103,7 +108,6 @@ class Writer:
         self.settings: UnhelpfulConfig = config.sampling.unhelpful
         self.longest = self.settings.max_tokens or config.data.max_response_tokens
         self.budget = Budget(self.settings, [Usage(**entry["usage"]) for entry in journal.entries.values()])
-        self.pace = Pace(self.settings.requests_per_minute)
         self.prompt_tokens: dict[str, int] = {}
         self.asked = self.tokens = 0
         self.failure: ServiceError | None = None  # the first; what is under way then is paid for, and so still kept
@@ -132,13 +136,16 @@ class Writer:
             nonlocal told
             try:
                 answered[row["id"]] = await self.answer(row, client)
+            except RefusedError as error:
+                if error.status not in ABOUT_ONE_ROW:
+                    self.failure = self.failure or error
+                answered[row["id"]] = Answered([], refusal=str(error))
             except ServiceError as error:
                 self.failure = self.failure or error
             if time.monotonic() - told > TOLD_EVERY_S:
                 told = time.monotonic()
                 say(f"  unhelpful negatives: {len(answered):,} of {len(rows):,} rows")
 
-        client.http.event_hooks = {"request": [self.pace.wait], "response": []}
         async with client:
             await run_bounded(rows, self.settings.concurrency, answer)
         if self.failure is not None:
@@ -221,21 +228,6 @@ class Writer:
         return summary if price is None else summary | {"price": round(price, 4)}
 
 
-class Pace:
-    """Lets requests go one by one, evenly spaced."""
-
-    def __init__(self, per_minute: float | None) -> None:
-        self.gap = 60 / per_minute if per_minute else 0.0
-        self.next = 0.0
-
-    async def wait(self, _: object = None) -> None:
-        """Return when the next request may go."""
-        now = time.monotonic()
-        mine = max(now, self.next)
-        self.next = mine + self.gap
-        await asyncio.sleep(mine - now)
-
-
 def _read_text(reply: dict[str, Any]) -> str | None:
     """The model's words without the blanks around them, which may be none (a refusal, say); None for what is no answer."""
     try:
@@ -261,8 +253,6 @@ def _with_columns(selection: Selection, answered: dict[str, Answered], lacking: 
     if lacking:
         table = table.filter(pa.array([row not in set(lacking) for row in table["id"].to_pylist()])).combine_chunks()
         left_out[NO_ANSWER] = len(lacking)
-        if len(table) == 0:
-            raise DataError(f"no training row is left to make groups of: {left_out}")
     rows = [answered[row] for row in table["id"].to_pylist()]
     negatives = pa.array([row.negatives for row in rows], pa.list_(pa.list_(pa.int32())))
     table = table.append_column(UNHELPFUL, negatives)

@@ -1,6 +1,5 @@
 """Unhelpful negatives against a real HTTP server that fails, and what they may cost."""
 
-import asyncio
 import re
 import threading
 import time
@@ -14,8 +13,8 @@ from cpo_ray.errors import ConfigError, DataError, ServiceError
 from cpo_ray.records import GROUP_SCHEMA
 from cpo_ray.sampling.budget import Budget, Usage
 from cpo_ray.sampling.selection import Selection
-from cpo_ray.sampling.unhelpful import TEMPLATE, Pace, add_unhelpful
-from tests.flaky_server import KEY, serve_flaky
+from cpo_ray.sampling.unhelpful import TEMPLATE, add_unhelpful
+from tests.flaky_server import KEY, Handler, serve_flaky
 from tests.sampling.made_rows import EOS, draw, encode, make_config, make_table
 
 ROWS = 12
@@ -140,6 +139,26 @@ def test_a_refusal_ends_it_at_once_and_names_the_status(tmp_path, status):
             write(service, tmp_path)
 
 
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_row_that_the_api_will_not_answer_about_follows_on_bad_row(tmp_path, monkeypatch, status):
+    """A content filter, say, or a prompt beyond the model's context."""
+    reply = Handler.reply
+    monkeypatch.setattr(Handler, "reply", lambda self, code, body: reply(self, body.pop("status", code), body))
+
+    def refuse_one(body):
+        refusal = {"status": status, "error": {"message": "filtered"}}
+        return refusal if asked_about(body).startswith("03") else not_that(body)
+
+    with serve_flaky(refuse_one) as service:
+        with pytest.raises(DataError, match=rf"training row {3:016x} and 0 more of 12: .* HTTP {status}: .*filtered"):
+            write(service, tmp_path)
+        selection, _, _ = write(service, tmp_path, on_bad_row="quarantine")
+        assert len(selection.table) == ROWS - 1
+        service.status = status
+        with pytest.raises(DataError, match=f"and 11 more of 12: .* HTTP {status}"):
+            write(service, tmp_path / "other", on_bad_row="quarantine")
+
+
 @pytest.mark.parametrize("status", [429, 500])
 def test_an_api_that_keeps_failing_ends_it_after_the_retries(tmp_path, status):
     with serve_flaky(not_that) as service:
@@ -220,7 +239,7 @@ def test_a_row_with_empty_answers_follows_on_bad_row(tmp_path, empty):
         return say(empty) if asked_about(body).startswith("03") else not_that(body)
 
     with serve_flaky(refuse_one) as service:
-        with pytest.raises(DataError, match=rf"training row {3:016x} and 0 more: no unhelpful response"):
+        with pytest.raises(DataError, match=rf"training row {3:016x} and 0 more of 12: no unhelpful response"):
             write(service, tmp_path, redraws=2)
         assert len(service.answered) == ROWS + 2
         selection, summary, _ = write(service, tmp_path, redraws=2, on_bad_row="quarantine")
@@ -230,7 +249,7 @@ def test_a_row_with_empty_answers_follows_on_bad_row(tmp_path, empty):
 
 
 def test_when_no_row_has_an_answer_nothing_is_made(tmp_path):
-    with serve_flaky(lambda _: say(None)) as service, pytest.raises(DataError, match="no training row is left"):
+    with serve_flaky(lambda _: say(None)) as service, pytest.raises(DataError, match="and 11 more of 12: no unhelpful"):
         write(service, tmp_path, redraws=0, on_bad_row="quarantine")
 
 
@@ -309,16 +328,6 @@ def test_a_price_is_told():
     budget.settle(Usage(1, 400_000, 200_000), Usage(1, 4, 2))
     budget.reserve(Usage(1, 1, 1))
     assert Budget(UnhelpfulConfig(), []).price(Usage(1, 1, 1)) is None
-
-
-def test_requests_are_spaced_whoever_asks():
-    async def five_at_once():
-        pace = Pace(60 / 0.02)
-        began = time.monotonic()
-        await asyncio.gather(*(pace.wait() for _ in range(5)))
-        return time.monotonic() - began
-
-    assert 0.08 <= asyncio.run(five_at_once()) < 1
 
 
 def test_tries_after_a_failure_are_spaced_too(tmp_path):
