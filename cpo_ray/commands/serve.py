@@ -18,7 +18,7 @@ from cpo_ray.commands.merge import merge_alphas
 from cpo_ray.config import ServingConfig
 from cpo_ray.configfile import override_defaults
 from cpo_ray.errors import ConfigError
-from cpo_ray.progress import say
+from cpo_ray.progress import chatter_to, say
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -49,6 +49,9 @@ def serve(
         int | None, typer.Option("--context", min=1, metavar="TOKENS", help="Prompt and answer. Default: the models'.")
     ] = None,
     gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs per engine; 0 serves on the CPU.")] = 0,
+    log: Annotated[
+        Path, typer.Option("--log", metavar="FILE", help="Where Ray and vLLM write what they have to say.")
+    ] = Path("logs/serve.log"),
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A key of `serving`, e.g. engine.kv_cache_gib=4. Repeatable."),
@@ -71,7 +74,7 @@ def serve(
     if alphas:
         folders |= _merge_pair(list(folders.values()), alphas, merged)
     tokens = context or _shortest_context(list(folders.values()))
-    with _own_key_file(config.serving) as serving, ray_cluster(config.cluster) as ray:
+    with chatter_to(log), _own_key_file(config.serving) as serving, ray_cluster(config.cluster) as ray:
         ray.ensure()
         _serve_until_told(folders, serving, tokens, gpus)
 
