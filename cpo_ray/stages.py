@@ -255,17 +255,15 @@ def mauve(run: Run) -> None:
     answers = {name: run.need(f"generations/{name}", "generation") for name in run.config.evaluated_models}
 
     def build(out: Path) -> Summary:
-        from cpo_ray.embedding import embed_texts, load_embedder
+        from cpo_ray.evaluation.features import load_featurizer
         from cpo_ray.evaluation.mauve import score_mauve
 
-        embedder = load_embedder(run.config.mauve.embedder)
+        featurize = load_featurizer(run.config.mauve)
         files = [(name, file) for name, artifact in answers.items() for file in sorted(artifact.path.glob("*.jsonl"))]
         scores: dict[str, dict[str, Summary]] = {name: {} for name in answers}
         with bar("mauve", len(files), "files") as progress:
             for name, file in files:
-                scores[name][file.stem] = score_mauve(
-                    read_jsonl(file), lambda texts: embed_texts(embedder, texts), run.config.mauve, run.config.seed
-                )
+                scores[name][file.stem] = score_mauve(read_jsonl(file), featurize, run.config.mauve, run.config.seed)
                 progress.advance(1, f"{name} {scores[name][file.stem]['mean']:.3f}")
         write_json(out / "scores.json", scores)
         return {

@@ -102,8 +102,18 @@ class MauveConfig(Section):
     """Stage `mauve`: generated against real continuations."""
 
     embedder: str = "minilm"
-    """The featurizer, as in `sampling.embedder`."""
+    """The featurizer's model: as in `sampling.embedder`, or with `features: last_token` a language model."""
+    features: Literal["sentence", "last_token"] = "sentence"
+    """Sentence embeddings, or a language model's last hidden state at the last token (MAUVE's authors: GPT-2 large)."""
     seeds: Annotated[int, Field(ge=1)] = 3
     """Runs of MAUVE's clustering; mean and deviation are reported."""
     minimum_rows: Annotated[int, Field(ge=2)] = 200
     """Refuse to compute on fewer rows: MAUVE is biased on few samples."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "MauveConfig":
+        if self.features == "last_token" and self.embedder == "minilm":
+            raise ValueError(
+                "features: last_token needs a language model as `embedder`, e.g. openai-community/gpt2-large"
+            )
+        return self

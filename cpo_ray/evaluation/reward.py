@@ -4,7 +4,7 @@ Pure functions of a loaded model; `reward_pool.py` puts them into Ray actors.
 """
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -20,6 +20,7 @@ from transformers import (
 from cpo_ray.artifacts import Summary
 from cpo_ray.config import RewardConfig
 from cpo_ray.errors import ConfigError, ServiceError
+from cpo_ray.evaluation.batching import batch_by_length
 from cpo_ray.evaluation.pairs import Pair
 from cpo_ray.evaluation.statistics import length_controlled_win_rate, win_rate_interval
 
@@ -104,7 +105,7 @@ def score_questions(reward: RewardModel, questions: Sequence[Question], batch_to
     """
     fitted = [_fit(reward, question) for question in questions]
     scores: list[Score | None] = [None] * len(questions)
-    for batch in _batches([len(tokens["input_ids"]) for tokens, _ in fitted], batch_tokens):
+    for batch in batch_by_length([len(tokens["input_ids"]) for tokens, _ in fitted], batch_tokens):
         rewards = _forward(reward.model, [fitted[index][0] for index in batch])
         for index, value in zip(batch, rewards, strict=True):
             if not torch.isfinite(value):
@@ -176,18 +177,6 @@ def _frame(reward: RewardModel, prompt: str, response: str) -> Tokens:
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         encoded = reward.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)
     return {key: list(encoded[key]) for key in ("input_ids", "token_type_ids") if key in encoded}
-
-
-def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices, the longest first, so that little is padding and what does not fit into memory shows at once."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 def _forward(model: PreTrainedModel, batch: Sequence[Tokens]) -> torch.Tensor:
