@@ -175,9 +175,13 @@ def _agree(estimate: "Estimate", price: str, limit: int | None, *, yes: bool) ->
         raise ConfigError(f"{estimate.requests:,} requests are more than --max-requests {limit:,}")
     if yes or limit is not None or not estimate.requests:
         return
-    if not sys.stdin.isatty():
+    if not _someone_is_here():
         raise ConfigError("nobody is here to agree to this: add --yes, or --max-requests N")
     typer.confirm("Go on?", abort=True)
+
+
+def _someone_is_here() -> bool:
+    return sys.stdin.isatty()
 
 
 def _told_price(estimate: "Estimate", price: float | None, price_answers: float | None) -> str:

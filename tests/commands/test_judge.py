@@ -102,6 +102,20 @@ def test_nothing_is_asked_before_someone_agrees(answers: tuple[Path, Path], tmp_
         assert judge(answers, service.url, tmp_path / "out", "--max-requests", "20").exit_code == 0
 
 
+def test_someone_who_is_here_is_asked(
+    answers: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cpo_ray.commands.judge._someone_is_here", lambda: True)
+    with serve_flaky(prefer_good) as service:
+        command = words(answers, service.url, tmp_path / "out")
+        declined = CliRunner().invoke(app, command, input="n\n")
+        assert declined.exit_code == 1
+        assert "Go on?" in declined.stdout
+        assert service.answered == []
+        assert CliRunner().invoke(app, command, input="y\n").exit_code == 0
+        assert len(service.answered) == 20
+
+
 def test_too_many_invalid_answers_fail_and_leave_no_summary(answers: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     with serve_flaky(lambda _: say("Both are fine")) as service:
