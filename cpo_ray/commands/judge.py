@@ -115,10 +115,11 @@ def judge(
     from cpo_ray.artifacts import lock_run, write_json
     from cpo_ray.evaluation.judge import estimate_cost, judge_answers
     from cpo_ray.evaluation.pairs import read_pairs
+    from cpo_ray.evaluation.templates import read_template
 
     verdicts, summary_file = out / VERDICTS, out / SUMMARY
     pairs = read_pairs(candidates, references)
-    inputs = {"candidates": _describe(candidates), "references": _describe(references), "template": template}
+    inputs = {"candidates": _describe(candidates), "references": _describe(references)}
     with lock_run(out):
         estimate = estimate_cost(pairs, config, seed, verdicts)
         _agree(estimate, _told_price(estimate, price, price_answers), max_requests, yes=yes)
@@ -129,7 +130,7 @@ def judge(
         except KeyboardInterrupt:
             say("Stopped. The same command goes on, and asks nothing twice.")
             raise typer.Exit(INTERRUPTED) from None
-        write_json(summary_file, summary | {"seed": seed, "inputs": inputs})
+        write_json(summary_file, summary | {"seed": seed, "template": read_template(template), "inputs": inputs})
     for line in tell_summary(summary):
         say(escape(line))
     say(f"[bold]{escape(str(summary_file))}[/]")

@@ -76,6 +76,7 @@ def test_verdicts_and_a_summary_are_written(answers: tuple[Path, Path], tmp_path
     assert [summary[what] for what in ("n", "wins", "losses", "ties", "invalid", "flip_rate")] == [10, 8, 2, 0, 0, 0]
     assert (summary["mean_length_candidate"], summary["mean_length_reference"]) == (0.8, 1.0)
     assert summary["inputs"]["candidates"]["file"] == str(answers[0])
+    assert summary["template"].format(prompt=1, response_a=2, response_b=3) == DOLLY_TEMPLATE.format(1, 2, 3)
     verdicts = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
     assert [row["outcome"] for row in verdicts] == ["win"] * 8 + ["loss"] * 2
 
