@@ -331,6 +331,7 @@ def _train(
             seed=run.config.seed,
             cuda=run.config.cluster.gpus_per_worker > 0,
             threads=run.config.cluster.threads_per_worker,
+            profile=run.root / "profiles" / stage if training.profile_steps else None,
         )
         if not checkpoints.exists():
             run.metrics.forget(stage)

@@ -83,6 +83,9 @@ class TrainingConfig(Section):
     max_failures: Annotated[int, Field(ge=0)] = Field(default=3, json_schema_extra=EXECUTION)
     """Worker failures after which training gives up instead of restarting from the last checkpoint."""
 
+    profile_steps: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=EXECUTION)
+    """Steps that torch's profiler looks at, from the third on, on the first worker: `profiles/STAGE/` of the run directory."""
+
     @model_validator(mode="after")
     def _check(self) -> "TrainingConfig":
         share = self.workers * self.prompts_per_microbatch

@@ -17,6 +17,7 @@ from cpo_ray.training.engine import export_final, optimizer_step, set_learning_r
 from cpo_ray.training.memory import out_of_memory, peak_memory_gib
 from cpo_ray.training.microbatch import microbatch_loss
 from cpo_ray.training.network import warn_of_slow_network
+from cpo_ray.training.profiling import profiling
 from cpo_ray.training.schedule import learning_rate
 from cpo_ray.training.tally import Tally, step_metrics
 from cpo_ray.training.task import Refusal, Rows, Task
@@ -77,13 +78,15 @@ def train(task: Task, board: Any) -> None:
     def save_wanted() -> bool:
         return bool(ray.get(letter))
 
-    for step in training_steps(engine, rows, task, saved.finished if saved else 0, save_wanted):
-        if dist.get_rank() == 0:
-            letter = board.record.remote({"stage": task.stage, "step": step.number, **step.metrics})
-        if step.save or step.number == task.training.steps or step.number % task.training.checkpoint_every == 0:
-            checkpoint(engine, held_out, task, step, board)
-        if step.save:
-            return
+    with profiling(task.profile, task.training.profile_steps, dist.get_rank(), tell) as step_is_over:
+        for step in training_steps(engine, rows, task, saved.finished if saved else 0, save_wanted):
+            if dist.get_rank() == 0:
+                letter = board.record.remote({"stage": task.stage, "step": step.number, **step.metrics})
+            if step.save or step.number == task.training.steps or step.number % task.training.checkpoint_every == 0:
+                checkpoint(engine, held_out, task, step, board)
+            step_is_over()
+            if step.save:
+                return
 
 
 def checkpoint(engine: Any, held_out: Rows | None, task: Task, step: Step, board: Any) -> None:

@@ -29,6 +29,7 @@ class Task:
     seed: int
     cuda: bool
     threads: int
+    profile: Path | None = None  # where the profile of `training.profile_steps` goes
 
 
 @dataclass(frozen=True)
