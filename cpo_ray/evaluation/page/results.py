@@ -65,7 +65,7 @@ prompts, with Holm-adjusted p-values; n.s.: not significant at 0.05. Bold: the h
 
 METRICS = {  # title, name of the row
     "win_rate": ("Win rate against the ground truth", "win rate"),
-    "reward_rate": ("How often a reward model prefers the answer to the ground truth", "preferred"),
+    "reward_rate": ("Reward model's preference over the ground truth", "preferred"),
     "mauve": ("MAUVE", "MAUVE"),
 }
 
