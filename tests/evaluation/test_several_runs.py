@@ -164,3 +164,16 @@ def test_a_run_that_stopped_early_stands_beside_a_finished_one(tmp_path, roots):
     assert "bare: verdicts" in summary["missing"]
     assert not [line for line in summary["missing"] if line.startswith("mixnr")]
     assert "The run bare does not hold" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_hostile_names_stay_text_and_stay_within_the_report(tmp_path):
+    for folder, name in (("a", "<script>alert(1)</script>"), ("b", "../../../<img src=x>")):
+        make_fake_run(tmp_path / "runs" / folder, models={"mle": 0.4, "cpo": 0.5}, name=name, **SMALL)
+    write_report([tmp_path / "runs" / "a", tmp_path / "runs" / "b"], tmp_path / "out")
+    elements = Elements((tmp_path / "out" / "index.html").read_text())
+    assert [attributes for tag, attributes in elements.found if tag == "script"] == [
+        {"type": "application/json", "id": "sample-data"}, {},
+    ]  # fmt: skip
+    assert not [tag for tag, _ in elements.found if tag == "img"]
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "out"}
+    assert len(list((tmp_path / "out" / "cards").iterdir())) == 2
