@@ -65,7 +65,7 @@ def take_turns(settings: dict[str, Any]) -> None:
     seconds: list[list[list[float]]] = []
     letter = board.save_wanted.remote()
     before = [clock() for clock in clocks]
-    for step in training_steps(engine, rows, task, 0, lambda: bool(_ray().get(letter))):
+    for step in training_steps(engine, rows, task, 0, lambda: bool(_ray().get(letter))):  # noqa: B023 - the newest letter is meant
         letter = board.record.remote({"step": step.number, **step.metrics})
         between = [clock() for clock in clocks]
         bare_step(step.number - 1)
