@@ -72,6 +72,7 @@ def configure(path, tokenizer):
         "path": str(path),
         "tokenizer": {"path": str(tokenizer)},
         "passages": {"tokens": 128},
+        "max_prompt_tokens": 24,
         "max_response_tokens": 112,
         **SIZES,
     }
