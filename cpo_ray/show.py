@@ -60,7 +60,7 @@ def find_group(shards: Iterable[Path], row_id: str) -> Group:
 
 def render_group(group: Group) -> RenderableType:
     """The prompt and its candidates, best rank first. Words that differ from the gold are marked where most do not."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in ("rank", "sim.", "log-prob", "/token", "tokens"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("kind", no_wrap=True)
