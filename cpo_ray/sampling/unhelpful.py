@@ -249,9 +249,9 @@ def _read_usage(reply: dict[str, Any]) -> Usage | None:
 
 
 def _with_columns(selection: Selection, answered: dict[str, Answered], lacking: Sequence[str]) -> Selection:
-    table, left_out = selection.table, dict(selection.left_out)
+    table, left_out, absent = selection.table, dict(selection.left_out), set(lacking)
     if lacking:
-        table = table.filter(pa.array([row not in set(lacking) for row in table["id"].to_pylist()])).combine_chunks()
+        table = table.filter(pa.array([row not in absent for row in table["id"].to_pylist()])).combine_chunks()
         left_out[NO_ANSWER] = len(lacking)
     rows = [answered[row] for row in table["id"].to_pylist()]
     negatives = pa.array([row.negatives for row in rows], pa.list_(pa.list_(pa.int32())))

@@ -1,6 +1,8 @@
 """The registry: shipped kinds, kinds of a package of the user's, and what all kinds share."""
 
 import sys
+from itertools import permutations
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
@@ -11,7 +13,7 @@ from cpo_ray.config import NegativeCounts
 from cpo_ray.errors import ConfigError
 from cpo_ray.records import NEGATIVE_KINDS
 from cpo_ray.sampling.kinds import DRAWN, draw_kind, hash_kinds, load_kinds
-from tests.sampling.made_rows import EOS, LIMITS, draw, make_config, make_source, make_table, responses
+from tests.sampling.made_rows import EOS, LIMITS, draw, encode, make_config, make_source, make_table, responses
 
 OWN = {"reversed_gold": "toy_negatives.words:reversed_gold", "spoken": "toy_negatives.words:spoken"}
 TOY = """
@@ -58,6 +60,20 @@ def test_kinds_of_the_user_are_drawn_beside_the_shipped_ones(toy):
         assert backwards == [*reversed(gold[:-1]), EOS]
         assert all(len(tokens) == 8 and tokens[-1] == EOS for tokens in spoken)
     assert {work["kind"]: work["tokens"] for work in unit["work"]}["reversed_gold"] == 8 * 4
+
+
+def test_the_kind_that_the_page_shows_works(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text()
+    code, _, _ = page.partition("    # mypackage/negatives.py\n")[2].partition("\n\n")
+    (tmp_path / "mypackage").mkdir()
+    (tmp_path / "mypackage" / "negatives.py").write_text(dedent(code))
+    monkeypatch.syspath_prepend(tmp_path)
+    negatives = {"batch": 1, "shuffled": 2, "meanfield": 0, "truncation": 0}
+    config = make_config(negatives=negatives, kinds={"shuffled": "mypackage.negatives:shuffled"})
+    table = make_table(responses(8))
+    for group, response in zip(draw(table, 0, config)["groups"], table["response"].to_pylist(), strict=True):
+        for negative in group["candidate_ids"][2:]:
+            assert negative in [encode(" ".join(words)) for words in permutations(response.split())]
 
 
 def test_a_kind_that_is_declared_and_not_wanted_is_not_imported():
