@@ -115,6 +115,7 @@ def test_models_share_an_engine_behind_a_key_and_answer_as_transformers_does(
             _check_greedy_answers(endpoint, name, models[name])
         _check_that_mixed_questions_take_turns(endpoint, models)
         _check_small_things_about_answers(endpoint)
+        _check_that_clients_who_leave_block_nobody(endpoint)
         _check_that_odd_requests_harm_no_engine(endpoint)
         _check_beam_search(endpoint, model, tmp_path)
         with pytest.raises(ServiceError, match="already runs"), serve_models({"tiny": model}, CONFIG, 256, 0):
@@ -200,6 +201,16 @@ def _check_small_things_about_answers(endpoint: Endpoint) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
     beams = _post(endpoint, {"prompt": [1], "max_tokens": 4, "n": 3, "use_beam_search": True})["choices"]
     assert len(beams) == 3
+
+
+def _check_that_clients_who_leave_block_nobody(endpoint: Endpoint) -> None:
+    headers = {"Authorization": f"Bearer {endpoint.key}"}
+    body = {"model": "tiny-0.50", "prompt": [1], "max_tokens": 240, "ignore_eos": True, "n": 8, "temperature": 1}
+    for _ in range(3):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{endpoint.url}/completions", json=body, headers=headers, timeout=0.05, trust_env=False)
+    assert _post(endpoint, {"model": "tiny-1.00", "prompt": [1], "max_tokens": 2})["model"] == "tiny-1.00"
+    assert httpx.get(f"{endpoint.root}/health", headers=headers).json()["under_way"] == 0
 
 
 def _check_that_odd_requests_harm_no_engine(endpoint: Endpoint) -> None:
