@@ -25,11 +25,11 @@ from cpo_ray.commands.report import refuse_mixture, refuse_options, report_runs
 from cpo_ray.commands.serve import serve
 from cpo_ray.commands.submit import submit
 from cpo_ray.configfile import load_config
-from cpo_ray.errors import ConfigError, CpoRayError
-from cpo_ray.pipeline import STAGES, run_pipeline
+from cpo_ray.errors import CpoRayError
+from cpo_ray.pipeline import STAGES, check_stages, run_pipeline
 from cpo_ray.progress import say
 from cpo_ray.run import run_directory
-from cpo_ray.shipped import copy_shipped, nearest, opening, shipped_configs
+from cpo_ray.shipped import copy_shipped, opening, shipped_configs
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
@@ -285,18 +285,6 @@ def _perform(
     root = run_directory(resolved.name, run_dir)
     command = command_tail(config, run_dir, overrides)
     run_pipeline(resolved, root, first=first, last=last, accept_changes=accept_changes, command=command)
-
-
-def check_stages(first: str | None, last: str | None) -> None:
-    """Raise ConfigError for a stage that does not exist, naming the nearest, or stages in the wrong order."""
-    names = list(STAGES)
-    for option, name in (("--from", first), ("--until", last)):
-        if name is not None and name not in STAGES:
-            raise ConfigError(
-                f"{option} {name}: no such stage; did you mean {nearest(name, names)}? In order: {', '.join(names)}"
-            )
-    if first and last and names.index(first) > names.index(last):
-        raise ConfigError(f"--from {first} comes after --until {last}. In order: {', '.join(names)}")
 
 
 def command_tail(config: Path, run_dir: Path | None, overrides: list[str] | None, **stages: str | None) -> str:

@@ -12,10 +12,12 @@ from rich.markup import escape
 
 from cpo_ray import stages
 from cpo_ray.config import RunConfig
+from cpo_ray.errors import ConfigError
 from cpo_ray.events import recording
 from cpo_ray.meters import measuring
 from cpo_ray.progress import chatter_to, say
 from cpo_ray.run import Run, open_run
+from cpo_ray.shipped import nearest
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,18 @@ STAGES = {
         stages.report,
     ),
 }
+
+
+def check_stages(first: str | None, last: str | None) -> None:
+    """Raise ConfigError for a stage that does not exist, naming the nearest, or stages in the wrong order."""
+    names = list(STAGES)
+    for option, name in (("--from", first), ("--until", last)):
+        if name is not None and name not in STAGES:
+            raise ConfigError(
+                f"{option} {name}: no such stage; did you mean {nearest(name, names)}? In order: {', '.join(names)}"
+            )
+    if first and last and names.index(first) > names.index(last):
+        raise ConfigError(f"--from {first} comes after --until {last}. In order: {', '.join(names)}")
 
 
 def run_pipeline(

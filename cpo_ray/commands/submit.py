@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 
 from cpo_ray.configfile import load_config
+from cpo_ray.pipeline import check_stages
 from cpo_ray.progress import console, say
 
 
@@ -48,6 +49,7 @@ def submit(
     """
     from cpo_ray import submission
 
+    check_stages(first, last)
     resolved = load_config(config, tuple(overrides or ()))
     command = submission.job_command(resolved, run_dir, first=first, last=last, accept_changes=accept_changes)
     client = submission.connect(address)
