@@ -26,6 +26,7 @@ PALETTES: dict[str, dict[str, str]] = {
 
 WIDTH, HEIGHT = 400, 270
 MAX_POINTS = 400
+LEFT = 58  # pixels left of the plotting area, more where its numbers are long
 LONGEST_NAME = 22  # characters of a name beside its dot; what is longer is cut, and whole in the description
 CHARACTER = 6.1  # pixels of an average character at the legend's font size
 
@@ -87,7 +88,9 @@ def line_chart(labels: Labels, series: Sequence[Series], level: Level | None = N
     named = [item for item in drawn if not item.faint]
     legend, top = _legend(named)
     padding = 0.06 * (max(xs) - min(xs) or 1.0) if any(item.intervals for item in drawn) else 0.0
-    frame = _Frame(_widen(xs, padding), _widen(ys, 0.05 * (max(ys) - min(ys) or 1.0)), top + 6)
+    y_range = _widen(ys, 0.05 * (max(ys) - min(ys) or 1.0))
+    left = max(LEFT, 30 + CHARACTER * max(map(len, _numbers(ticks(*y_range))), default=0))
+    frame = _Frame(_widen(xs, padding), y_range, top + 6, left=left)
     body = [legend, frame.axes(labels)]
     if level:
         y = frame.y(level.value)
@@ -203,7 +206,7 @@ class _Frame:
         y_range: tuple[float, float],
         top: float,
         *,
-        left: float = 58,
+        left: float = LEFT,
         right: float = 14,
         height: int = HEIGHT,
     ) -> None:

@@ -48,6 +48,32 @@ def test_flat_single_and_huge_curves_are_drawn(points):
     assert "nan" not in svg.lower()
 
 
+def test_long_numbers_do_not_run_into_the_label():
+    def first_tick(points):
+        root = ET.fromstring(line_chart(LABELS, [Series("a", points, "blue")]))
+        ends = [node for node in root.iter(f"{SVG}text") if node.get("text-anchor") == "end"]
+        return float(ends[0].get("x")), ends[0].text
+
+    for points in ([(0, 0.1), (1, 0.9)], [(0, 0.0041), (1, 0.0046)], [(0, 100_000_000), (1, 900_000_000)]):
+        right, text = first_tick(points)
+        assert right - 6.1 * len(text) >= 20, "the label is centred at 13"
+
+
+def test_estimates_stand_under_their_group():
+    estimates = [Estimate("mle", 0.4, 0.3, 0.5, "orange", "greedy"), Estimate("mle", 0.5, 0.4, 0.6, "orange", "top_p")]
+    root = ET.fromstring(interval_chart(LABELS, estimates, Level("even", 0.5)))
+    texts = [node.text for node in root.iter(f"{SVG}text")]
+    assert [text for text in texts if text in {"greedy", "top_p", "mle"}] == ["greedy", "mle", "top_p", "mle"]
+    assert "greedy, mle 0.400" in root.find(f"{SVG}desc").text
+
+
+def test_a_name_that_is_too_long_is_cut_and_whole_in_the_description():
+    name = "a-model-with-a-name-far-too-long-for-a-chart"
+    root = ET.fromstring(interval_chart(LABELS, [Estimate(name, 0.4, 0.3, 0.5, "blue")], Level("even", 0.5)))
+    assert any(node.text.endswith("\N{HORIZONTAL ELLIPSIS}") for node in root.iter(f"{SVG}text"))
+    assert name in root.find(f"{SVG}desc").text
+
+
 def test_interval_chart_places_dot_between_its_whiskers():
     estimates = [Estimate("mle", 0.41, 0.37, 0.45, "orange"), Estimate("cpo", 0.47, 0.43, 0.51, "blue")]
     root = ET.fromstring(interval_chart(LABELS, estimates, Level("even", 0.5)))

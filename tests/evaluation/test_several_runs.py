@@ -177,3 +177,14 @@ def test_hostile_names_stay_text_and_stay_within_the_report(tmp_path):
     assert not [tag for tag, _ in elements.found if tag == "img"]
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "out"}
     assert len(list((tmp_path / "out" / "cards").iterdir())) == 2
+
+
+def test_where_all_are_equal_none_is_the_best(tmp_path):
+    make_fake_run(tmp_path / "a", models={"mle": 0.4, "cpo": 0.5}, **SMALL)
+    for path in (tmp_path / "a" / "verdicts").rglob("greedy.jsonl"):
+        rows = [json.loads(line) | {"outcome": "loss"} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = write_report([tmp_path / "a"], tmp_path / "out")
+    assert "the difference is 0.0 points (95% interval 0.0 to 0.0)" in summary["headline"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "<b>" not in page.split('<div class="paper">')[1].split("</table>")[0]

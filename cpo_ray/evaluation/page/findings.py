@@ -212,8 +212,9 @@ def told_p(p: float) -> str:
 
 
 def signed(value: float) -> str:
-    """One decimal, with a sign that is not a hyphen."""
-    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+    """One decimal, with a sign that is not a hyphen; nothing has none."""
+    text = f"{value:+.1f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
 def mean_words(texts: Sequence[str]) -> float | None:

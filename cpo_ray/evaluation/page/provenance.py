@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from cpo_ray.evaluation.page.markup import absent, duration, flatten, grid, moment, number
+from cpo_ray.evaluation.page.markup import DASH, absent, duration, flatten, grid, moment, number
 
 RunFacts = Mapping[str, Any]
 
@@ -49,7 +49,10 @@ def _run(run: RunFacts, of: str) -> str:
     ]
     heads = ["artifact", "took", "rows", "finished, UTC"]
     done = grid(heads, stages, f"Artifacts{of}, oldest first") if stages else absent("No stage has finished.")
-    facts = [[escape(key), escape(str(value))] for key, value in flatten(run["environment"]).items()]
+    facts = [
+        [escape(key), DASH if value is None else escape(str(value))]
+        for key, value in flatten(run["environment"]).items()
+    ]
     environment = (
         grid(["what", "value"], facts, f"Versions and hardware{of}")
         if facts

@@ -78,7 +78,8 @@ def _paper_table(table: Mapping[str, Any], *, several: bool) -> str:
     for (run, method), group in groupby(columns, key=lambda column: (column["run"], column["method"])):
         under = f"<br><small>{escape(run)}</small>" if several else ""
         head += f'<th scope="colgroup" colspan="{len(list(group))}">{escape(method)}{under}</th>'
-    best = max(column["value"] for column in columns)
+    values = [column["value"] for column in columns]
+    best = max(values) if max(values) > min(values) else None
     alphas = [DASH if column["alpha"] is None else f"{column['alpha']:g}" for column in columns]
     rows: list[list[Cell]] = [["\N{GREEK SMALL LETTER ALPHA}", *alphas]]
     rows.append([row_name, *(_bold(f"{c['value']:.3f}", strong=c["value"] == best) for c in columns)])

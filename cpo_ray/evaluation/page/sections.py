@@ -77,7 +77,9 @@ def _figures(charts: Mapping[str, str], beginning: tuple[str, ...] = ("",)) -> s
 def _training(runs: Sequence[Mapping[str, Any]]) -> str:
     """How each CPO training began: in words, or of several in a table."""
     if len(runs) == 1:
-        faint = "<p>Faint lines show every step, bold ones a running mean.</p>" if runs[0]["training"] else ""
+        faint = (
+            "<p>Long curves are drawn twice: every step faintly, and a running mean.</p>" if runs[0]["training"] else ""
+        )
         words = _first_step(runs[0])
         return (f"<p>{words}</p>" if words else "") + faint
     rows: list[list[Cell]] = []
