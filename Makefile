@@ -45,11 +45,19 @@ lint: install ## ruff (rules and format) and mypy
 
 .PHONY: bench-training
 bench-training: install ## A training step against its baselines; ratios go to benchmarks/results/
+	@$(MAKE) --no-print-directory trl || echo "TRL cannot be installed: its ratio will not be measured"
 	$(BIN)/python -m benchmarks.training
 
 .PHONY: bench-serving
 bench-serving: install ## Changing an engine's weights in place against starting another; ratios go to benchmarks/results/
 	$(BIN)/python benchmarks/serving.py
+.PHONY: trl
+trl: $(VENV)/trl/.installed-$(shell cksum < benchmarks/trl.txt | tr ' ' -) # TRL in a folder of its own, for bench-training
+
+$(VENV)/trl/.installed-%: $(STAMP)
+	rm -rf $(VENV)/trl
+	$(BIN)/pip install -qq --no-deps --require-hashes --target $(VENV)/trl -r benchmarks/trl.txt
+	@touch $@
 
 .PHONY: docs
 docs: install ## Write docs/configuration.md from cpo_ray/config/

@@ -1,12 +1,10 @@
 """Groups as sampling makes them, K = 12 MixN: Dolly's own texts where they are at hand, else random tokens."""
 
+import math
 import random
 from pathlib import Path
 
-from cpo_ray.data.dolly import read_dolly
-from cpo_ray.data.rows import Row
-from cpo_ray.data.template import apply_template
-from cpo_ray.data.tokenization import encode, load_tokenizer
+from cpo_ray.sampling.truncation import truncation_negatives
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 VOCABULARY, EOS, CONTEXT = 50_257, 50_256, 1024
@@ -20,24 +18,33 @@ def make_batches(number: int, seed: int = 17) -> tuple[list[Batch], str]:
     """`number` batches of 4 prompts with 12 candidates each, and where their lengths come from."""
     draw = random.Random(seed)
     pairs, source = token_pairs(number * PROMPTS, draw)
-    groups = [[gold, *negatives(gold, [other for _, other in pairs], draw)] for _, gold in pairs]
-    cut = [slice(start, start + PROMPTS) for start in range(0, len(pairs), PROMPTS)]
-    return [([prompt for prompt, _ in pairs[part]], groups[part]) for part in cut], source
+    return grouped(pairs, PROMPTS, draw), source
 
 
-def negatives(gold: Tokens, golds: list[Tokens], draw: random.Random) -> list[Tokens]:
+def grouped(pairs: list[tuple[Tokens, Tokens]], prompts_per_batch: int, draw: random.Random) -> list[Batch]:
+    """Give each pair its negatives, and cut into batches."""
+    groups = [[gold, *negatives(gold, [other for _, other in pairs], i, draw)] for i, (_, gold) in enumerate(pairs)]
+    cut = [slice(start, start + prompts_per_batch) for start in range(0, len(pairs), prompts_per_batch)]
+    return [([prompt for prompt, _ in pairs[part]], groups[part]) for part in cut]
+
+
+def negatives(gold: Tokens, golds: list[Tokens], index: int, draw: random.Random) -> list[Tokens]:
     """3 BN, 5 MN and 3 TN. A resampled token is never the gold's own: shared prefixes are as short as they can be."""
     others = draw.sample([other for other in golds if other != gold], BATCH)
     edits = [_edit(gold, draw) for _ in range(MEANFIELD)]
-    cuts = [[*gold[: draw.randint(1, len(gold) - 2)], EOS] for _ in range(TRUNCATION)]
-    return [*others, *edits, *cuts]
+    return [*others, *edits, *truncation_negatives(gold, TRUNCATION, 17, str(index))]
 
 
 def token_pairs(count: int, draw: random.Random) -> tuple[list[tuple[Tokens, Tokens]], str]:
     """(prompt, response with EOS) of at most 1024 tokens together, the response of three at least."""
     dolly = SHARED / "dolly" / "databricks-dolly-15k.jsonl"
     if not dolly.exists():
-        return [(_random(draw, 8, 180), [*_random(draw, 8, 150), EOS]) for _ in range(count)], "synthetic lengths"
+        return synthetic_pairs(count, draw), "synthetic lengths"
+    from cpo_ray.data.dolly import read_dolly
+    from cpo_ray.data.rows import Row
+    from cpo_ray.data.template import apply_template
+    from cpo_ray.data.tokenization import encode, load_tokenizer
+
     tokenizer = load_tokenizer(str(SHARED / "tokenizers"))
     rows = draw.sample([row for row in read_dolly(dolly) if isinstance(row, Row)], 2 * count + 8)
     prompts = [apply_template("{context}\n{instruction}\n", row.instruction, row.context) for row in rows]
@@ -48,6 +55,19 @@ def token_pairs(count: int, draw: random.Random) -> tuple[list[tuple[Tokens, Tok
     return [(p, r) for p, r in pairs if len(p) + len(r) <= CONTEXT][:count], "Dolly's lengths"
 
 
+def synthetic_pairs(count: int, draw: random.Random) -> list[tuple[Tokens, Tokens]]:
+    """Random tokens with lengths like Dolly's under GPT-2's BPE: prompts of median 16 and mean 93, responses of 45 and 81."""
+    pairs = []
+    while len(pairs) < count:
+        prompt, response = (
+            round(draw.lognormvariate(math.log(16), 1.88)),
+            round(draw.lognormvariate(math.log(45), 1.08)),
+        )
+        if prompt > 0 and response > 1 and prompt + response < CONTEXT:
+            pairs.append((_random(draw, prompt), [*_random(draw, response), EOS]))
+    return pairs
+
+
 def _edit(gold: Tokens, draw: random.Random) -> Tokens:
     """15% of the gold's tokens replaced, EOS never."""
     edited = list(gold)
@@ -56,5 +76,5 @@ def _edit(gold: Tokens, draw: random.Random) -> Tokens:
     return edited
 
 
-def _random(draw: random.Random, low: int, high: int) -> Tokens:
-    return [draw.randrange(EOS) for _ in range(draw.randint(low, high))]
+def _random(draw: random.Random, length: int) -> Tokens:
+    return [draw.randrange(EOS) for _ in range(length)]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import ray
 import torch
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -64,8 +65,12 @@ def take_turns(settings: dict[str, Any]) -> None:
     clocks = time.process_time, time.perf_counter
     seconds: list[list[list[float]]] = []
     letter = board.save_wanted.remote()
+
+    def save_wanted() -> bool:
+        return bool(ray.get(letter))
+
     before = [clock() for clock in clocks]
-    for step in training_steps(engine, rows, task, 0, lambda: bool(_ray().get(letter))):  # noqa: B023 - the newest letter is meant
+    for step in training_steps(engine, rows, task, 0, save_wanted):
         letter = board.record.remote({"step": step.number, **step.metrics})
         between = [clock() for clock in clocks]
         bare_step(step.number - 1)
@@ -73,12 +78,6 @@ def take_turns(settings: dict[str, Any]) -> None:
         seconds.append([[b - a, c - b] for a, b, c in zip(before, between, after, strict=True)])
         before = after
     Path(settings["out"]).write_text(json.dumps(seconds), encoding="utf-8")
-
-
-def _ray() -> Any:
-    import ray
-
-    return ray
 
 
 def make_task(folder: Path, shape: str, steps: int) -> Task:

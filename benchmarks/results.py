@@ -1,6 +1,7 @@
 """What a benchmark writes: ratios with their targets and baselines, from one run. It informs, so it never fails on a value."""
 
 import json
+import os
 import platform
 import sys
 import time
@@ -8,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import torch
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,23 +34,17 @@ def not_measured(target: str, baseline: str, what: str, why: str) -> dict[str, A
 
 
 def machine(*notes: str) -> str:
-    import os
-
-    import torch
-
     return ", ".join([f"{os.cpu_count()}-core {platform.machine()} machine", f"torch {torch.__version__}", *notes])
 
 
-def write_results(name: str, command: str, where: str, ratios: dict[str, dict[str, Any]], **more: Any) -> Path:
-    """benchmarks/results/<name>.json, and one line a ratio on the screen."""
-    RESULTS.mkdir(exist_ok=True)
-    out = RESULTS / f"{name}.json"
+def write_results(out: Path, command: str, where: str, ratios: dict[str, dict[str, Any]], **more: Any) -> None:
+    """Write benchmarks/results/<name>.json, and one line a ratio on the screen."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     result = {"date": time.strftime("%F"), "machine": where, "command": command, "ratios": ratios, **more}
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for key, entry in ratios.items():
         sys.stdout.write(f"{key}: {line(entry)}\n")
-    sys.stdout.write(f"{where}; {out.relative_to(ROOT)}\n")
-    return out
+    sys.stdout.write(f"{where}; {out}\n")
 
 
 def line(entry: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import fields
 
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from benchmarks.groups import CONTEXT, EOS, VOCABULARY, Batch, Tokens
 from cpo_ray.objective.attention import use_tree_attention
@@ -37,7 +37,7 @@ def make_model(shape: str) -> GPT2LMHeadModel:
 
 def ranked_loss(logps_BK: Tensor) -> Tensor:
     """The ranked loss against a reference that is 0.99 times the policy's own values: the same number in every variant."""
-    ranks = torch.arange(logps_BK.shape[1]).repeat(logps_BK.shape[0], 1)
+    ranks = torch.arange(logps_BK.shape[1], device=logps_BK.device).repeat(logps_BK.shape[0], 1)
     return cpo_loss(logps_BK, logps_BK.detach() * 0.99, 5.0, ranks).mean()
 
 
@@ -50,6 +50,14 @@ def separate(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
 
 
 def padded(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
+    model.set_attn_implementation("sdpa")
+    logps_BK, _ = padded_logps(model, batch)
+    use_tree_attention(model)
+    return ranked_loss(logps_BK)
+
+
+def padded_logps(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
+    """Log-probs from full logits, (B, K), and how many tokens that computed."""
     rows = rows_of(batch)
     ids = torch.zeros(len(rows), padded_width(batch), dtype=torch.long)
     seen, answer = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
@@ -57,13 +65,12 @@ def padded(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
         ids[i, : len(p) + len(c)] = torch.tensor(p + c)
         seen[i, : len(p) + len(c)] = 1
         answer[i, len(p) : len(p) + len(c)] = True
-    model.set_attn_implementation("sdpa")
+    ids, seen, answer = (t.to(model.device) for t in (ids, seen, answer))
     logits = model(input_ids=ids, attention_mask=seen, use_cache=False).logits[:, :-1]
-    use_tree_attention(model)
-    # TRL's `selective_log_softmax`: the leanest way from full logits, one row's softmax at a time.
-    wanted = logits.gather(2, ids[:, 1:, None]).squeeze(2)
-    logps = wanted - torch.stack([row.logsumexp(-1) for row in logits])
-    return ranked_loss((logps * answer[:, 1:]).sum(1).view(len(batch[0]), -1))
+    # TRL's `selective_log_softmax`: the leanest way from full logits, one row's softmax at a time, in float32.
+    wanted = logits.gather(2, ids[:, 1:, None]).squeeze(2).float()
+    logps = wanted - torch.stack([row.float().logsumexp(-1) for row in logits])
+    return (logps * answer[:, 1:]).sum(1).view(len(batch[0]), -1), ids.numel()
 
 
 def mle(model: GPT2LMHeadModel, batch: Batch) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from benchmarks.groups import Batch, make_batches, token_pairs
-from benchmarks.results import ROOT, machine, not_measured, ratio, write_results
+from benchmarks.results import RESULTS, ROOT, machine, not_measured, ratio, write_results
 from benchmarks.steps import SHAPES, STEPS, make_model, mle_like, padded_gib
 
 POOL = 60  # batches among which those are found whose padded step fits the memory
@@ -156,7 +156,7 @@ def main() -> None:
     if "overhead" in parts:
         ratios |= overhead_ratios(options.shape)
     where = machine("1 thread", source, f"GPT-2 {options.shape}", f"{options.batches} batches of 4 prompts, K = 12")
-    write_results("training", "make bench-training", where, ratios)
+    write_results(RESULTS / "training.json", "make bench-training", where, ratios)
 
 
 if __name__ == "__main__":
