@@ -119,6 +119,8 @@ def compare(
     if options.tiny:
         pairs = [(prompt[:20], [*gold[:9], EOS]) for prompt, gold in pairs]
     batches = grouped(pairs, options.prompts, draw)
+    if options.tiny:
+        batches = [(prompts[:1], groups[:1]) for prompts, groups in batches]
     longest = max(measure_group(p, g).tokens for batch in batches for p, g in zip(*batch, strict=True))
     row_tokens = -(-longest // 128) * 128
     model = make_model(config, options.device, checkpointing=options.checkpointing)

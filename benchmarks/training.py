@@ -156,7 +156,10 @@ def main() -> None:
     if "overhead" in parts:
         ratios |= overhead_ratios(options.shape)
     where = machine("1 thread", source, f"GPT-2 {options.shape}", f"{options.batches} batches of 4 prompts, K = 12")
-    write_results(RESULTS / "training.json", "make bench-training", where, ratios)
+    name, command = "training", "make bench-training"
+    if options.only:
+        name, command = f"training-{'-'.join(parts)}", f"python -m benchmarks.training --only {' '.join(parts)}"
+    write_results(RESULTS / f"{name}.json", command, where, ratios)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from cpo_ray.objective.branches import Branch, BranchAttention, find_branches
+from cpo_ray.objective.packing import PackedGroups, drop_padding
 
 TREE = "cpo_ray_tree"  # the name under which transformers finds `tree_attention` ...
 BRANCHES = "cpo_ray_branches"  # ... and `branch_attention`
 BLOCK = 128  # FlexAttention's block of queries and keys
+BRANCH_OVERHEAD = 1_000_000  # what a branch costs to start on, in (pairs of tokens) * (model width); measured on CPU
 
 
 def use_tree_attention(model: PreTrainedModel) -> str | None:
@@ -49,18 +52,25 @@ def use_tree_attention(model: PreTrainedModel) -> str | None:
     return None
 
 
-def by_branches(model: PreTrainedModel) -> bool:
-    """Does the model's attention take one row of whole trees, and no padding?"""
-    return _attention(model) == BRANCHES
+def arrange(model: PreTrainedModel, packed: PackedGroups) -> tuple[PackedGroups, dict[str, Any]]:
+    """The groups in the rows that suit the model's attention, and the mask in its form, as arguments of its decoder."""
+    attention = model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
+    if attention == TREE:
+        return packed, {"attention_mask": tree_block_mask(packed.subtree_end_RN)}
+    if attention == BRANCHES:
+        one_row = drop_padding(packed)
+        branches = find_branches(one_row.subtree_end_RN[0].tolist())
+        if branches_pay(branches, packed.input_ids_RN.shape, model.config.hidden_size):
+            # transformers hands a mask of four dimensions on as it is, and unknown arguments down to the attention.
+            return one_row, {"attention_mask": one_row.subtree_end_RN[:, None, None], "branches": branches}
+    return packed, {"attention_mask": tree_mask(packed.subtree_end_RN)}
 
 
-def attention_arguments(model: PreTrainedModel, subtree_end_RN: Tensor) -> dict[str, Any]:
-    """The mask in the form that the model's attention takes, as arguments of its decoder."""
-    if _attention(model) == BRANCHES:
-        # transformers hands a mask of four dimensions on as it is, and unknown arguments down to the attention.
-        return {"attention_mask": subtree_end_RN[:, None, None], "branches": find_branches(subtree_end_RN[0].tolist())}
-    flex = _attention(model) == TREE
-    return {"attention_mask": tree_block_mask(subtree_end_RN) if flex else tree_mask(subtree_end_RN)}
+def branches_pay(branches: list[Branch], shape: torch.Size, width: int) -> bool:
+    """Does it cost less to go from branch to branch than to compute every pair of each row's tokens? shape: (R, N)."""
+    rows, tokens = shape
+    spared = rows * tokens**2 - sum(branch.pairs for branch in branches)
+    return spared * width > BRANCH_OVERHEAD * len(branches)
 
 
 def tree_mask(subtree_end_RN: Tensor) -> Tensor:
@@ -99,25 +109,22 @@ def tree_attention(
 
 
 def branch_attention(
-    module: nn.Module,  # noqa: ARG001 - transformers' signature
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor,  # noqa: ARG001 - the branches say it all
+    attention_mask: Tensor,
     *,
-    branches: list[Branch],
+    branches: list[Branch] | None = None,
     scaling: float | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
-    """The same on one row of whole trees: (1, heads, N, head size) in, (1, N, heads, head size) out."""
+    """The same on one row of whole trees: (1, heads, N, head size) in, (1, N, heads, head size) out. SDPA without branches."""
+    if branches is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out: Tensor = BranchAttention.apply(query[0], key[0], value[0], branches, scale)  # type: ignore[no-untyped-call]
     return out[None], None
-
-
-def _attention(model: PreTrainedModel) -> str:
-    name: str = model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
-    return name
 
 
 @cache

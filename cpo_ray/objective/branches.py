@@ -23,6 +23,12 @@ class Branch:
     end: int
     ancestors: tuple[tuple[int, int], ...]
 
+    @property
+    def pairs(self) -> int:
+        """Pairs of tokens that are computed for it."""
+        length = self.end - self.start
+        return length * (length + sum(b - a for a, b in self.ancestors))
+
     def gather(self, tensor_GND: Tensor) -> Tensor:
         """What the branch sees, its own tokens last: (G, n + s, D)."""
         spans = [*self.ancestors, (self.start, self.end)]
@@ -110,8 +116,9 @@ def _scores(query_HSD: Tensor, keys_GND: Tensor, scale: float) -> Tensor:
     heads, length, _ = query_HSD.shape
     scores = _by_group(query_HSD, keys_GND) @ keys_GND.transpose(1, 2)
     scores_HSN = scores.to(_wide(query_HSD)).view(heads, length, -1).mul_(scale)
-    later = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu_(1)
-    scores_HSN[:, :, -length:].masked_fill_(later, -torch.inf)
+    if length > 1:
+        later = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu_(1)
+        scores_HSN[:, :, -length:].masked_fill_(later, -torch.inf)
     return scores_HSN
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cpo_ray.objective.attention import attention_arguments, by_branches
-from cpo_ray.objective.packing import PackedGroups, Tokens, drop_padding, pack_groups
+from cpo_ray.objective.attention import arrange
+from cpo_ray.objective.packing import PackedGroups, Tokens, pack_groups
 
 CHUNK_ELEMENTS = 2**23  # logits of one chunk: 32 MiB in float32
 
@@ -72,13 +72,12 @@ def candidate_logps(model: PreTrainedModel, packed: PackedGroups) -> Tensor:
 
 def source_hidden(model: PreTrainedModel, packed: PackedGroups) -> Tensor:
     """Last hidden states at the sources, (S, D)."""
-    if by_branches(model):
-        packed = drop_padding(packed)
+    packed, mask = arrange(model, packed)
     hidden_RND = model.get_decoder()(
         input_ids=packed.input_ids_RN,
         position_ids=packed.position_ids_RN,
         use_cache=False,
-        **attention_arguments(model, packed.subtree_end_RN),
+        **mask,
     ).last_hidden_state
     return hidden_RND.flatten(0, 1)[packed.source_S]
 

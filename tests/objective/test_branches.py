@@ -2,7 +2,8 @@ import pytest
 import torch
 from hypothesis import given
 
-from cpo_ray.objective.attention import BRANCHES, tree_mask, use_tree_attention
+from cpo_ray.objective import attention
+from cpo_ray.objective.attention import BRANCHES, arrange, tree_mask, use_tree_attention
 from cpo_ray.objective.branches import BranchAttention, find_branches
 from cpo_ray.objective.logprobs import candidate_logps
 from cpo_ray.objective.packing import drop_padding, grow_tree, pack_groups
@@ -44,7 +45,8 @@ def test_branch_attention_and_its_gradients_are_those_of_a_dense_mask(key_heads)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_log_probs_and_gradients_by_branches(model_name, checkpointing):
+def test_log_probs_and_gradients_by_branches(model_name, checkpointing, monkeypatch):
+    monkeypatch.setattr(attention, "BRANCH_OVERHEAD", 0)
     prompts, candidates = random_groups(seed=13)
     model = tiny_model(model_name, torch.float64)
     separate = separate_logps(model, prompts, candidates)
@@ -65,7 +67,8 @@ def test_log_probs_and_gradients_by_branches(model_name, checkpointing):
         assert (mine - theirs).norm() <= tolerance * theirs.norm().clamp(min=1)
 
 
-def test_bf16_by_branches_is_near_float32():
+def test_bf16_by_branches_is_near_float32(monkeypatch):
+    monkeypatch.setattr(attention, "BRANCH_OVERHEAD", 0)
     prompts, candidates = random_groups(seed=14)
     exact = tiny_model("llama", torch.float32)
     rounded = tiny_model("llama", torch.bfloat16)
@@ -74,3 +77,14 @@ def test_bf16_by_branches_is_near_float32():
         expected = candidate_logps(exact, pack_groups(prompts, candidates))
         packed = candidate_logps(rounded, pack_groups(prompts, candidates))
     torch.testing.assert_close(packed, expected, rtol=2e-2, atol=0.5)
+
+
+def test_small_trees_are_left_to_a_dense_mask(monkeypatch):
+    model = tiny_model("llama", torch.float64)
+    use_tree_attention(model)
+    packed = pack_groups(*random_groups(seed=15))
+    assert "branches" not in arrange(model, packed)[1]
+    dense = candidate_logps(model, packed)
+    monkeypatch.setattr(attention, "BRANCH_OVERHEAD", 0)
+    assert "branches" in arrange(model, packed)[1]
+    torch.testing.assert_close(candidate_logps(model, packed), dense, rtol=1e-9, atol=1e-9)
