@@ -51,6 +51,7 @@ bench-training: install ## A training step against its baselines; ratios go to b
 .PHONY: bench-serving
 bench-serving: install ## Changing an engine's weights in place against starting another; ratios go to benchmarks/results/
 	$(BIN)/python benchmarks/serving.py
+
 .PHONY: trl
 trl: $(VENV)/trl/.installed-$(shell cksum < benchmarks/trl.txt | tr ' ' -) # TRL in a folder of its own, for bench-training
 

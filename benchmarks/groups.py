@@ -4,8 +4,6 @@ import math
 import random
 from pathlib import Path
 
-from cpo_ray.sampling.truncation import truncation_negatives
-
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 VOCABULARY, EOS, CONTEXT = 50_257, 50_256, 1024
 K, PROMPTS, BATCH, MEANFIELD, TRUNCATION = 12, 4, 3, 5, 3  # MixN: the gold and 3 BN, 5 MN, 3 TN
@@ -23,16 +21,17 @@ def make_batches(number: int, seed: int = 17) -> tuple[list[Batch], str]:
 
 def grouped(pairs: list[tuple[Tokens, Tokens]], prompts_per_batch: int, draw: random.Random) -> list[Batch]:
     """Give each pair its negatives, and cut into batches."""
-    groups = [[gold, *negatives(gold, [other for _, other in pairs], i, draw)] for i, (_, gold) in enumerate(pairs)]
+    groups = [[gold, *negatives(gold, [other for _, other in pairs], draw)] for _, gold in pairs]
     cut = [slice(start, start + prompts_per_batch) for start in range(0, len(pairs), prompts_per_batch)]
     return [([prompt for prompt, _ in pairs[part]], groups[part]) for part in cut]
 
 
-def negatives(gold: Tokens, golds: list[Tokens], index: int, draw: random.Random) -> list[Tokens]:
+def negatives(gold: Tokens, golds: list[Tokens], draw: random.Random) -> list[Tokens]:
     """3 BN, 5 MN and 3 TN. A resampled token is never the gold's own: shared prefixes are as short as they can be."""
     others = draw.sample([other for other in golds if other != gold], BATCH)
     edits = [_edit(gold, draw) for _ in range(MEANFIELD)]
-    return [*others, *edits, *truncation_negatives(gold, TRUNCATION, 17, str(index))]
+    cuts = [[*gold[: draw.randint(1, len(gold) - 2)], EOS] for _ in range(TRUNCATION)]
+    return [*others, *edits, *cuts]
 
 
 def token_pairs(count: int, draw: random.Random) -> tuple[list[tuple[Tokens, Tokens]], str]:

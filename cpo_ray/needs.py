@@ -10,12 +10,13 @@ def training_needs(training: TrainingConfig, cluster: ClusterConfig) -> list[Bun
 
 
 def sampling_needs(config: RunConfig) -> list[Bundle]:
-    """One scorer, one embedder and, for autoregressive negatives, one engine; more of each start where there is room."""
-    each = config.cluster.gpus_per_worker
+    """As many scorers, rankers and, for autoregressive negatives, engines as must be; more start where there is room."""
+    sampling, each = config.sampling, config.cluster.gpus_per_worker
     if not each:
         return []
-    engine = config.sampling.engine.tensor_parallel if config.sampling.negatives.autoregressive else 0
-    return [{"GPU": each}, {"GPU": each}, *([{"GPU": float(engine)}] if engine else [])]
+    engines = sampling.engines.minimum if sampling.negatives.autoregressive else 0
+    others = [{"GPU": each}] * (sampling.scorers.minimum + sampling.rankers.minimum)
+    return [*others, *[{"GPU": float(sampling.engine.tensor_parallel)}] * engines]
 
 
 def serving_needs(config: RunConfig, models: int) -> list[Bundle]:

@@ -64,6 +64,7 @@ def sampling(run: Run) -> None:
     """Make K - 1 negatives per prompt, score them under the reference, rank them."""
     from cpo_ray.sampling.groups import make_groups
     from cpo_ray.sampling.kinds import hash_kinds
+    from cpo_ray.sampling.reranking import rank_again
 
     examples, reference_model = run.need("data", "data"), run.need("models/reference", "reference")
     rows = min(run.config.sampling.rows or run.config.data.train_rows, run.config.data.train_rows)
@@ -80,9 +81,15 @@ def sampling(run: Run) -> None:
     }
 
     def make(split: str, config: RunConfig, rows: int, inputs: dict[str, Any]) -> None:
+        # What differs in the embedder alone differs in the ranks alone.
+        like = run.find_like(f"groups/{split}", inputs, but="sampling.embedder")
+
         def build(out: Path) -> Summary:
             run.ray.ensure(sampling_needs(run.config))
             with bar("sampling", rows, "rows") as progress:
+                if like is not None:
+                    say("  only ranks: the same groups stand under another embedder")
+                    return rank_again(config, like, reference_model.path, out, progress.advance)
                 return make_groups(config, examples.path, reference_model.path, out, progress.advance, split=split)
 
         run.make(f"groups/{split}", inputs, build)

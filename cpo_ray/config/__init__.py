@@ -10,7 +10,7 @@ from cpo_ray.config.engine import EngineConfig
 from cpo_ray.config.evaluation import DecodingConfig, GenerationConfig, JudgeConfig, MauveConfig, RewardConfig
 from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
 from cpo_ray.config.run import RunConfig
-from cpo_ray.config.sampling import SamplingConfig
+from cpo_ray.config.sampling import PoolConfig, SamplingConfig
 from cpo_ray.config.section import EXECUTION, Section, stage_inputs
 from cpo_ray.config.serving import LimitsConfig, MergingConfig, ServingConfig
 from cpo_ray.config.training import (
@@ -39,6 +39,7 @@ __all__ = [
     "NegativeCounts",
     "ObjectiveConfig",
     "PassagesConfig",
+    "PoolConfig",
     "RewardConfig",
     "RunConfig",
     "SamplingConfig",

@@ -14,6 +14,22 @@ KindName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 KindReference = Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]
 
 
+class PoolConfig(Section):
+    """How many actors of one sort work side by side. Their number changes no result."""
+
+    minimum: Annotated[int, Field(ge=1)] = Field(default=1, json_schema_extra=EXECUTION)
+    """Actors that are started at once and stay."""
+    maximum: Annotated[int, Field(ge=1)] | None = Field(default=None, json_schema_extra=EXECUTION)
+    """Actors that it may grow to while they are the bottleneck. Default: `minimum` on a machine without GPUs; with GPUs, as
+    many as the cluster has."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "PoolConfig":
+        if self.maximum is not None and self.maximum < self.minimum:
+            raise ValueError(f"maximum {self.maximum} is less than minimum {self.minimum}")
+        return self
+
+
 class SamplingConfig(Section):
     """Stage `sampling`: negatives, reference log-probs, ranks."""
 
@@ -42,6 +58,12 @@ class SamplingConfig(Section):
     """The engine of autoregressive negatives."""
     unhelpful: UnhelpfulConfig = UnhelpfulConfig()
     """What writes the negatives of that name."""
+    engines: PoolConfig = Field(default=PoolConfig(), json_schema_extra=EXECUTION)
+    """Actors with a vLLM engine each."""
+    scorers: PoolConfig = Field(default=PoolConfig(), json_schema_extra=EXECUTION)
+    """Actors that draw meanfield negatives and score candidates under the reference."""
+    rankers: PoolConfig = Field(default=PoolConfig(), json_schema_extra=EXECUTION)
+    """Actors that embed and rank."""
 
     @model_validator(mode="after")
     def _check(self) -> "SamplingConfig":

@@ -7,19 +7,20 @@ Unhelpful negatives are asked for before that: see `unhelpful.py`.
 """
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cpo_ray.artifacts import STATS, Summary, read_table, write_json, write_table
 from cpo_ray.config import RunConfig
-from cpo_ray.errors import ClusterError, ConfigError, CpoRayError
+from cpo_ray.errors import ConfigError
 from cpo_ray.records import GROUP_SCHEMA
 from cpo_ray.sampling.kinds import Limits, load_kinds
+from cpo_ray.sampling.pools import LOGICAL_CPUS, actor_options, configure, plain_errors, with_absolute_paths
 from cpo_ray.sampling.responses import encode_responses, load_tokenizer
 from cpo_ray.sampling.selection import Selection, select_rows
 from cpo_ray.sampling.source import Tokens
@@ -28,10 +29,9 @@ from cpo_ray.sampling.unhelpful import add_unhelpful
 from cpo_ray.sampling.units import Unit, draw_unit, read_units, write_units
 
 if TYPE_CHECKING:
-    from ray.data import ActorPoolStrategy, Dataset
+    from ray.data import Dataset
 
 OnRows = Callable[[int], None]
-LOGICAL_CPUS = 0.5  # of each actor on a machine without GPUs: they wait for each other
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def make_groups(
     Raises DataError for a row that cannot become a group (see `select_rows`), ConfigError and ClusterError for what
     cannot run, ServiceError where the API of unhelpful negatives fails for good.
     """
-    config, reference = _with_absolute_paths(config), reference.resolve()
+    config, reference = with_absolute_paths(config), reference.resolve()
     load_kinds(config.sampling)  # what is wrong with them is told before anything starts
     model = read_reference(reference)
     selection = select_rows(read_table(data / split), config, model.context, model.eos)
@@ -121,16 +121,19 @@ def groups_dataset(config: RunConfig, selection: Selection, reference: Reference
         rows, draws, limits = ray.get(table), load_kinds(config.sampling), _limits(config, reference)
         return write_units([draw_unit(rows, start, prompt_tokens, config, draws, limits) for start in _starts(batch)])
 
-    pool = _actor_options(config)
+    each = config.cluster.gpus_per_worker
+    scorers, rankers = (
+        actor_options(config, pool, each) for pool in (config.sampling.scorers, config.sampling.rankers)
+    )
     units = ray.data.from_items([{"start": start} for start in starts], override_num_blocks=len(starts))
-    _configure(units)
+    configure(units)
     units = units.map_batches(
         draw, batch_size=1, batch_format="pyarrow", num_cpus=LOGICAL_CPUS, compute=TaskPoolStrategy(size=2)
     )
     if config.sampling.negatives.autoregressive:
         units = _with_engine(units, config, reference)
-    units = units.map_batches(Scorer, fn_constructor_args=(config, reference.path), batch_size=1, **pool)
-    return units.map_batches(Ranker, fn_constructor_args=(config, reference.path), batch_size=1, **pool)
+    units = units.map_batches(Scorer, fn_constructor_args=(config, reference.path), batch_size=1, **scorers)
+    return units.map_batches(Ranker, fn_constructor_args=(config, reference.path), batch_size=1, **rankers)
 
 
 def write_shards(units: "Dataset", shards: Sequence[Shard], on_rows: OnRows) -> Tally:
@@ -140,7 +143,7 @@ def write_shards(units: "Dataset", shards: Sequence[Shard], on_rows: OnRows) -> 
     """
     unfinished: dict[Shard, list[Unit]] = {shard: [] for shard in shards}
     tally = Tally()
-    with _plain_errors(), contextlib.closing(_finished_units(units)) as finished:
+    with plain_errors(), contextlib.closing(_finished_units(units)) as finished:
         for unit in finished:
             tally.add(unit["work"])
             shard = next(shard for shard in unfinished if shard.start <= unit["start"] < shard.stop)
@@ -170,72 +173,12 @@ def _with_engine(units: "Dataset", config: RunConfig, reference: Reference) -> "
 
     sampling = config.sampling
     sequences = sampling.batch_rows * sampling.negatives.autoregressive
-    options = _actor_options(config)
-    if "num_gpus" in options:
-        options["num_gpus"] = sampling.engine.tensor_parallel
     return units.map_batches(
         Engine,
         fn_constructor_args=(config, reference.path, reference.eos),
         batch_size=max(1, 2 * sampling.engine.max_sequences // sequences),
-        **options,
+        **actor_options(config, sampling.engines, sampling.engine.tensor_parallel),
     )
-
-
-def _actor_options(config: RunConfig) -> dict[str, Any]:
-    """One actor of each sort on a machine without GPUs; with GPUs, as many as the work can use and the cluster has."""
-    import ray
-    from ray.data import ActorPoolStrategy
-
-    each = config.cluster.gpus_per_worker
-    options: dict[str, Any] = {"batch_format": "pyarrow", "udf_modifying_row_count": False}
-    if not each:
-        return options | {"compute": ActorPoolStrategy(size=1), "num_cpus": LOGICAL_CPUS}
-    there = ray.cluster_resources().get("GPU", 0.0)
-    engine = config.sampling.engine.tensor_parallel if config.sampling.negatives.autoregressive else 0
-    if there < 2 * each + engine:
-        raise ClusterError(
-            f"the cluster has {there:g} GPUs; sampling needs {2 * each + engine:g}: scorer {each:g} + embedder {each:g} "
-            f"(cluster.gpus_per_worker) + engine {engine} (sampling.engine.tensor_parallel)"
-        )
-    return options | {"compute": _pool(int(there)), "num_gpus": each}
-
-
-def _pool(most: int) -> "ActorPoolStrategy":
-    from ray.data import ActorPoolStrategy
-
-    return ActorPoolStrategy(min_size=1, max_size=max(1, most))
-
-
-def _configure(units: "Dataset") -> None:
-    """No progress bars or announcements of Ray Data's own; an error keeps its type on the way from actor to driver."""
-    units.context.enable_progress_bars = False
-    units.context.enable_operator_progress_bars = False
-    units.context.print_on_execution_start = False
-    units.context.raise_original_map_exception = True
-
-
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Let an error of ours that an actor raised reach the user as itself."""
-    from ray.exceptions import RayActorError, RayTaskError
-
-    try:
-        yield
-    except RayTaskError as error:
-        if isinstance(error.cause, CpoRayError):
-            raise error.cause from None
-        raise
-    except RayActorError as error:
-        raise ClusterError(f"an actor of the sampling stage could not be kept alive: {error}") from error
-
-
-def _with_absolute_paths(config: RunConfig) -> RunConfig:
-    """Actors have a working directory of their own."""
-    embedder = Path(config.sampling.embedder)
-    if not embedder.is_dir():
-        return config
-    sampling = config.sampling.model_copy(update={"embedder": str(embedder.resolve())})
-    return config.model_copy(update={"sampling": sampling})
 
 
 def _is_finished(shard: Shard, table: pa.Table) -> bool:

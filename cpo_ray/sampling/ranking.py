@@ -15,14 +15,24 @@ from cpo_ray.records import Group
 from cpo_ray.sampling.units import read_units, write_units
 
 CACHED_TEXTS = 2**16  # 100 MB of MiniLM's vectors
+TIED = 1e-5  # a hundred times the noise of a float32 embedding
 Vector = npt.NDArray[np.float32]
 
 
 def rank_by_similarity(similarity: Sequence[float]) -> list[int]:
-    """(K,) cosines to the gold -> (K,) ranks, a permutation: the gold 0, then descending; ties by candidate index."""
-    order = sorted(range(1, len(similarity)), key=lambda k: -similarity[k])
+    """(K,) cosines to the gold -> (K,) ranks, a permutation: the gold 0, then descending; ties by candidate index.
+
+    Neighbours closer than `TIED` are tied: equal vectors differ by as much, depending on what they were embedded with.
+    """
+    descending = sorted(range(1, len(similarity)), key=lambda k: -similarity[k])
+    runs: list[list[int]] = []
+    for k in descending:
+        if runs and similarity[runs[-1][-1]] - similarity[k] < TIED:
+            runs[-1].append(k)
+        else:
+            runs.append([k])
     ranks = [0] * len(similarity)
-    for rank, k in enumerate(order, 1):
+    for rank, k in enumerate((k for run in runs for k in sorted(run)), 1):
         ranks[k] = rank
     return ranks
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,12 +16,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cpo_ray import client
-from cpo_ray.artifacts import read_table
+from cpo_ray.artifacts import Artifact, Manifest, read_table, write_table
 from cpo_ray.cluster import ray_cluster
 from cpo_ray.config import ClusterConfig, RunConfig
 from cpo_ray.errors import ConfigError, DataError
 from cpo_ray.records import EXAMPLE_SCHEMA, GROUP_SCHEMA
 from cpo_ray.sampling.groups import make_groups
+from cpo_ray.sampling.reranking import rank_again
 from tests.flaky_server import KEY, serve_flaky
 
 pytestmark = pytest.mark.e2e
@@ -271,6 +273,53 @@ def test_a_rerun_makes_only_the_missing_shard_and_the_same_rows(made, data, refe
     assert {kind: redraws[kind]["redraws"] for kind in ("batch", "truncation")} == {
         kind: counted[kind]["redraws"] for kind in ("batch", "truncation")
     }
+
+
+def test_another_embedder_ranks_again_and_draws_nothing(made, reference, tmp_path):
+    """The groups stand there with ranks of another embedder: only those change, to what this one says."""
+    out, summary, _ = made
+    expected, before = read_table(out), tmp_path / "before"
+    for shard in out.glob("*.parquet"):
+        table = pq.read_table(shard)
+        for name, wrong in (("rank", list(range(len(KINDS)))), ("similarity", [0.5] * len(KINDS))):
+            place = table.schema.names.index(name)
+            table = table.set_column(place, table.schema.field(name), pa.array([wrong] * len(table), table[name].type))
+        write_table(before / shard.name, table)
+    (before / "stats.json").write_bytes((out / "stats.json").read_bytes())
+    artifact = Artifact("groups/train", before, Manifest({}, {}, summary, 0.0, ""))
+    done: list[int] = []
+    (tmp_path / "after").mkdir()
+    assert rank_again(make_config(), artifact, reference, tmp_path / "after", done.append) == summary
+    after = read_table(tmp_path / "after")
+    assert sum(done) == len(after)
+    same = [name for name in GROUP_SCHEMA.names if name != "similarity"]
+    assert after.select(same).equals(expected.select(same))
+    flat = [pa.compute.list_flatten(table["similarity"]).to_pylist() for table in (after, expected)]
+    assert flat[0] == pytest.approx(flat[1], abs=1e-5)
+    stats = [json.loads((folder / "stats.json").read_text()) for folder in (tmp_path / "after", out)]
+    assert stats[0]["batch"]["redraws"] == stats[1]["batch"]["redraws"]
+
+
+def test_neither_the_number_of_actors_nor_a_kill_in_the_middle_changes_a_row(data, reference, ray, tmp_path):
+    """One actor of each sort, or three that are stopped after the first shard and begin again."""
+    mixed = {"batch": 3, "meanfield": 5, "truncation": 3}
+
+    def stop(_):
+        if list((tmp_path / "three").glob("*.parquet")):
+            raise KeyboardInterrupt
+
+    make_groups(make_config(negatives=mixed, kinds={}), data, reference, tmp_path / "one", lambda _: None)
+    three = make_config(negatives=mixed, kinds={}, scorers={"minimum": 3}, rankers={"minimum": 3})
+    with pytest.raises(KeyboardInterrupt):
+        make_groups(three, data, reference, tmp_path / "three", stop)
+    assert len(list((tmp_path / "three").glob("*.parquet"))) == 1
+    make_groups(three, data, reference, tmp_path / "three", lambda _: None)
+    one, other = (read_table(tmp_path / name) for name in ("one", "three"))
+    drawn = ["id", "prompt_ids", "candidate_kind", "candidate_ids", "rank"]
+    assert one.select(drawn).equals(other.select(drawn))
+    for name in ("ref_logps", "similarity"):
+        flat = [pa.compute.list_flatten(table[name]).to_pylist() for table in (one, other)]
+        assert flat[0] == pytest.approx(flat[1], abs=1e-5)
 
 
 def test_the_engine_is_gone_when_the_stage_is_over(made, ray):

@@ -26,3 +26,10 @@ def test_ranks_are_a_permutation_with_the_gold_first(similarity):
 
 def test_a_candidate_as_similar_as_the_gold_comes_after_it():
     assert rank_by_similarity([1.0, 0.3, 1.0, 0.3]) == [0, 2, 1, 3]
+
+
+def test_the_noise_of_an_embedding_decides_nothing():
+    """The same text in capitals embeds alike, but for what it is batched with."""
+    assert rank_by_similarity([1.0, 0.95697927, 0.2, 0.95697939]) == [0, 1, 3, 2]
+    assert rank_by_similarity([1.0, 0.95697939, 0.2, 0.95697927]) == [0, 1, 3, 2]
+    assert rank_by_similarity([1.0, 0.9569, 0.2, 0.9570]) == [0, 2, 3, 1]
