@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 MEGABYTE, GIB = 1_000_000, 2**20  # bytes; kB, as getrusage counts
 PARTS = 4
+SMALL = 35  # MB of XML, of the dump to compare with
 LIMIT_GIB = 1.0
 SIZES = {"train_rows": 1500, "validation_rows": 100, "test_rows": 400}
 
@@ -85,14 +86,14 @@ def child(path, tokenizer, out):
     """Read in this process; write seconds, rows and the peak above the start to stdout."""
     import cpo_ray.data.wikidump  # noqa: F401 - what is imported before is not counted
     from cpo_ray.cluster import ray_cluster
-    from cpo_ray.data.examples import prepare_examples, reads_in_parallel
+    from cpo_ray.data.examples import needs_ray, prepare_examples
     from cpo_ray.data.tokenization import load_tokenizer
     from cpo_ray.progress import chatter_to
 
     config = configure(path, tokenizer)
     load_tokenizer(str(tokenizer))
     with chatter_to(out.with_suffix(".log")), ray_cluster(config.cluster) as lazy:
-        if reads_in_parallel(config.data):
+        if needs_ray(config.data):
             lazy.ensure()
         base, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
         summary = prepare_examples(config, out)
@@ -142,7 +143,7 @@ def main():
     with tempfile.TemporaryDirectory() as place:
         folder, seen = Path(place), {}
         tokenizer = make_tokenizer(folder)
-        for size in (25, options.megabytes):
+        for size in (SMALL, options.megabytes):
             paths, megabytes, source = write_dumps(folder / f"{size:g}", size)
             for how, path in paths.items():
                 seen[how, size] = measure(path, tokenizer, folder / f"{size:g}") | {"megabytes": megabytes}
@@ -150,7 +151,7 @@ def main():
     big = {how: seen[how, options.megabytes] for how in ("one file", "parts")}
     faster = big["one file"]["seconds"] / big["parts"]["seconds"]
     ratios = {
-        f"memory_{how.replace(' ', '_')}": memory_ratio(big[how], seen[how, 25], megabytes, how) for how in big
+        f"memory_{how.replace(' ', '_')}": memory_ratio(big[how], seen[how, SMALL], megabytes, how) for how in big
     } | {
         "parts_vs_one_file": {
             "value": round(faster, 2),

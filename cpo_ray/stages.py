@@ -30,14 +30,14 @@ from cpo_ray.watching import Watcher
 
 def data(run: Run) -> None:
     """Read, split, cut and tokenize the examples."""
-    from cpo_ray.data.examples import prepare_examples, reads_in_parallel
+    from cpo_ray.data.examples import needs_ray, prepare_examples
     from cpo_ray.data.sources import fingerprint
 
     config = run.config.data
     files = fingerprint(config.files, config.source) if config.files else None
 
     def build(out: Path) -> Summary:
-        if reads_in_parallel(config):
+        if needs_ray(config):
             run.ray.ensure()
         return prepare_examples(run.config, out)
 

@@ -65,7 +65,7 @@ class DataConfig(Section):
     the fields named in `fields`, `wikidump` MediaWiki dumps (.xml.bz2), `text` plain text, from `path`."""
     path: str | None = None
     """The data: a file, a folder, a pattern (`dumps/*.xml*.bz2`) or an fsspec URL of one (`s3://...`, `hf://datasets/...`).
-    Needed by every source but `synthetic`. Several files are read in parallel."""
+    Needed by every source but `synthetic`. Several large files are read in parallel."""
     fields: FieldsConfig = FieldsConfig()
     """Only for `instructions`."""
     passages: PassagesConfig = PassagesConfig()

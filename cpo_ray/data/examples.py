@@ -17,8 +17,9 @@ from cpo_ray.config import DataConfig, RunConfig
 from cpo_ray.data.articles import article_material
 from cpo_ray.data.corpus import instruction_material
 from cpo_ray.data.material import Draft, Material
+from cpo_ray.data.reading import reads_in_parallel
 from cpo_ray.data.rows import BadRow
-from cpo_ray.data.sources import list_parts
+from cpo_ray.data.sources import list_parts, part_bytes
 from cpo_ray.data.splits import SPLITS
 from cpo_ray.data.template import check_template
 from cpo_ray.errors import DataError
@@ -37,9 +38,9 @@ class Cuts:
     responses: int = 0
 
 
-def reads_in_parallel(data: DataConfig) -> bool:
-    """Whether the source has several files, which Ray Data reads side by side."""
-    return data.files is not None and len(list_parts(data.files, data.source)) > 1
+def needs_ray(data: DataConfig) -> bool:
+    """Whether the source has several files that Ray Data reads side by side."""
+    return data.files is not None and reads_in_parallel(list(map(part_bytes, list_parts(data.files, data.source))))
 
 
 def prepare_examples(config: RunConfig, out: Path) -> Summary:
@@ -48,7 +49,7 @@ def prepare_examples(config: RunConfig, out: Path) -> Summary:
     Also writes `quarantine.jsonl` where rows were quarantined and, for the synthetic task, `answers.json`:
     `{"filler": [word], "answers": {example id: [word]}}` over all splits, as `synthetic.is_right` reads them. Equal
     configurations give equal files. Returns counts worth printing; token counts are means per row, EOS included.
-    Ray must be initialised where `reads_in_parallel`.
+    Ray must be initialised where the source `needs_ray`.
 
     Raises DataError for a file that is missing or empty, a bad line or a damaged file (unless quarantined), too few
     rows, or a tokenizer that cannot be loaded; ConfigError for a template that would lose instructions.

@@ -1,4 +1,4 @@
-"""Reading a source's parts: one after the other here, or side by side as tasks of Ray Data where there are several."""
+"""Reading a source's parts: one after the other here, or side by side as tasks of Ray Data where that is sooner."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +15,7 @@ from cpo_ray.progress import bar
 Reader = Callable[[IO[bytes], str], Iterator[Any]]
 """From an open part and its name to its records. Ray carries it to its workers."""
 
+PARALLEL_BYTES = 8 << 20  # several parts of fewer bytes in all are read before Ray's workers are up
 RECORDS = 64  # of a chunk
 BLOCK_BYTES = 2 << 20  # of chunks that Ray Data moves at once
 MEGABYTE = 1_000_000
@@ -31,24 +32,32 @@ class Chunk:
     error: str | None = None  # why the part cannot be read on
 
 
-def read_chunks(parts: Sequence[str], reader: Reader, hint: str = "") -> Iterator[Chunk]:
-    """All parts' chunks. Those of a part come in order; with several parts, which are read in parallel, they are mixed.
+def reads_in_parallel(sizes: Sequence[int]) -> bool:
+    """Whether parts of these sizes are read by Ray Data."""
+    return len(sizes) > 1 and sum(sizes) >= PARALLEL_BYTES
 
-    hint: what to do where a file is missing. Ray must be initialised where there are several parts. Memory holds some
+
+def read_chunks(parts: Sequence[str], reader: Reader, hint: str = "") -> Iterator[Chunk]:
+    """All parts' chunks. Those of a part come in order; where parts are read in parallel, they are mixed.
+
+    hint: what to do where a file is missing. Ray must be initialised where `reads_in_parallel`. Memory holds some
     chunks. Raises DataError for a part that cannot be read.
     """
-    chunks = (
-        _read_part(0, parts[0], parts[0], reader, hint) if len(parts) == 1 else _read_in_parallel(parts, reader, hint)
-    )
     sizes = [part_bytes(part, hint) for part in parts]
+    read = _read_in_parallel if reads_in_parallel(sizes) else _read_in_turn
     reached = [0] * len(parts)
     with bar("reading", max(sum(sizes) / MEGABYTE, 0.1), "MB") as progress:
-        for chunk in chunks:
+        for chunk in read(parts, reader, hint):
             if chunk.error is not None:
                 raise DataError(chunk.error)
             progress.advance(max(0, min(chunk.byte, sizes[chunk.part]) - reached[chunk.part]) / MEGABYTE)
             reached[chunk.part] = max(reached[chunk.part], chunk.byte)
             yield chunk
+
+
+def _read_in_turn(parts: Sequence[str], reader: Reader, hint: str) -> Iterator[Chunk]:
+    for number, part in enumerate(parts):
+        yield from _read_part(number, part, part, reader, hint)
 
 
 def _read_part(number: int, name: str, place: str, reader: Reader, hint: str) -> Iterator[Chunk]:

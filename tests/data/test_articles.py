@@ -8,7 +8,8 @@ from transformers import AutoTokenizer
 from cpo_ray.artifacts import Summary, read_jsonl, read_table
 from cpo_ray.config import RunConfig
 from cpo_ray.configfile import parse_config
-from cpo_ray.data.examples import prepare_examples, reads_in_parallel
+from cpo_ray.data.examples import needs_ray, prepare_examples
+from cpo_ray.data.reading import PARALLEL_BYTES
 from cpo_ray.data.tokenization import train_tokenizer
 from cpo_ray.errors import DataError
 from cpo_ray.records import EXAMPLE_SCHEMA
@@ -162,13 +163,14 @@ def test_plain_text_works_too(tokenizer: Path, tmp_path: Path) -> None:
     assert {row["source"] for row in rows_of(tmp_path / "out", *SPLITS)} == {"text"}
 
 
-def test_several_parts_are_read_in_parallel(wiki: Path, tokenizer: Path) -> None:
-    assert not reads_in_parallel(configure(wiki, tokenizer).data)
-    assert not reads_in_parallel(configure(wiki.parent, tokenizer).data)
-    second = wiki.with_name("second.xml.bz2")
-    second.write_bytes(wiki.read_bytes())
-    assert reads_in_parallel(configure(wiki.parent, tokenizer).data)
-    second.unlink()
+def test_large_parts_need_ray(wiki: Path, tokenizer: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.xml.bz2").write_bytes(wiki.read_bytes())
+    assert not needs_ray(configure(wiki, tokenizer).data)
+    assert not needs_ray(configure(tmp_path, tokenizer).data)
+    (tmp_path / "2.xml.bz2").write_bytes(bytes(PARALLEL_BYTES))
+    assert not needs_ray(configure(tmp_path / "2.xml.bz2", tokenizer).data)
+    assert needs_ray(configure(tmp_path, tokenizer).data)
 
 
 def test_real_wikitext_with_the_real_tokenizer(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from cpo_ray.artifacts import Summary, read_jsonl, read_table
 from cpo_ray.config import RunConfig
 from cpo_ray.configfile import parse_config
 from cpo_ray.data.corpus import gather
-from cpo_ray.data.examples import prepare_examples, reads_in_parallel
+from cpo_ray.data.examples import needs_ray, prepare_examples
 from cpo_ray.data.splits import split_prompts
 from cpo_ray.data.synthetic import is_right
 from cpo_ray.errors import ConfigError, DataError
@@ -156,7 +156,7 @@ def test_special_tokens_spelled_out_in_a_text_stay_text(tmp_path: Path) -> None:
 
 def test_the_embedded_task_needs_no_file_and_reads_none(tmp_path: Path) -> None:
     config = configure(**{**SMALL, "path": tmp_path / "absent.jsonl"})
-    assert not reads_in_parallel(config.data)
+    assert not needs_ray(config.data)
     assert len(gather(config).rows) == 400
 
 

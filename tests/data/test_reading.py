@@ -9,6 +9,7 @@ import pytest
 from cpo_ray.artifacts import read_jsonl
 from cpo_ray.cluster import ray_cluster
 from cpo_ray.config import ClusterConfig
+from cpo_ray.data import reading
 from cpo_ray.data.examples import prepare_examples
 from cpo_ray.data.reading import RECORDS, read_chunks
 from cpo_ray.errors import DataError
@@ -56,7 +57,19 @@ def ray() -> Iterator[None]:
 
 
 @pytest.mark.e2e
-def test_parts_in_parallel_give_what_one_file_gives(ray: None, tokenizer: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("ray")
+def test_parts_in_parallel_give_what_one_file_gives(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PARALLEL_BYTES", 0)
+    check_parts(tokenizer, tmp_path)
+
+
+def test_small_parts_in_turn_give_what_one_file_gives(tokenizer: Path, tmp_path: Path) -> None:
+    check_parts(tokenizer, tmp_path)
+
+
+def check_parts(tokenizer: Path, tmp_path: Path) -> None:
     """Also with a damaged part, an empty one and a missing field, each told as if it were alone."""
     pages = [page(f"Article {n}", article(n)) for n in range(21)]
     one = write_dump(tmp_path / "one.xml.bz2", *pages)
