@@ -34,7 +34,9 @@ def show_groups(root: Path, split: str, row_id: str | None, rows: int) -> Render
     if row_id is not None:
         return render_group(find_group(shards, row_id))
     stats = folder / STATS
-    parts = [render_stats(json.loads(stats.read_text(encoding="utf-8")))] if stats.is_file() else []
+    parts: list[RenderableType] = (
+        [render_stats(json.loads(stats.read_text(encoding="utf-8"))), ""] if stats.is_file() else []
+    )
     return Stack(*parts, *map(render_group, _first_groups(shards, rows)))
 
 
@@ -87,15 +89,15 @@ def render_group(group: Group) -> RenderableType:
 
 def render_stats(stats: Mapping[str, Mapping[str, Any]]) -> Table:
     """stats.json as a table, one line a kind."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="candidates by kind", title_justify="left")
+    table = Table(box=None, pad_edge=False, collapse_padding=True, title="candidates by kind", title_justify="left")
     columns = {
         "count": ("count", ",.0f"),
-        "mean tokens": ("mean_tokens", ".1f"),
-        "similarity": ("mean_similarity", ".3f"),
+        "tokens": ("mean_tokens", ".1f"),
+        "sim.": ("mean_similarity", ".3f"),
         "log-prob": ("mean_ref_logp", ".2f"),
         "= gold": ("equal_to_gold_rate", ".1%"),
-        "duplicates": ("duplicate_rate", ".1%"),
-        "redraws": ("redraw_rate", ".1%"),
+        "dupl.": ("duplicate_rate", ".1%"),
+        "redrawn": ("redraw_rate", ".1%"),
         "tokens/s": ("tokens_per_second", ",.0f"),
     }
     table.add_column("kind", no_wrap=True, style="bold")

@@ -59,6 +59,10 @@ def test_without_an_id_the_statistics_come_first(run):
     assert "aa02" not in text
     (batch,) = [line.split() for line in text.splitlines() if line.strip().startswith("batch ")]
     assert batch == ["batch", "3", "3.0", "0.125", "-30.50", "0.0%", "0.0%", "0.0%", "1,234"]
+    facts = json.loads((run / "groups" / "train" / "stats.json").read_text())
+    write_json(run / "groups" / "train" / "stats.json", {"autoregressive": facts["batch"] | {"count": 123456}})
+    narrow = CliRunner().invoke(cli.app, ["show", "groups", str(run)], env={"COLUMNS": "80"}).stdout
+    assert "\N{HORIZONTAL ELLIPSIS}" not in narrow  # everything fits a terminal of 80 columns
     several = printed(run, "--rows", 3)
     assert all(name in several for name in ("aa01", "aa02", "bb03"))
 
