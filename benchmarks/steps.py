@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from benchmarks.groups import CONTEXT, EOS, VOCABULARY, Batch, Tokens
 from cpo_ray.objective.attention import use_tree_attention
-from cpo_ray.objective.logprobs import candidate_logps
+from cpo_ray.objective.logprobs import EdgeLogProbs, candidate_logps, lm_head_weight, source_hidden
 from cpo_ray.objective.losses import cpo_loss, mle_loss
 from cpo_ray.objective.packing import PackedGroups, drop_padding, pack_groups
 
@@ -49,6 +49,17 @@ def separate(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
     return ranked_loss(candidate_logps(model, pack_separately(batch)).view(len(batch[0]), -1))
 
 
+def unshared(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
+    rows = rows_of(batch)
+    packed = pack_separately(([p[:1] for p, _ in rows], [[p[1:] + c] for p, c in rows]))
+    logp_E = EdgeLogProbs.apply(
+        source_hidden(model, packed), lm_head_weight(model), packed.edge_source_E, packed.edge_target_E
+    )
+    answer_M = torch.cat([torch.arange(len(p) + len(c) - 1) >= len(p) - 1 for p, c in rows])
+    logps = torch.zeros(len(rows)).index_add(0, packed.member_candidate_M, logp_E[packed.member_edge_M] * answer_M)
+    return ranked_loss(logps.view(len(batch[0]), -1))
+
+
 def padded(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
     model.set_attn_implementation("sdpa")
     logps_BK, _ = padded_logps(model, batch)
@@ -80,7 +91,7 @@ def mle(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
 
 
 STEPS: dict[str, Callable[[GPT2LMHeadModel, Batch], Tensor]] = {
-    "tree": tree, "separate": separate, "padded": padded, "mle": mle,
+    "tree": tree, "separate": separate, "unshared": unshared, "padded": padded, "mle": mle,
 }  # fmt: skip
 
 

@@ -36,8 +36,8 @@ def test_nothing_is_shared_in_separate_packing(batch):
 
 def test_every_variant_computes_the_same_loss(batch):
     model = make_model("tiny")
-    losses = [STEPS[name](model, batch).item() for name in ("tree", "separate", "padded")]
-    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
+    losses = [STEPS[name](model, batch).item() for name in ("tree", "separate", "unshared", "padded")]
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-4)
     assert len(paired(model, [(("tree", batch), ("separate", batch))], 2)) == 2
 
 
