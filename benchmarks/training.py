@@ -134,8 +134,8 @@ def overhead_ratios(shape: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(SHAPES), default="256x22", help="width x layers of the GPT-2")
-    parser.add_argument("--batches", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=2, help="turns per batch and pair of variants")
+    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=1, help="turns per batch and pair of variants")
     parser.add_argument("--padded-gib", type=float, default=8.0, help="pad only batches whose logits fit this memory")
     parser.add_argument(
         "--only", choices=["steps", "memory", "trl", "overhead"], nargs="*", help="parts to run; default: all"
@@ -154,7 +154,7 @@ def main() -> None:
     if "steps" in parts:
         ratios |= step_ratios(make_model(options.shape), pool[: options.batches], fitting, options.rounds)
     if "memory" in parts:
-        ratios["memory_vs_padded"] = memory_ratio(options.shape, len(fitting), options.padded_gib)
+        ratios["memory_vs_padded"] = memory_ratio(options.shape, min(2, len(fitting)), options.padded_gib)
     if "trl" in parts:
         ratios["dpo_vs_trl"] = trl_ratio(options.shape)
     if "overhead" in parts:
