@@ -110,12 +110,12 @@ class Gate:
         return JSONResponse({"ready": ready, "replicas": running}, status_code=200 if ready else 503)
 
     async def _ask(self, scope: Scope, receive: Receive, send: Send, entry: "Entry") -> None:
-        if self.draining:
-            raise RequestRefusedError(503, "this endpoint is about to end; it answers what it has begun")
         settings = self.settings
         body = await _read_body(scope, receive, int(settings.limits.body_mib * 2**20))
         request = read_request(scope["path"], body, settings.limits, settings.vocabularies, settings.context)
         entry.model = request.model
+        if self.draining:  # asked now, not when the body began to arrive
+            raise RequestRefusedError(503, "this endpoint is about to end; it answers what it has begun")
         if self.under_way >= settings.limits.requests:
             raise RequestRefusedError(429, f"{self.under_way} requests are under way or waiting; try again later")
         checked = write_request(request)
