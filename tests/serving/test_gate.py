@@ -203,14 +203,16 @@ def test_draining_takes_its_own_key_refuses_what_is_new_and_finishes_what_is_not
 
 def test_a_request_whose_body_is_late_does_not_slip_in_after_the_draining() -> None:
     async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
-        drained = asyncio.Event()
+        begun, drained = asyncio.Event(), asyncio.Event()
 
         async def late() -> Any:
+            begun.set()
             yield b'{"model": "a", '
             await drained.wait()
             yield b'"prompt": "hello"}'
 
         slow = asyncio.create_task(client.post("/v1/completions", content=late()))
+        await begun.wait()
         assert (await client.post(DRAIN_ROUTE, headers=CONTROL)).json() == {"under_way": 0}
         drained.set()
         return (await slow).status_code, engine.bodies
