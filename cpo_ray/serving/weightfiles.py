@@ -18,7 +18,7 @@ from cpo_ray.errors import ArtifactError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-BLOCK_NUMBERS = 2**20
+BLOCK_NUMBERS = 2**18
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
