@@ -32,6 +32,11 @@ POLL_S = 2.0
 PATIENCE_S = 600.0  # how long the cluster may be out of reach while a job is followed
 START_S = 120.0  # how long a cluster may take until it takes jobs
 NOT_YET = "No available agent"
+CHATTY = (  # loggers that tell of every package and every connection
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 SHORTEST_SECRET = 8  # characters; a shorter value would be found everywhere
 
 Write = Callable[[str], None]

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 RAY = Path(sys.executable).with_name("ray")
-HEAD_IP, WORKER_IP = "127.0.0.1", "127.0.0.2"
+HEAD_IP, WORKER_IP = "127.0.0.2", "127.0.0.3"  # 127.0.0.1 Ray would take for the address of the machine
 STARTED_S = 90
 
 
@@ -59,7 +59,8 @@ def two_nodes(folder, **environment):
 @contextlib.contextmanager
 def node(log, environment, *options):
     """`ray start` in the foreground. At the end SIGTERM, and SIGKILL for what is left of all that it started."""
-    command = [RAY, "start", *options, "--block", "--object-store-memory=80000000", "--disable-usage-stats"]
+    own = [f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=80000000", "--disable-usage-stats"]
+    command = [RAY, "start", *options, *own, "--block"]
     with log.open("w") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
     try:

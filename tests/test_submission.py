@@ -13,7 +13,7 @@ from cpo_ray import submission
 from cpo_ray.config import RunConfig
 from cpo_ray.configfile import load_config, parse_config
 from cpo_ray.errors import ClusterError, ConfigError
-from tests.ray_nodes import two_nodes
+from tests.ray_nodes import HEAD_IP, WORKER_IP, two_nodes
 
 TINY = Path(__file__).parent / "tiny.yaml"
 KEY = "judge-key-that-nobody-may-see"
@@ -195,7 +195,7 @@ def test_a_job_runs_there_and_its_log_is_told_here(submitted, folder):
 @pytest.mark.e2e
 def test_the_cluster_has_two_nodes(submitted):
     nodes = submitted[1].get("/nodes?view=summary").json()["data"]["summary"]
-    assert {node["ip"] for node in nodes} == {"127.0.0.1", "127.0.0.2"}
+    assert {node["ip"] for node in nodes} == {HEAD_IP, WORKER_IP}
 
 
 @pytest.mark.e2e
