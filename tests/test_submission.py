@@ -213,11 +213,13 @@ def test_the_judges_key_shows_nowhere(submitted, folder):
 
 
 @pytest.mark.e2e
-def test_a_job_that_fails_ends_with_its_code(nodes, submitted, folder):
-    """The judge here is not the oracle, its key is on the head, and what it needs is not there yet."""
-    seen = submit(nodes, folder, "--from", "judging", "--until", "judging", "--accept-changes")
+def test_a_job_has_the_judges_key_from_the_head_and_ends_with_its_own_code(nodes, submitted, folder):
+    """Without the key this job would end with 2 before it looks for what it is to judge."""
+    judge = ["--set", "judge.url=http://127.0.0.1:9/v1", "--set", "judge.model=m", "--accept-changes"]
+    seen = submit(nodes, folder, "--from", "judging", "--until", "judging", *judge)
     assert seen.returncode == 1
-    assert "run the stage" in seen.stdout
+    assert "run the stage `generation` first" in seen.stdout
+    assert KEY not in seen.stdout + seen.stderr
 
 
 @pytest.mark.e2e
