@@ -7,15 +7,14 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-import yaml
 
 from cpo_ray import submission
-from cpo_ray.config import RunConfig
 from cpo_ray.configfile import load_config, parse_config
 from cpo_ray.errors import ClusterError, ConfigError
 from tests.ray_nodes import HEAD_IP, WORKER_IP, two_nodes
 
-TINY = Path(__file__).parent / "tiny.yaml"
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "tests" / "tiny.yaml"
 KEY = "judge-key-that-nobody-may-see"
 
 
@@ -140,7 +139,8 @@ def test_a_run_that_is_under_way_is_followed_not_started_twice():
     assert submission.send(client, config(), "python x", []) == ("x-2", False)
 
 
-def test_nobody_at_the_address():
+def test_nobody_at_the_address(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # for the commands after this one too, so not to be left behind here
     with pytest.raises(ClusterError, match="is the tunnel open"):
         submission.connect("http://127.0.0.1:9")
 
@@ -223,19 +223,30 @@ def test_a_job_has_the_judges_key_from_the_head_and_ends_with_its_own_code(nodes
 
 
 @pytest.mark.e2e
-def test_a_finished_runs_report_comes_home(nodes, submitted, folder, monkeypatch):
+def test_a_finished_runs_report_comes_home(nodes, submitted, folder):
+    """In a process of its own: Ray remembers the first token that a process has used."""
     report = folder / "runs" / "tiny" / "report"
     report.mkdir()
     (report / "index.html").write_text("<p>all of it</p>" * 1000)
-    for name, value in nodes.environment.items():
-        monkeypatch.setenv(name, value)
-    client = submission.connect(nodes.dashboard)
-    job = next(each.submission_id for each in client.list_jobs() if each.metadata)
     target = folder / "home" / "reports" / "tiny"
-    run = RunConfig.model_validate(yaml.safe_load(TINY.read_text()))
-    for _ in range(2):  # again: in place of the first
-        submission.fetch_report(client, job, run, None, target)
-        assert (target / "index.html").read_text() == "<p>all of it</p>" * 1000
+    command = [sys.executable, "-c", FETCH, nodes.dashboard, str(TINY), str(target)]
+    seen = subprocess.run(command, env=nodes.environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert seen.returncode == 0, seen.stderr
+    assert (target / "index.html").read_text() == "<p>all of it</p>" * 1000
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from cpo_ray import submission
+from cpo_ray.configfile import load_config
+
+address, config, target = sys.argv[1:]
+client = submission.connect(address)
+job = next(each.submission_id for each in client.list_jobs() if each.metadata)
+for _ in range(2):  # again: in place of the first
+    submission.fetch_report(client, job, load_config(Path(config)), None, Path(target))
+"""
 
 
 @pytest.mark.e2e
