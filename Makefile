@@ -48,6 +48,10 @@ bench-training: install ## A training step against its baselines; ratios go to b
 	@$(MAKE) --no-print-directory trl || echo "TRL cannot be installed: its ratio will not be measured"
 	$(BIN)/python -m benchmarks.training
 
+.PHONY: bench-sampling
+bench-sampling: install ## The sampling stage against its parts, about an hour; ratios go to benchmarks/results/
+	$(BIN)/python -m benchmarks.sampling
+
 .PHONY: bench-serving
 bench-serving: install ## Changing an engine's weights in place against starting another; ratios go to benchmarks/results/
 	$(BIN)/python benchmarks/serving.py

@@ -109,11 +109,20 @@ def plan_shards(out: Path, rows: int, shard_rows: int) -> list[Shard]:
 
 def groups_dataset(config: RunConfig, selection: Selection, reference: Reference, starts: Sequence[int]) -> "Dataset":
     """The units that begin at `starts`, finished, in whatever order they come: a lazy Ray Dataset of UNIT_SCHEMA."""
-    import ray
-    from ray.data import TaskPoolStrategy
-
     from cpo_ray.sampling.ranking import Ranker
     from cpo_ray.sampling.scoring import Scorer
+
+    units, each = sampled_units(config, selection, reference, starts), config.cluster.gpus_per_worker
+    for actor, pool in ((Scorer, config.sampling.scorers), (Ranker, config.sampling.rankers)):
+        options = actor_options(config, pool, each)
+        units = units.map_batches(actor, fn_constructor_args=(config, reference.path), batch_size=1, **options)
+    return units
+
+
+def sampled_units(config: RunConfig, selection: Selection, reference: Reference, starts: Sequence[int]) -> "Dataset":
+    """The units with their negatives but the meanfield ones, neither scored nor ranked."""
+    import ray
+    from ray.data import TaskPoolStrategy
 
     table, prompt_tokens = ray.put(selection.table), selection.prompt_tokens  # the function must not hold the table
 
@@ -121,10 +130,6 @@ def groups_dataset(config: RunConfig, selection: Selection, reference: Reference
         rows, draws, limits = ray.get(table), load_kinds(config.sampling), _limits(config, reference)
         return write_units([draw_unit(rows, start, prompt_tokens, config, draws, limits) for start in _starts(batch)])
 
-    each = config.cluster.gpus_per_worker
-    scorers, rankers = (
-        actor_options(config, pool, each) for pool in (config.sampling.scorers, config.sampling.rankers)
-    )
     units = ray.data.from_items([{"start": start} for start in starts], override_num_blocks=len(starts))
     configure(units)
     units = units.map_batches(
@@ -132,8 +137,7 @@ def groups_dataset(config: RunConfig, selection: Selection, reference: Reference
     )
     if config.sampling.negatives.autoregressive:
         units = _with_engine(units, config, reference)
-    units = units.map_batches(Scorer, fn_constructor_args=(config, reference.path), batch_size=1, **scorers)
-    return units.map_batches(Ranker, fn_constructor_args=(config, reference.path), batch_size=1, **rankers)
+    return units
 
 
 def write_shards(units: "Dataset", shards: Sequence[Shard], on_rows: OnRows) -> Tally:
