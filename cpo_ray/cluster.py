@@ -12,6 +12,7 @@ from cpo_ray.progress import say
 Bundle = Mapping[str, float]  # resources that one process needs on one node, by Ray's names
 
 NO_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+POLL_S = 1  # whole seconds: a placement group takes no others
 REMIND_S = 30.0
 OWN_CLUSTER_WAIT_S = 60.0  # nothing is added to a cluster of our own; only the last stage's processes still end
 
@@ -113,14 +114,16 @@ def wait_for(needs: Sequence[Bundle], timeout_s: float, tell: Callable[[str], No
     from ray.util import placement_group, remove_placement_group
 
     group = placement_group([dict(need) for need in needs], strategy="PACK")
-    started = time.monotonic()
+    started = told = time.monotonic()
     try:
-        while not group.wait(min(REMIND_S, max(0.1, started + timeout_s - time.monotonic()))):
+        while not group.wait(POLL_S):
+            now = time.monotonic()
             lacking = describe_lack(needs, ray.cluster_resources(), ray.available_resources())
-            waited = time.monotonic() - started
-            if waited >= timeout_s:
-                raise ClusterError(f"{lacking}; waited {waited:.0f} s (cluster.wait_s). {REMEDY}")
-            tell(f"  [yellow]waiting[/] {lacking}; {waited:.0f} s so far, {timeout_s:.0f} s at most")
+            if now - started >= timeout_s:
+                raise ClusterError(f"{lacking}; waited {now - started:.0f} s (cluster.wait_s). {REMEDY}")
+            if now - told >= REMIND_S:
+                told = now
+                tell(f"  [yellow]waiting[/] {lacking}; {now - started:.0f} s so far, {timeout_s:.0f} s at most")
     finally:
         remove_placement_group(group)
 

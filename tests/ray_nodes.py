@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+ROOT = Path(__file__).parent.parent
 RAY = Path(sys.executable).with_name("ray")
 HEAD_IP, WORKER_IP = "127.0.0.2", "127.0.0.3"  # 127.0.0.1 Ray would take for the address of the machine
 STARTED_S = 90
@@ -32,8 +33,8 @@ def head(folder, *options, before=lambda gcs: None, **environment):
 
     before: called with the address, before anything starts.
     """
-    (folder / "home").mkdir()
-    token = folder / "token"
+    token = folder / "home" / ".ray" / "auth_token"
+    token.parent.mkdir(parents=True)
     token.write_text("f" * 64)
     stranger = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CPO_RAY_"))}
     stranger |= {"HOME": str(folder / "home"), "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"}
@@ -41,6 +42,7 @@ def head(folder, *options, before=lambda gcs: None, **environment):
     gcs, dashboard = free_port(), free_port()
     ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
     place = [f"--node-ip-address={HEAD_IP}", f"--temp-dir={folder}", "--include-dashboard=true"]
+    environment |= {name: str(free_port()) for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")}
     before(f"{HEAD_IP}:{gcs}")
     with node(folder / "head.log", client | environment, "--head", *ports, *place, *options) as process:
         wait_until_open(dashboard, process)
@@ -62,7 +64,7 @@ def node(log, environment, *options):
     own = [f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=80000000", "--disable-usage-stats"]
     command = [RAY, "start", *options, *own, "--block"]
     with log.open("w") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
     try:
         yield process
     finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ray.autoscaler._private.util import prepare_config
 
 from tests.ray_nodes import head
 
@@ -47,7 +48,7 @@ lazy.leave()
 def test_machines_come_when_a_stage_needs_them_and_go_when_it_does_not():
     folder = Path(tempfile.mkdtemp(prefix="fake"))
     try:
-        description = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+        description = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))  # what `ray up` gives the head
         types = description["available_node_types"]
         description |= {
             "provider": {"type": "fake_multinode", "head_node_id": HEAD_ID, "gcs_address": "GCS"},

@@ -114,7 +114,7 @@ class FakeGroup:
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Ray, as far as `wait_for` sees it: one node of eight GPUs of two, and a clock that ticks half a minute a look."""
+    """Ray, as far as `wait_for` sees it: one node of eight GPUs of two, and a clock that ticks a second a look."""
     import ray
     import ray.util
 
@@ -125,7 +125,7 @@ def asked(monkeypatch):
     monkeypatch.setattr(ray, "available_resources", lambda: {"GPU": 8.0, "CPU": 95.0})
 
     def tick():
-        now[0] += 15
+        now[0] += 1
         return now[0]
 
     monkeypatch.setattr(cluster.time, "monotonic", tick)
@@ -134,9 +134,9 @@ def asked(monkeypatch):
 
 def test_a_late_machine_is_waited_for_and_talked_about(asked):
     group, removed = asked
-    told = []
+    group.ready_at, told = 121, []  # after two minutes
     wait_for([{"CPU": 1, "GPU": 1}] * 16, 1800, told.append)
-    assert len(told) == 2
+    assert len(told) == 4  # every half minute, not at every look
     assert "needed: 16 GPU + 16 CPU, there: 8 GPU + 96 CPU, free: 8 GPU + 95 CPU" in told[0]
     assert "1800 s at most" in told[0]
     assert removed == [group]
