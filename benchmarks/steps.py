@@ -15,11 +15,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from benchmarks.groups import CONTEXT, EOS, VOCABULARY, Batch, Tokens
 from cpo_ray.objective.attention import use_tree_attention
+from cpo_ray.objective.cost import GroupSize, measure_group
 from cpo_ray.objective.logprobs import EdgeLogProbs, candidate_logps, lm_head_weight, source_hidden
 from cpo_ray.objective.losses import cpo_loss, mle_loss
 from cpo_ray.objective.packing import PackedGroups, drop_padding, pack_groups
 
-SHAPES = {"256x22": (256, 22), "384x6": (384, 6), "tiny": (64, 2)}  # width x layers; both first have 30 M parameters
+# Width x layers: two of 30 M parameters, one to test with, and GPT2-XL's, which is counted and not run.
+SHAPES = {"256x22": (256, 22), "384x6": (384, 6), "tiny": (64, 2)}
+GPT2_XL = 1600, 48
 
 
 def make_model(shape: str) -> GPT2LMHeadModel:
@@ -123,6 +126,17 @@ def pack_separately(batch: Batch) -> PackedGroups:
         tokens, sources, edges = tokens + part.tokens, sources + len(part.source_S), edges + len(part.edge_target_E)
     joined = {name: torch.cat(column, dim=-1) for name, column in columns.items()}
     return PackedGroups(**joined, groups=len(parts), candidates=1)
+
+
+def flops_saved(batch: Batch, width: int, layers: int) -> float:
+    """FLOPs of `separate` over those of `tree`: body three times (forward, twice backward), the head once more (recomputed)."""
+
+    def flops(sizes: list[GroupSize]) -> float:
+        tokens, pairs, sources = (sum(getattr(size, name) for size in sizes) for name in ("tokens", "pairs", "sources"))
+        return 3 * layers * (24 * width**2 * tokens + 4 * width * pairs) + 8 * VOCABULARY * width * sources
+
+    trees = [measure_group(prompt, group) for prompt, group in zip(*batch, strict=True)]
+    return flops([measure_group(p, [c]) for p, c in rows_of(batch)]) / flops(trees)
 
 
 def mle_like(batch: Batch, texts: list[tuple[Tokens, Tokens]], *, predicted: bool) -> Batch:

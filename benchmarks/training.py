@@ -23,7 +23,7 @@ from transformers import GPT2LMHeadModel
 
 from benchmarks.groups import Batch, make_batches, token_pairs
 from benchmarks.results import RESULTS, ROOT, machine, not_measured, ratio, write_results
-from benchmarks.steps import SHAPES, STEPS, make_model, mle_like, padded_gib
+from benchmarks.steps import GPT2_XL, SHAPES, STEPS, flops_saved, make_model, mle_like, padded_gib
 
 POOL = 60  # batches among which those are found whose padded step fits the memory
 TRL = Path(os.environ.get("CPO_RAY_TRL", ROOT / ".venv" / "trl"))  # where `make trl` puts it
@@ -77,6 +77,16 @@ def step_ratios(model: GPT2LMHeadModel, batches: list[Batch], fitting: list[Batc
         "cpo_vs_mle_on_golds": after_mle(
             "<= 1.15", "MLE, as many tokens computed, prompts not predicted", predicted=False
         ),
+    }
+
+
+def counted_ratios(pool: list[Batch], shape: str) -> dict[str, Any]:
+    """What sharing prefixes saves by FLOPs on many more batches than can be timed, here and at GPT2-XL's shape."""
+    what, baseline = "times fewer FLOPs, counted", "packed, no prefix shared; the head on continuations alone"
+    shapes = {f"flops_vs_separate_{shape}": SHAPES[shape], "flops_vs_separate_gpt2_xl": GPT2_XL}
+    return {
+        name: ratio([flops_saved(batch, *size) for batch in pool], ">= 1.9", baseline, what)
+        for name, size in shapes.items()
     }
 
 
@@ -152,6 +162,7 @@ def main() -> None:
     parts = options.only or ["steps", "memory", "trl", "overhead"]
     ratios: dict[str, Any] = {}
     if "steps" in parts:
+        ratios |= counted_ratios(pool, options.shape)
         ratios |= step_ratios(make_model(options.shape), pool[: options.batches], fitting, options.rounds)
     if "memory" in parts:
         ratios["memory_vs_padded"] = memory_ratio(options.shape, min(2, len(fitting)), options.padded_gib)

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.groups import EOS, K, make_batches, token_pairs
 from benchmarks.results import line, not_measured, ratio
-from benchmarks.steps import STEPS, make_model, mle_like, pack_separately, padded_gib, rows_of
+from benchmarks.steps import STEPS, flops_saved, make_model, mle_like, pack_separately, padded_gib, rows_of
 from benchmarks.training import paired
 from cpo_ray.objective.packing import drop_padding, pack_groups
 
@@ -62,3 +62,16 @@ def test_a_ratio_is_the_median_with_its_spread():
     assert not ratio([1.2], "<= 1.15", "that", "as long")["holds"]
     assert line(entry) == "2.0 (target >= 1.9: holds; 1.0 to 9.0) times faster, against that"
     assert line(not_measured(">= 1", "that", "what", "no such thing")) == "not measured: no such thing"
+
+
+def test_sharing_saves_more_where_the_head_is_a_smaller_part():
+    batch = make_batches(3)[0][0]
+    ours, rows = drop_padding(pack_groups(*batch)), pack_separately(batch)
+    saved = len(rows.source_S) / len(ours.source_S), rows.tokens / ours.tokens
+    assert (
+        saved[0]
+        < flops_saved(batch, 384, 6)
+        < flops_saved(batch, 256, 22)
+        < flops_saved(batch, 256, 220)
+        < saved[1] * 1.1
+    )
