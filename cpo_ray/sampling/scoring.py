@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cpo_ray.config import RunConfig
 from cpo_ray.errors import TrainingError
+from cpo_ray.objective.attention import use_tree_attention
 from cpo_ray.objective.logprobs import candidate_logps, gold_logits
 from cpo_ray.objective.packing import pack_groups
 from cpo_ray.records import Group
@@ -36,6 +37,7 @@ class Scorer:
             trust_remote_code=False,
         )
         self.model.to("cuda" if config.cluster.gpus_per_worker else "cpu").eval()
+        use_tree_attention(self.model)  # as the trainer does; where it cannot be had, the trainer says so
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Finish the candidates of the batch's units and score them, unit by unit."""
