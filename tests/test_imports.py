@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cpo_ray"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 WINGS = {"data", "sampling", "training", "serving", "evaluation"}
-SHARED = {"artifacts", "client", "config", "records", "errors", "progress", "embedding", "devices"}
+SHARED = {"artifacts", "client", "config", "records", "errors", "progress", "embedding", "devices", "raydata"}
 GROUND = {  # below the wings: what each may import
     "errors": set(),
     "records": {"errors"},
@@ -21,6 +21,7 @@ GROUND = {  # below the wings: what each may import
     "client": {"artifacts", "records", "errors"},
     "progress": set(),
     "devices": set(),
+    "raydata": {"errors"},
     "alarm": set(),
     "tracking": {"config", "errors", "records"},
     "embedding": {"config", "records", "errors", "artifacts", "progress"},

@@ -63,6 +63,8 @@ def test_without_ray_nothing_is_measured(monkeypatch, capsys):
     with meters.bar("data", 1, "rows") as bar:
         bar.advance()
     meters.measure_step({"loss": 1.0})
+    assert "ray" not in sys.modules  # nor is it imported for a number
+    assert "data: 1/1" in capsys.readouterr().out
 
 
 def test_the_dashboard_shows_every_meter_and_none_that_is_not_there():

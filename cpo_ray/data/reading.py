@@ -11,6 +11,7 @@ import numpy as np
 from cpo_ray.data.sources import open_part, part_bytes
 from cpo_ray.errors import DataError
 from cpo_ray.progress import bar
+from cpo_ray.raydata import configure
 
 Reader = Callable[[IO[bytes], str], Iterator[Any]]
 """From an open part and its name to its records. Ray carries it to its workers."""
@@ -83,9 +84,7 @@ def _read_in_parallel(parts: Sequence[str], reader: Reader, hint: str) -> Iterat
 
     rows = [{"number": number, "name": part, "place": _absolute(part)} for number, part in enumerate(parts)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    dataset.context.enable_progress_bars = False
-    dataset.context.enable_operator_progress_bars = False
-    dataset.context.print_on_execution_start = False
+    configure(dataset)
     dataset.context.target_max_block_size = BLOCK_BYTES
     chunks = dataset.map_batches(read, batch_size=1, batch_format="numpy", num_cpus=1, compute=TaskPoolStrategy())
     for batch in chunks.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=1):

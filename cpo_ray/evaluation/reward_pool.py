@@ -1,6 +1,5 @@
 """The reward model in Ray actors: every distinct prompt and response of a run is scored once, whoever gave it."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ import pyarrow as pa
 from cpo_ray.artifacts import Summary, write_json
 from cpo_ray.client import Journal, content_key, write_rows
 from cpo_ray.config import ClusterConfig, RewardConfig
-from cpo_ray.errors import ArtifactError, ClusterError, CpoRayError
+from cpo_ray.errors import ArtifactError, ClusterError
 from cpo_ray.evaluation.pairs import Pair
 from cpo_ray.evaluation.reward import (
     Question,
@@ -23,9 +22,9 @@ from cpo_ray.evaluation.reward import (
     score_questions,
     summarise_rewards,
 )
+from cpo_ray.raydata import LOGICAL_CPUS, configure, plain_errors
 
 BATCH_ROWS = 64  # what an actor is handed, and what a kill may lose
-LOGICAL_CPUS = 0.5  # on a machine without GPUs
 
 ByModel = Mapping[str, Mapping[str, Sequence[Pair]]]  # model -> decoding -> rows
 
@@ -118,9 +117,7 @@ def _score_missing(
     rows = [{"key": key, **question._asdict()} for key, question in questions.items()]
     blocks = -(-len(rows) // BATCH_ROWS)
     dataset = ray.data.from_items(rows, override_num_blocks=blocks)
-    context = dataset.context
-    context.enable_progress_bars = context.enable_operator_progress_bars = context.print_on_execution_start = False
-    context.raise_original_map_exception = True
+    configure(dataset)
     device = "cuda" if cluster.gpus_per_worker else "cpu"
     scored = dataset.map_batches(
         RewardActor,
@@ -129,7 +126,7 @@ def _score_missing(
         batch_format="pyarrow",
         **_actor_options(cluster, blocks),
     )
-    with _plain_errors():
+    with plain_errors("a reward model's actor"):
         for batch in scored.iter_batches(batch_size=BATCH_ROWS, batch_format="pyarrow", prefetch_batches=1):
             yield [(row["key"], row["reward"], row["cut"]) for row in batch.to_pylist()]
 
@@ -146,21 +143,6 @@ def _actor_options(cluster: ClusterConfig, batches: int) -> dict[str, Any]:
     if not there:
         raise ClusterError(f"the cluster has no {each:g} GPUs for a reward model (cluster.gpus_per_worker)")
     return {"compute": ActorPoolStrategy(min_size=1, max_size=max(1, min(there, batches))), "num_gpus": each}
-
-
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Let an error of ours that an actor raised reach the user as itself."""
-    from ray.exceptions import RayActorError, RayTaskError
-
-    try:
-        yield
-    except RayTaskError as error:
-        if isinstance(error.cause, CpoRayError):
-            raise error.cause from None
-        raise
-    except RayActorError as error:
-        raise ClusterError(f"a reward model's actor could not be kept alive: {error}") from error
 
 
 def _with_absolute_path(config: RewardConfig) -> RewardConfig:

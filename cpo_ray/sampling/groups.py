@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 from cpo_ray.artifacts import STATS, Summary, read_table, write_json, write_table
 from cpo_ray.config import RunConfig
 from cpo_ray.errors import ConfigError
+from cpo_ray.raydata import LOGICAL_CPUS, configure, plain_errors
 from cpo_ray.records import GROUP_SCHEMA
 from cpo_ray.sampling.kinds import Limits, load_kinds
-from cpo_ray.sampling.pools import LOGICAL_CPUS, actor_options, configure, plain_errors, with_absolute_paths
+from cpo_ray.sampling.pools import SAMPLING_ACTOR, actor_options, with_absolute_paths
 from cpo_ray.sampling.responses import encode_responses, load_tokenizer
 from cpo_ray.sampling.selection import Selection, select_rows
 from cpo_ray.sampling.source import Tokens
@@ -147,7 +148,7 @@ def write_shards(units: "Dataset", shards: Sequence[Shard], on_rows: OnRows) -> 
     """
     unfinished: dict[Shard, list[Unit]] = {shard: [] for shard in shards}
     tally = Tally()
-    with plain_errors(), contextlib.closing(_finished_units(units)) as finished:
+    with plain_errors(SAMPLING_ACTOR), contextlib.closing(_finished_units(units)) as finished:
         for unit in finished:
             tally.add(unit["work"])
             shard = next(shard for shard in unfinished if shard.start <= unit["start"] < shard.stop)

@@ -1,17 +1,13 @@
-"""How this wing runs on Ray Data: what each actor is given, and how its errors reach the user."""
+"""How this wing runs on Ray Data: what each actor is given."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cpo_ray.config import PoolConfig, RunConfig
-from cpo_ray.errors import ClusterError, CpoRayError
+from cpo_ray.errors import ClusterError
+from cpo_ray.raydata import LOGICAL_CPUS
 
-if TYPE_CHECKING:
-    from ray.data import Dataset
-
-LOGICAL_CPUS = 0.5  # of each actor on a machine without GPUs: they wait for each other
+SAMPLING_ACTOR = "an actor of the sampling stage"
 
 
 def actor_options(config: RunConfig, pool: PoolConfig, gpus: float) -> dict[str, Any]:
@@ -40,29 +36,6 @@ def _check_gpus(config: RunConfig, there: float) -> None:
             f"the cluster has {there:g} GPUs; sampling needs {2 * each + engine:g}: scorer {each:g} + embedder {each:g} "
             f"(cluster.gpus_per_worker) + engine {engine} (sampling.engine.tensor_parallel)"
         )
-
-
-def configure(units: "Dataset") -> None:
-    """No progress bars or announcements of Ray Data's own; an error keeps its type on the way from actor to driver."""
-    units.context.enable_progress_bars = False
-    units.context.enable_operator_progress_bars = False
-    units.context.print_on_execution_start = False
-    units.context.raise_original_map_exception = True
-
-
-@contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Let an error of ours that an actor raised reach the user as itself."""
-    from ray.exceptions import RayActorError, RayTaskError
-
-    try:
-        yield
-    except RayTaskError as error:
-        if isinstance(error.cause, CpoRayError):
-            raise error.cause from None
-        raise
-    except RayActorError as error:
-        raise ClusterError(f"an actor of the sampling stage could not be kept alive: {error}") from error
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -9,9 +9,10 @@ import ray
 
 from cpo_ray.artifacts import STATS, Artifact, Summary, write_json, write_table
 from cpo_ray.config import RunConfig
+from cpo_ray.raydata import LOGICAL_CPUS, configure, plain_errors
 from cpo_ray.records import GROUP_SCHEMA
 from cpo_ray.sampling.groups import OnRows
-from cpo_ray.sampling.pools import LOGICAL_CPUS, actor_options, configure, plain_errors, with_absolute_paths
+from cpo_ray.sampling.pools import SAMPLING_ACTOR, actor_options, with_absolute_paths
 from cpo_ray.sampling.ranking import Ranker
 from cpo_ray.sampling.stats import count_candidates
 from cpo_ray.sampling.units import read_units, write_units
@@ -40,7 +41,7 @@ def rank_again(config: RunConfig, groups: Artifact, reference: Path, out: Path, 
         units = units.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=LOGICAL_CPUS)
         options = actor_options(config, config.sampling.rankers, config.cluster.gpus_per_worker)
         units = units.map_batches(Ranker, fn_constructor_args=(config, reference), batch_size=1, **options)
-        with plain_errors():
+        with plain_errors(SAMPLING_ACTOR):
             for batch in units.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
                 for unit in read_units(batch):
                     shard = missing[unit["start"]]
