@@ -3,7 +3,7 @@ import random
 import pytest
 
 from benchmarks.groups import EOS, K, make_batches, token_pairs
-from benchmarks.results import line, not_measured, ratio
+from benchmarks.results import line, not_measured, ratio, ratio_of_sums
 from benchmarks.steps import STEPS, flops_saved, make_model, mle_like, pack_separately, padded_gib, rows_of
 from benchmarks.training import paired
 from cpo_ray.objective.packing import drop_padding, pack_groups
@@ -62,6 +62,12 @@ def test_a_ratio_is_the_median_with_its_spread():
     assert not ratio([1.2], "<= 1.15", "that", "as long")["holds"]
     assert line(entry) == "2.0 (target >= 1.9: holds; 1.0 to 9.0) times faster, against that"
     assert line(not_measured(">= 1", "that", "what", "no such thing")) == "not measured: no such thing"
+
+
+def test_a_ratio_of_sums_weighs_long_steps_more():
+    entry = ratio_of_sums([(1.0, 1.5), (3.0, 9.0), (1.0, 1.0)], ">= 1.9", "that", "times faster")
+    assert (entry["value"], entry["median"], entry["spread"], entry["holds"]) == (2.3, 1.5, [1.0, 3.0], True)
+    assert line(entry) == "2.3 (target >= 1.9: holds; median 1.5, 1.0 to 3.0) times faster, against that"
 
 
 def test_sharing_saves_more_where_the_head_is_a_smaller_part():
