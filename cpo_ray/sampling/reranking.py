@@ -15,7 +15,7 @@ from cpo_ray.sampling.groups import OnRows
 from cpo_ray.sampling.pools import SAMPLING_ACTOR, actor_options, with_absolute_paths
 from cpo_ray.sampling.ranking import Ranker
 from cpo_ray.sampling.stats import count_candidates
-from cpo_ray.sampling.units import read_units, write_units
+from cpo_ray.sampling.units import begin_unit, read_units, write_units
 
 
 def rank_again(config: RunConfig, groups: Artifact, reference: Path, out: Path, on_rows: OnRows) -> Summary:
@@ -32,7 +32,9 @@ def rank_again(config: RunConfig, groups: Artifact, reference: Path, out: Path, 
 
     def read(batch: pa.Table) -> pa.Table:
         (number,) = batch["shard"].to_pylist()
-        return write_units([{"start": number, "groups": ray.get(tables[number]).to_pylist(), "work": []}])
+        unit = begin_unit(number, config.seed)
+        unit["groups"] = ray.get(tables[number]).to_pylist()
+        return write_units([unit])
 
     if missing:
         items = [{"shard": number} for number in range(len(missing))]

@@ -57,7 +57,7 @@ def add_meanfield(model: PreTrainedModel, unit: Unit, config: RunConfig) -> None
     began, redraws, tokens = time.perf_counter(), 0, 0
     golds = [group["candidate_ids"][0] for group in groups]
     draws = [
-        meanfield_draws(gold, count, fraction, config.seed, group["id"], tries=1 + config.sampling.redraws)
+        meanfield_draws(gold, count, fraction, unit["seed"], group["id"], tries=1 + config.sampling.redraws)
         for gold, group in zip(golds, groups, strict=True)
     ]
     vocabulary = model.get_output_embeddings().weight.shape[0]

@@ -33,7 +33,9 @@ class Work(TypedDict):
 class Unit(TypedDict):
     """Groups in the making: candidates are added by kind, then put in order, scored and ranked."""
 
-    start: int  # number of the first row
+    start: int  # number of the first row; of a stream's unit, its optimizer step
+    seed: int  # of its draws: the run's, or a stream's own for this step
+    policy: str  # folder of the model that negatives are sampled from; "" for the reference
     groups: list[Group]
     work: list[Work]
 
@@ -42,7 +44,13 @@ WORK_SCHEMA = pa.struct(
     [("kind", pa.string()), ("redraws", pa.int64()), ("tokens", pa.int64()), ("seconds", pa.float64())]
 )
 UNIT_SCHEMA = pa.schema(
-    [("start", pa.int64()), ("groups", pa.list_(pa.struct(list(GROUP_SCHEMA)))), ("work", pa.list_(WORK_SCHEMA))]
+    [
+        ("start", pa.int64()),
+        ("seed", pa.int64()),
+        ("policy", pa.string()),
+        ("groups", pa.list_(pa.struct(list(GROUP_SCHEMA)))),
+        ("work", pa.list_(WORK_SCHEMA)),
+    ]
 )
 
 
@@ -82,7 +90,7 @@ def draw_unit(
     there = [*COLUMNS, *(name for name in (UNHELPFUL, UNHELPFUL_REDRAWS) if name in table.column_names)]
     rows = table.select(there).slice(first, stop - first).to_pylist()
     pool = distinct(row["response_ids"] for row in rows)
-    unit: Unit = {"start": start, "groups": [], "work": []}
+    unit = begin_unit(start, config.seed)
     for row in rows[start - first :]:
         source = _source(row, pool, prompt_tokens)
         group = _begin_group(source)
@@ -92,6 +100,11 @@ def draw_unit(
         _draw(unit, group, source, config, draws, limits)
         unit["groups"].append(group)
     return unit
+
+
+def begin_unit(start: int, seed: int) -> Unit:
+    """A unit without groups."""
+    return {"start": start, "seed": seed, "policy": "", "groups": [], "work": []}
 
 
 def add(group: Group, kind: str, candidates: list[Tokens]) -> None:

@@ -1,6 +1,7 @@
 """How the engine's actor draws again, with the engine itself left out."""
 
 from cpo_ray.sampling.engine import Engine
+from cpo_ray.sampling.units import begin_unit
 from tests.sampling.made_rows import EOS, make_config
 
 GOLD = [1, 2, EOS]
@@ -21,7 +22,7 @@ def sample(answers, redraws=3, count=2):
         return {row: [next(streams[row]) for _ in places] for row, places in wanted.items()}
 
     actor._generate = generate
-    unit = {"start": 0, "groups": [group(f"row{row}") for row in range(len(answers))], "work": []}
+    unit = {**begin_unit(0, 17), "groups": [group(f"row{row}") for row in range(len(answers))]}
     actor._sample([unit])
     return unit, asked
 

@@ -8,6 +8,7 @@ from cpo_ray.config import RunConfig
 from cpo_ray.errors import TrainingError
 from cpo_ray.sampling import scoring
 from cpo_ray.sampling.scoring import add_meanfield, batches, score
+from cpo_ray.sampling.units import begin_unit
 
 EOS = 1
 
@@ -52,7 +53,7 @@ def make_groups(rows=6):
 
 
 def as_unit(groups):
-    return {"start": 0, "groups": groups, "work": []}
+    return {**begin_unit(0, 17), "groups": groups}
 
 
 def plain_logp(model, prompt, continuation):
