@@ -1,7 +1,7 @@
 """The plot: prompts become groups, groups become models, models answer, a judge decides, a page tells it.
 
 Each stage reads artifacts of earlier ones and writes its own; what is there already and made from the same inputs is
-reused. `stages.py` says what each stage does.
+reused. `stages` says what each does.
 """
 
 from collections.abc import Callable
