@@ -61,7 +61,7 @@ def bare_engine(folder: Path, rows: int) -> dict[str, float]:
     from cpo_ray.artifacts import read_table
     from cpo_ray.sampling.autoregressive import sampling_parameters
     from cpo_ray.sampling.engine import Engine
-    from cpo_ray.sampling.groups import read_reference
+    from cpo_ray.sampling.reference import read_reference
 
     config = configure(rows, {"autoregressive": SAMPLES})
     data, path = prepare(config, folder)
@@ -87,21 +87,27 @@ def bare_engine(folder: Path, rows: int) -> dict[str, float]:
     return {"tokens_per_second": sum(len(s.token_ids) for o in outputs for s in o.outputs) / seconds}
 
 
+def engine_units(config: RunConfig, data: Path, reference: Path, folder: Path) -> Any:
+    """A Ray Dataset: what the engine makes of the training rows, neither scored nor ranked."""
+    from cpo_ray.sampling.flow import sampled_units
+    from cpo_ray.sampling.groups import prepare as select
+    from cpo_ray.sampling.groups import rows_drawer
+
+    model, selection, _ = select(config, data / "train", reference, folder)
+    starts = range(0, len(selection.table), config.sampling.batch_rows)
+    return sampled_units(config, model, rows_drawer(config, selection, model), starts)
+
+
 def engine_in_ray_data(folder: Path, rows: int) -> dict[str, float]:
     """The same through Ray Data, from the first batch that is done to the last: the engine has started by then."""
-    from cpo_ray.artifacts import read_table
     from cpo_ray.cluster import ray_cluster
-    from cpo_ray.sampling.groups import read_reference, sampled_units, select_rows
     from cpo_ray.sampling.units import read_units
 
     config = configure(rows, {"autoregressive": SAMPLES})
     data, path = prepare(config, folder)
-    reference = read_reference(path)
-    selection = select_rows(read_table(data / "train"), config, reference.context, reference.eos)
-    starts = list(range(0, len(selection.table), config.sampling.batch_rows))
     with ray_cluster(config.cluster) as cluster:
         cluster.ensure()
-        units = sampled_units(config, selection, reference, starts)
+        units = engine_units(config, data, path, folder)
         done: list[tuple[float, int]] = []
         for batch in units.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
             groups = [group for unit in read_units(batch) for group in unit["groups"]]
@@ -148,9 +154,9 @@ def hugging_face(folder: Path, rows: int) -> dict[str, float]:
 
 def stage_seconds(folder: Path, rows: int, part: str) -> dict[str, float]:
     """Seconds of the stage, or of one of its parts alone; the cluster is up before."""
-    from cpo_ray.artifacts import Artifact, Manifest, read_table
+    from cpo_ray.artifacts import Artifact, Manifest
     from cpo_ray.cluster import ray_cluster
-    from cpo_ray.sampling.groups import make_groups, read_reference, sampled_units, select_rows
+    from cpo_ray.sampling.groups import make_groups
     from cpo_ray.sampling.reranking import rank_again
 
     whole = {"autoregressive": SAMPLES, "batch": 3, "meanfield": 5, "truncation": 3}
@@ -164,10 +170,7 @@ def stage_seconds(folder: Path, rows: int, part: str) -> dict[str, float]:
         if part == "whole":
             make_groups(config, data, path, out, lambda _: None)
         elif part == "engine":
-            reference = read_reference(path)
-            selection = select_rows(read_table(data / "train"), config, reference.context, reference.eos)
-            starts = list(range(0, len(selection.table), config.sampling.batch_rows))
-            for _ in sampled_units(config, selection, reference, starts).iter_batches(batch_size=1, prefetch_batches=1):
+            for _ in engine_units(config, data, path, folder).iter_batches(batch_size=1, prefetch_batches=1):
                 pass
         elif part == "ranker":
             finished = Artifact("groups/train", folder / "whole", Manifest({}, {}, {}, 0.0, ""))

@@ -1,7 +1,5 @@
-"""The stage `sampling`: every training row becomes a group. Ray Data streams units of rows through the actors.
-
-rows -> draw (gold, batch, truncation, kinds of the user) -> engine (autoregressive) -> scorer (meanfield, log-probs)
-     -> ranker -> shards
+"""The stage `sampling`: every training row becomes a group. Ray Data streams units of rows through the actors (`flow.py`)
+and what is finished is kept in shards.
 
 Unhelpful negatives are asked for before that: see `unhelpful.py`.
 """
@@ -17,32 +15,22 @@ import pyarrow.parquet as pq
 
 from cpo_ray.artifacts import STATS, Summary, read_table, write_json, write_table
 from cpo_ray.config import RunConfig
-from cpo_ray.errors import ConfigError
-from cpo_ray.raydata import LOGICAL_CPUS, configure, plain_errors
+from cpo_ray.raydata import plain_errors
 from cpo_ray.records import GROUP_SCHEMA
-from cpo_ray.sampling.kinds import Limits, load_kinds
-from cpo_ray.sampling.pools import SAMPLING_ACTOR, actor_options, with_absolute_paths
-from cpo_ray.sampling.responses import encode_responses, load_tokenizer
+from cpo_ray.sampling.flow import finished_units
+from cpo_ray.sampling.kinds import load_kinds
+from cpo_ray.sampling.pools import SAMPLING_ACTOR, with_absolute_paths
+from cpo_ray.sampling.reference import Reference, draw_limits, read_reference
+from cpo_ray.sampling.responses import load_tokenizer
 from cpo_ray.sampling.selection import Selection, select_rows
-from cpo_ray.sampling.source import Tokens
 from cpo_ray.sampling.stats import Tally, count_candidates, equal_share, warnings, with_redraws
 from cpo_ray.sampling.unhelpful import add_unhelpful
-from cpo_ray.sampling.units import Unit, draw_unit, read_units, write_units
+from cpo_ray.sampling.units import Unit, draw_unit, read_units
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
 OnRows = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The reference model's directory, and what its files say."""
-
-    path: Path
-    context: int  # positions
-    eos: int
-    vocabulary: int  # tokens that it has an embedding for
 
 
 @dataclass(frozen=True)
@@ -66,14 +54,8 @@ def make_groups(
     Raises DataError for a row that cannot become a group (see `select_rows`), ConfigError and ClusterError for what
     cannot run, ServiceError where the API of unhelpful negatives fails for good.
     """
-    config, reference = with_absolute_paths(config), reference.resolve()
-    load_kinds(config.sampling)  # what is wrong with them is told before anything starts
-    model = read_reference(reference)
-    selection = select_rows(read_table(data / split), config, model.context, model.eos)
-    asked: Summary = {}
-    if config.sampling.negatives.unhelpful:
-        journal = out.parent / "unhelpful.answers"
-        selection, asked = add_unhelpful(selection, config, load_tokenizer(reference), journal)
+    config = with_absolute_paths(config)
+    model, selection, asked = prepare(config, data / split, reference, out.parent)
     shards = plan_shards(out, len(selection.table), config.sampling.shard_rows)
     missing = [shard for shard in shards if not _is_finished(shard, selection.table)]
     kept = sum(shard.stop - shard.start for shard in shards if shard not in missing)
@@ -86,15 +68,18 @@ def make_groups(
     return _summarize(config, selection, shards, out, tally, asked)
 
 
-def read_reference(path: Path) -> Reference:
-    """What the stage needs to know before any actor starts. Raises ConfigError for a tokenizer without EOS."""
-    from transformers import AutoConfig, AutoTokenizer
+def prepare(config: RunConfig, rows: Path, reference: Path, folder: Path) -> tuple[Reference, Selection, Summary]:
+    """Before any actor starts: the reference, the rows with their unhelpful negatives, and what asking for these took.
 
-    eos = AutoTokenizer.from_pretrained(path, trust_remote_code=False).eos_token_id
-    if eos is None:
-        raise ConfigError(f"the tokenizer in {path} has no EOS token")
-    model = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    return Reference(path, model.max_position_embeddings, eos, model.vocab_size)
+    rows: examples. folder: where the answers to what was asked are kept.
+    """
+    load_kinds(config.sampling)  # what is wrong with them is told first
+    model = read_reference(reference.resolve())
+    selection = select_rows(read_table(rows), config, model.context, model.eos)
+    if not config.sampling.negatives.unhelpful:
+        return model, selection, {}
+    selection, asked = add_unhelpful(selection, config, load_tokenizer(model.path), folder / "unhelpful.answers")
+    return model, selection, asked
 
 
 def plan_shards(out: Path, rows: int, shard_rows: int) -> list[Shard]:
@@ -109,36 +94,21 @@ def plan_shards(out: Path, rows: int, shard_rows: int) -> list[Shard]:
 
 
 def groups_dataset(config: RunConfig, selection: Selection, reference: Reference, starts: Sequence[int]) -> "Dataset":
-    """The units that begin at `starts`, finished, in whatever order they come: a lazy Ray Dataset of UNIT_SCHEMA."""
-    from cpo_ray.sampling.ranking import Ranker
-    from cpo_ray.sampling.scoring import Scorer
-
-    units, each = sampled_units(config, selection, reference, starts), config.cluster.gpus_per_worker
-    for actor, pool in ((Scorer, config.sampling.scorers), (Ranker, config.sampling.rankers)):
-        options = actor_options(config, pool, each)
-        units = units.map_batches(actor, fn_constructor_args=(config, reference.path), batch_size=1, **options)
-    return units
+    """The units that begin at `starts`, finished."""
+    return finished_units(config, reference, rows_drawer(config, selection, reference), starts)
 
 
-def sampled_units(config: RunConfig, selection: Selection, reference: Reference, starts: Sequence[int]) -> "Dataset":
-    """The units with their negatives but the meanfield ones, neither scored nor ranked."""
+def rows_drawer(config: RunConfig, selection: Selection, reference: Reference) -> Callable[[int], Unit]:
+    """What begins the unit of rows start, start + 1, ... Ray must be initialised."""
     import ray
-    from ray.data import TaskPoolStrategy
 
     table, prompt_tokens = ray.put(selection.table), selection.prompt_tokens  # the function must not hold the table
 
-    def draw(batch: pa.Table) -> pa.Table:
-        rows, draws, limits = ray.get(table), load_kinds(config.sampling), _limits(config, reference)
-        return write_units([draw_unit(rows, start, prompt_tokens, config, draws, limits) for start in _starts(batch)])
+    def draw(start: int) -> Unit:
+        rows, draws, limits = ray.get(table), load_kinds(config.sampling), draw_limits(config, reference)
+        return draw_unit(rows, start, prompt_tokens, config, draws, limits)
 
-    units = ray.data.from_items([{"start": start} for start in starts], override_num_blocks=len(starts))
-    configure(units)
-    units = units.map_batches(
-        draw, batch_size=1, batch_format="pyarrow", num_cpus=LOGICAL_CPUS, compute=TaskPoolStrategy(size=2)
-    )
-    if config.sampling.negatives.autoregressive:
-        units = _with_engine(units, config, reference)
-    return units
+    return draw
 
 
 def write_shards(units: "Dataset", shards: Sequence[Shard], on_rows: OnRows) -> Tally:
@@ -172,39 +142,12 @@ def _finished_units(units: "Dataset") -> Generator[Unit, None, None]:
         yield from read_units(batch)
 
 
-def _with_engine(units: "Dataset", config: RunConfig, reference: Reference) -> "Dataset":
-    """Sample enough units at a time to keep the engine's batch full twice over."""
-    from cpo_ray.sampling.engine import Engine
-
-    sampling = config.sampling
-    sequences = sampling.batch_rows * sampling.negatives.autoregressive
-    return units.map_batches(
-        Engine,
-        fn_constructor_args=(config, reference.path, reference.eos),
-        batch_size=max(1, 2 * sampling.engine.max_sequences // sequences),
-        **actor_options(config, sampling.engines, sampling.engine.tensor_parallel),
-    )
-
-
 def _is_finished(shard: Shard, table: pa.Table) -> bool:
     """Whether the shard's file is there and holds these very rows."""
     if not shard.path.is_file():
         return False
     ids = pq.read_table(shard.path, columns=["id"])["id"]
     return bool(ids.equals(table["id"].slice(shard.start, shard.stop - shard.start)))
-
-
-def _starts(batch: pa.Table) -> list[int]:
-    return batch["start"].to_pylist()
-
-
-def _limits(config: RunConfig, reference: Reference) -> Limits:
-    longest = config.data.max_response_tokens
-
-    def encode(text: str) -> Tokens:
-        return encode_responses(load_tokenizer(reference.path), [text], longest)[0]
-
-    return Limits(longest, reference.eos, reference.vocabulary, encode)
 
 
 def _summarize(

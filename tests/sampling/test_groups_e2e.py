@@ -12,22 +12,22 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from cpo_ray import client
 from cpo_ray.artifacts import Artifact, Manifest, read_table, write_table
 from cpo_ray.cluster import ray_cluster
 from cpo_ray.config import ClusterConfig, RunConfig
 from cpo_ray.errors import ConfigError, DataError
-from cpo_ray.records import EXAMPLE_SCHEMA, GROUP_SCHEMA
+from cpo_ray.records import GROUP_SCHEMA
 from cpo_ray.sampling.groups import make_groups
 from cpo_ray.sampling.reranking import rank_again
 from tests.flaky_server import KEY, serve_flaky
+from tests.sampling.small_world import CONTEXT, MAX_RESPONSE, ROWS
 
 pytestmark = pytest.mark.e2e
 
-ROWS, USABLE, CONTEXT, MAX_RESPONSE = 97, 96, 64, 16
+USABLE = ROWS - 1  # one has no truncation negative
 KINDS = [
     "gold",
     *["autoregressive"] * 2,
@@ -39,23 +39,6 @@ KINDS = [
 ]
 COUNTS = {"autoregressive": 2, "batch": 3, "meanfield": 2, "truncation": 2, "unhelpful": 1, "shouted": 1}
 API = {"url": "http://127.0.0.1:9/v1", "model": "some-llm"}  # the fixture `api` sets the URL
-WORDS = [
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "apples",
-    "pears",
-    "count",
-    "sort",
-]
-WORDS += ["reverse", "the", "a", "of", "are", "there", "and"]
 
 
 def make_config(**sampling):
@@ -75,71 +58,6 @@ def make_config(**sampling):
             | sampling,
         }
     )
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    bpe.train_from_iterator([" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory, tokenizer):
-    path = tmp_path_factory.mktemp("reference")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=400,
-        hidden_size=64,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_hidden_layers=2,
-        intermediate_size=128,
-        max_position_embeddings=CONTEXT,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    model = LlamaForCausalLM(config)
-    model.get_output_embeddings().weight.data.mul_(8)  # a distribution that is not flat
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, tokenizer):
-    """97 rows; number 40 has a one-token response, number 3 a prompt beyond the context."""
-    rng = torch.Generator().manual_seed(5)
-
-    def words(low, high):
-        size = int(torch.randint(low, high, (1,), generator=rng))
-        return " ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (size,), generator=rng).tolist())
-
-    rows = []
-    for number in range(ROWS):
-        prompt = words(3, 9) if number != 3 else " ".join(WORDS * 4)
-        response = words(3, 7) if number != 40 else "a"
-        response_ids = [*tokenizer.encode(response)[: MAX_RESPONSE - 1], tokenizer.eos_token_id]
-        rows.append(
-            {
-                "id": f"{number:016x}",
-                "source": "test",
-                "category": "",
-                "prompt": prompt,
-                "response": response,
-                "prompt_ids": tokenizer.encode(prompt),
-                "response_ids": response_ids,
-            }
-        )
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "train").mkdir()
-    pq.write_table(pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA), folder / "train" / "part-00000.parquet")
-    return folder
 
 
 @pytest.fixture(scope="module")

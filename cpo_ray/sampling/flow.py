@@ -1,0 +1,68 @@
+"""The way of a unit through the actors: draw -> engine (autoregressive) -> scorer (meanfield, log-probs) -> ranker."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from cpo_ray.config import RunConfig
+from cpo_ray.raydata import LOGICAL_CPUS, configure
+from cpo_ray.sampling.pools import actor_options
+from cpo_ray.sampling.reference import Reference
+from cpo_ray.sampling.units import Unit, write_units
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+DRAWERS = 2  # tasks that begin units
+
+
+def finished_units(
+    config: RunConfig, reference: Reference, draw: Callable[[int], Unit], starts: Sequence[int]
+) -> "Dataset":
+    """The units that begin at `starts`, scored and ranked, in whatever order they come: a lazy Dataset of UNIT_SCHEMA.
+
+    draw: begins the unit of a start, in a worker.
+    """
+    from cpo_ray.sampling.ranking import Ranker
+    from cpo_ray.sampling.scoring import Scorer
+
+    units, each = sampled_units(config, reference, draw, starts), config.cluster.gpus_per_worker
+    for actor, pool in ((Scorer, config.sampling.scorers), (Ranker, config.sampling.rankers)):
+        options = actor_options(config, pool, each)
+        units = units.map_batches(actor, fn_constructor_args=(config, reference.path), batch_size=1, **options)
+    return units
+
+
+def sampled_units(
+    config: RunConfig, reference: Reference, draw: Callable[[int], Unit], starts: Sequence[int]
+) -> "Dataset":
+    """The units with their negatives but the meanfield ones, neither scored nor ranked."""
+    import ray
+    from ray.data import TaskPoolStrategy
+
+    def begin(batch: pa.Table) -> pa.Table:
+        return write_units([draw(start) for start in batch["start"].to_pylist()])
+
+    units = ray.data.from_items([{"start": start} for start in starts], override_num_blocks=len(starts))
+    configure(units)
+    units = units.map_batches(
+        begin, batch_size=1, batch_format="pyarrow", num_cpus=LOGICAL_CPUS, compute=TaskPoolStrategy(size=DRAWERS)
+    )
+    if config.sampling.negatives.autoregressive:
+        units = _with_engine(units, config, reference)
+    return units
+
+
+def _with_engine(units: "Dataset", config: RunConfig, reference: Reference) -> "Dataset":
+    """Sample enough units at a time to keep the engine's batch full twice over."""
+    from cpo_ray.sampling.engine import Engine
+
+    sampling = config.sampling
+    sequences = sampling.batch_rows * sampling.negatives.autoregressive
+    return units.map_batches(
+        Engine,
+        fn_constructor_args=(config, reference.path, reference.eos),
+        batch_size=max(1, 2 * sampling.engine.max_sequences // sequences),
+        **actor_options(config, sampling.engines, sampling.engine.tensor_parallel),
+    )
