@@ -11,7 +11,18 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cpo_ray"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 WINGS = {"data", "sampling", "training", "serving", "evaluation"}
-SHARED = {"artifacts", "client", "config", "records", "errors", "progress", "embedding", "devices", "raydata"}
+SHARED = {
+    "artifacts",
+    "client",
+    "config",
+    "records",
+    "errors",
+    "progress",
+    "embedding",
+    "devices",
+    "policies",
+    "raydata",
+}
 GROUND = {  # below the wings: what each may import
     "errors": set(),
     "records": {"errors"},
@@ -21,6 +32,7 @@ GROUND = {  # below the wings: what each may import
     "client": {"artifacts", "records", "errors"},
     "progress": set(),
     "devices": set(),
+    "policies": set(),
     "raydata": {"errors"},
     "alarm": set(),
     "tracking": {"config", "errors", "records"},
