@@ -42,8 +42,11 @@ class Policy(nn.Module):
         return candidate_logps(self.model, packed)
 
     def _look_at(self, gradient: Tensor) -> None:
-        """Count gradients that are not finite, without waiting for the device: DeepSpeed would step on them."""
-        self.broken_gradients += ~gradient.isfinite().all()
+        """Count gradients that are not finite, without waiting for the device: DeepSpeed would step on them.
+
+        A sum is finite only where every term is, and costs a twentieth of asking each.
+        """
+        self.broken_gradients += ~gradient.sum(dtype=torch.float32).isfinite()
 
 
 def start_engine(task: Task, tell: Callable[[str], None], *, universal: bool = False) -> Any:

@@ -11,14 +11,16 @@ import torch
 import torch.distributed as dist
 
 from cpo_ray.devices import peak_flops
-from cpo_ray.training.batches import Batches, deal
+from cpo_ray.training.batches import deal
 from cpo_ray.training.checkpoint import clear_scratch, find_checkpoint, load_checkpoint, save_checkpoint
 from cpo_ray.training.engine import export_final, optimizer_step, set_learning_rate, start_engine
 from cpo_ray.training.memory import out_of_memory, peak_memory_gib
 from cpo_ray.training.microbatch import microbatch_loss
 from cpo_ray.training.network import warn_of_slow_network
 from cpo_ray.training.profiling import profiling
+from cpo_ray.training.publishing import publish, return_to
 from cpo_ray.training.schedule import learning_rate
+from cpo_ray.training.source import Source, open_source
 from cpo_ray.training.tally import Tally, step_metrics
 from cpo_ray.training.task import Refusal, Rows, Task
 from cpo_ray.training.validation import validate
@@ -65,12 +67,12 @@ def train(task: Task, board: Any) -> None:
             ray.get(board.tell.remote(line))
 
     clear_scratch()
-    rows = Rows.read(task.rows, task)
     held_out = Rows.read(task.validation, task, task.training.validation_rows) if task.validation else None
     saved = find_checkpoint(tell)
     engine = start_engine(task, tell, universal=saved is not None and saved.workers != dist.get_world_size())
     if saved is not None:
         load_checkpoint(engine, saved)
+    finished = saved.finished if saved else 0
     if task.cuda:
         warn_of_slow_network(tell)
     letter = board.save_wanted.remote()
@@ -78,12 +80,17 @@ def train(task: Task, board: Any) -> None:
     def save_wanted() -> bool:
         return bool(ray.get(letter))
 
-    with profiling(task.profile, task.training.profile_steps, dist.get_rank(), tell) as step_is_over:
-        for step in training_steps(engine, rows, task, saved.finished if saved else 0, save_wanted):
+    return_to(engine, task, finished)
+    with (
+        open_source(task, finished) as source,
+        profiling(task.profile, task.training.profile_steps, dist.get_rank(), tell) as step_is_over,
+    ):
+        for step in training_steps(engine, source, task, finished, save_wanted):
             if dist.get_rank() == 0:
                 letter = board.record.remote({"stage": task.stage, "step": step.number, **step.metrics})
             if step.save or step.number == task.training.steps or step.number % task.training.checkpoint_every == 0:
                 checkpoint(engine, held_out, task, step, board)
+            publish(engine, task, step.number)
             step_is_over()
             if step.save:
                 return
@@ -110,21 +117,20 @@ def checkpoint(engine: Any, held_out: Rows | None, task: Task, step: Step, board
 
 
 def training_steps(
-    engine: Any, rows: Rows, task: Task, finished: int, save_wanted: Callable[[], bool] = lambda: False
+    engine: Any, source: Source, task: Task, finished: int, save_wanted: Callable[[], bool] = lambda: False
 ) -> Iterator[Step]:
     """Take the optimizer steps after `finished`. save_wanted: asked once a step, on rank 0."""
     config, workers = task.training, dist.get_world_size()
-    kinds = sorted({kind for names in rows.kinds for kind in names})
-    batches = Batches(len(rows.ids), config.prompts_per_step, task.seed)
     microbatches = config.prompts_per_step // (workers * config.prompts_per_microbatch)
     shape, peak = engine.module.shape, peak_flops(config.precision) if task.cuda else None
     for step in range(finished, config.steps):
         started = time.perf_counter()
-        batch = batches.at(step)
+        given = source.at(step)
+        rows, batch, waited = given.rows, given.numbers, time.perf_counter() - started
         costs = [shape.forward_flops(rows.sizes[r]) for r in batch]
         share = deal(batch, costs, workers, microbatches)[dist.get_rank()]
         part = workers * microbatches / sum(len(rows.candidates[r][0]) for r in batch)
-        tally = Tally(engine.device, kinds)
+        tally = Tally(engine.device, given.kinds)
         for number, microbatch in enumerate(share, 1):
             engine.backward(microbatch_loss(engine, rows, microbatch, task, step, part, tally))
             if number == microbatches:
@@ -139,9 +145,12 @@ def training_steps(
             "learning_rate": learning_rate(config, step),
             "grad_norm": norm,
             "seconds": seconds,
+            "data_seconds": waited,
             "tokens_per_second": sums["tokens"] / seconds,
             "memory_gib": peak_memory_gib(engine.device),
         }
+        if task.stream is not None:
+            metrics["sampled_from_step"] = task.stream.shelf.age_at(step)
         if peak is not None:
             metrics["mfu"] = 3 * sum(costs) / (seconds * workers * peak)
         if step == 0 and task.objective is not None:

@@ -1,18 +1,33 @@
 """What a training worker is told, and the rows it trains on."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from cpo_ray.artifacts import read_table
 from cpo_ray.config import ObjectiveConfig, ScheduledSamplingConfig, TrainingConfig
 from cpo_ray.objective.cost import GroupSize, measure_group
+from cpo_ray.policies import PolicyShelf
+from cpo_ray.records import Group
 
 
 class Refusal(Exception):  # noqa: N818 - it says no, it is not a fault
     """Training must not go on, and a restart would change nothing. The message is for the user."""
+
+
+class GroupStream(Protocol):
+    """Groups that are sampled while training goes on, one optimizer step's after another's."""
+
+    @property
+    def shelf(self) -> PolicyShelf:
+        """Where the policies that it samples from are put."""
+
+    def groups(self, first: int) -> Iterator[tuple[int, list[Group]]]:
+        """(step, its groups) from step `first` (counted from 0) to the last. Raises a CpoRayError for bad rows."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +39,12 @@ class Task:
     objective: ObjectiveConfig | None
     scheduled_sampling: ScheduledSamplingConfig | None
     model: str  # Hugging Face directory or hub id to start from
-    rows: Path  # folder of Parquet: examples for MLE, groups for CPO
+    rows: Path | None  # folder of Parquet: examples for MLE, groups for CPO; None where they are streamed
     validation: Path | None  # the same for `training.validation_rows`
     seed: int
     cuda: bool
     threads: int
+    stream: GroupStream | None = None  # groups for CPO that are sampled meanwhile
     profile: Path | None = None  # where the profile of `training.profile_steps` goes
 
 
@@ -48,22 +64,33 @@ class Rows:
         """Read the columns that the objective needs. Raises Refusal for rows that cannot be trained on."""
         table = read_table(folder).slice(0, limit)
         columns = {name: table[name].to_pylist() for name in table.column_names if not name.endswith("text")}
-        if task.objective is None:
-            golds = [[response] for response in columns["response_ids"]]
-            none = np.empty((len(golds), 0))
-            rows = cls(columns["id"], columns["prompt_ids"], golds, [["gold"]] * len(golds), none, none)
-        else:
-            rows = cls(
-                columns["id"],
-                columns["prompt_ids"],
-                columns["candidate_ids"],
-                columns["candidate_kind"],
-                _matrix(columns["rank"], columns["id"], "ranks"),
-                _matrix(columns["ref_logps"], columns["id"], "reference log-probs").astype(np.float32),
-            )
-            rows.check_scores()
+        if task.objective is not None:
+            return cls.of_groups(columns, task)
+        golds = [[response] for response in columns["response_ids"]]
+        none = np.empty((len(golds), 0))
+        rows = cls(columns["id"], columns["prompt_ids"], golds, [["gold"]] * len(golds), none, none)
         rows.check_lengths(task.training.row_tokens)
         return rows
+
+    @classmethod
+    def of_groups(cls, columns: dict[str, list[Any]], task: Task) -> "Rows":
+        """Groups, column by column. Raises Refusal for groups that cannot be trained on."""
+        rows = cls(
+            columns["id"],
+            columns["prompt_ids"],
+            columns["candidate_ids"],
+            columns["candidate_kind"],
+            _matrix(columns["rank"], columns["id"], "ranks"),
+            _matrix(columns["ref_logps"], columns["id"], "reference log-probs").astype(np.float32),
+        )
+        rows.check_scores()
+        rows.check_lengths(task.training.row_tokens)
+        return rows
+
+    @property
+    def every_kind(self) -> list[str]:
+        """The kinds of candidates that occur, sorted."""
+        return sorted({kind for names in self.kinds for kind in names})
 
     def check_scores(self) -> None:
         """Raise Refusal for reference scores that are not finite and ranks that are no permutation with the gold first."""

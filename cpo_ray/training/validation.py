@@ -16,7 +16,7 @@ def validate(engine: Any, rows: Rows, task: Task) -> dict[str, Any]:
     """A step's metrics over all of `rows`, without the optimizer. Every worker returns the same. PSS is judged as MLE is."""
     task = replace(task, scheduled_sampling=None)
     workers, size = dist.get_world_size(), task.training.prompts_per_microbatch
-    kinds = sorted({kind for names in rows.kinds for kind in names})
+    kinds = rows.every_kind
     tally = Tally(engine.device, kinds)
     turns = -(-len(rows.ids) // (workers * size))
     everything = list(range(len(rows.ids)))

@@ -9,6 +9,7 @@ import torch
 from cpo_ray.config import ObjectiveConfig, ScheduledSamplingConfig
 from cpo_ray.training.engine import start_engine
 from cpo_ray.training.loop import check_step, training_steps
+from cpo_ray.training.source import Stored
 from cpo_ray.training.tally import Tally
 from cpo_ray.training.task import Refusal, Rows
 from cpo_ray.training.validation import validate
@@ -21,7 +22,7 @@ def run(task, change=lambda engine: None):
     """The steps' metrics, and the engine afterwards."""
     engine = start_engine(task, pytest.fail)
     change(engine)
-    steps = list(training_steps(engine, Rows.read(task.rows, task), task, finished=0))
+    steps = list(training_steps(engine, Stored(Rows.read(task.rows, task), task), task, finished=0))
     assert [step.number for step in steps] == list(range(1, task.training.steps + 1))
     return [step.metrics for step in steps], engine
 
@@ -155,5 +156,5 @@ def test_a_wanted_checkpoint_reaches_every_worker(world):
     task = make_task(world, workers=1, steps=3)
     engine = start_engine(task, pytest.fail)
     wanted = iter([False, True, False])
-    steps = training_steps(engine, Rows.read(task.rows, task), task, 0, lambda: next(wanted))
+    steps = training_steps(engine, Stored(Rows.read(task.rows, task), task), task, 0, lambda: next(wanted))
     assert [step.save for step in steps] == [False, True, False]
