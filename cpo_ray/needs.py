@@ -2,6 +2,9 @@
 
 from cpo_ray.cluster import Bundle
 from cpo_ray.config import ClusterConfig, RunConfig, TrainingConfig
+from cpo_ray.raydata import LOGICAL_CPUS
+
+DRAWERS = 1  # tasks that begin units: one must run
 
 
 def training_needs(training: TrainingConfig, cluster: ClusterConfig) -> list[Bundle]:
@@ -17,6 +20,17 @@ def sampling_needs(config: RunConfig) -> list[Bundle]:
     engines = sampling.engines.minimum if sampling.negatives.autoregressive else 0
     others = [{"GPU": each}] * (sampling.scorers.minimum + sampling.rankers.minimum)
     return [*others, *[{"GPU": float(sampling.engine.tensor_parallel)}] * engines]
+
+
+def streaming_needs(config: RunConfig) -> list[Bundle]:
+    """The trainers, and beside them all that samples: actors count on CPU machines too, since all must run at once."""
+    trainers, actors = training_needs(config.training, config.cluster), sampling_needs(config)
+    if not config.cluster.gpus_per_worker:
+        sampling = config.sampling
+        engines = sampling.engines.minimum if sampling.negatives.autoregressive else 0
+        count = DRAWERS + engines + sampling.scorers.minimum + sampling.rankers.minimum
+        actors = [{"CPU": LOGICAL_CPUS}] * count
+    return [*trainers, *actors]
 
 
 def serving_needs(config: RunConfig, models: int) -> list[Bundle]:

@@ -46,10 +46,13 @@ class RunConfig(Section):
                 f"data.max_prompt_tokens {self.data.max_prompt_tokens} + data.max_response_tokens "
                 f"{self.data.max_response_tokens} = {longest} exceeds model.context {self.model.context}"
             )
-        if self.sampling.negatives.batch >= self.sampling.batch_rows:
+        size, key = self.sampling.batch_rows, "sampling.batch_rows"
+        if self.sampling.stream:
+            size, key = self.training.prompts_per_step, "training.prompts_per_step (sampling.stream)"
+        if self.sampling.negatives.batch >= size:
             raise ValueError(
                 f"sampling.negatives.batch {self.sampling.negatives.batch} needs more than that many rows to draw from, "
-                f"but sampling.batch_rows is {self.sampling.batch_rows}"
+                f"but {key} is {size}"
             )
         for section in ("reference", "training"):
             wanted = getattr(self, section).validation_rows

@@ -52,6 +52,12 @@ class SamplingConfig(Section):
     """Prompts that exchange responses as batch negatives: consecutive rows of the training split."""
     shard_rows: Annotated[int, Field(ge=2)] = Field(default=256, json_schema_extra=EXECUTION)
     """Prompts per shard of the groups artifact. A killed run continues with the missing shards."""
+    stream: bool = False
+    """Sample while stage `cpo` trains, instead of before: every time a row comes by it has fresh negatives, and no groups are
+    kept but those of a few steps, to look at. A unit is then an optimizer step's prompts, whatever `batch_rows` says."""
+    refresh_steps: Annotated[int, Field(ge=1)] | None = None
+    """With `stream`: sample from the policy as it was one to two times this many steps ago, not from the reference: its
+    weights go into the running engines and scorers. Scores stay the reference's."""
     embedder: str = "minilm"
     """What ranks: `minilm` (all-MiniLM-L6-v2, bundled), a sentence-transformers directory, or a hub id."""
     engine: EngineConfig = EngineConfig()
@@ -67,6 +73,8 @@ class SamplingConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "SamplingConfig":
+        if self.refresh_steps is not None and not self.stream:
+            raise ValueError("refresh_steps needs stream: true: groups that are made before training know no policy")
         taken = [name for name in self.kinds if name in CANDIDATE_KINDS]
         if taken:
             raise ValueError(f"kinds: {taken[0]!r} is a kind that exists already; choose another name")

@@ -21,7 +21,8 @@ def actor_options(config: RunConfig, pool: PoolConfig, gpus: float) -> dict[str,
         there = ray.cluster_resources().get("GPU", 0.0)
         _check_gpus(config, there)
         options["num_gpus"] = gpus
-        most = most or max(pool.minimum, int(there / gpus))
+        if not config.sampling.stream:  # else the trainers hold the rest
+            most = most or max(pool.minimum, int(there / gpus))
     else:
         options["num_cpus"] = LOGICAL_CPUS
     return options | {"compute": ActorPoolStrategy(min_size=pool.minimum, max_size=most or pool.minimum)}

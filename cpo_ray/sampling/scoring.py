@@ -26,34 +26,46 @@ class Scorer:
     """Adds meanfield negatives, puts candidates in order, and scores all K of them under the reference."""
 
     def __init__(self, config: RunConfig, reference: Path) -> None:
-        """Load the reference in the precision that the trainer computes in, so that both see the same log-probs."""
+        """Load the reference."""
         torch.set_num_threads(config.cluster.threads_per_worker)
         self.config = config
-        self.model = AutoModelForCausalLM.from_pretrained(
-            reference,
-            dtype=torch.float32 if config.training.precision == "fp32" else torch.bfloat16,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-        self.model.to("cuda" if config.cluster.gpus_per_worker else "cpu").eval()
-        use_tree_attention(self.model)  # as the trainer does; where it cannot be had, the trainer says so
+        self.reference = load_scored(reference, config)
+        self.policy: tuple[str, PreTrainedModel] = "", self.reference  # what negatives are drawn from, and its folder
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Finish the candidates of the batch's units and score them, unit by unit."""
         units = read_units(batch)
         for unit in units:
-            add_meanfield(self.model, unit, self.config)
-            score(self.model, unit["groups"])
+            if self.config.sampling.negatives.meanfield:
+                add_meanfield(self._sampled_from(unit["policy"]), unit, self.config)
+            score(self.reference, unit["groups"])
         return write_units(units)
+
+    def _sampled_from(self, folder: str) -> PreTrainedModel:
+        """The model in `folder`, the last one that was asked for being kept; "" is the reference."""
+        if self.policy[0] != folder:
+            self.policy = folder, load_scored(folder, self.config) if folder else self.reference
+        return self.policy[1]
+
+
+def load_scored(folder: str | Path, config: RunConfig) -> PreTrainedModel:
+    """A model in the precision that the trainer computes in, so that both see the same log-probs."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32 if config.training.precision == "fp32" else torch.bfloat16,
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    model.to("cuda" if config.cluster.gpus_per_worker else "cpu").eval()
+    use_tree_attention(model)  # as the trainer does; where it cannot be had, the trainer says so
+    return model
 
 
 @torch.inference_mode()
 def add_meanfield(model: PreTrainedModel, unit: Unit, config: RunConfig) -> None:
     """Add the configured number of meanfield negatives to each group."""
     count, fraction, groups = config.sampling.negatives.meanfield, config.sampling.meanfield_fraction, unit["groups"]
-    if count == 0:
-        return
     began, redraws, tokens = time.perf_counter(), 0, 0
     golds = [group["candidate_ids"][0] for group in groups]
     draws = [

@@ -1,19 +1,25 @@
 """The stages that make models: from the data to the weights of the policy, the baseline and their merges."""
 
 import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cpo_ray.artifacts import Artifact, Summary, canonical
+from cpo_ray.cluster import Bundle
 from cpo_ray.config import (
     ObjectiveConfig,
     RunConfig,
+    SamplingConfig,
     ScheduledSamplingConfig,
     TrainingConfig,
     stage_inputs,
 )
 from cpo_ray.meters import bar
-from cpo_ray.needs import sampling_needs, training_needs
+from cpo_ray.needs import sampling_needs, streaming_needs, training_needs
 from cpo_ray.progress import say
 from cpo_ray.run import Run
 from cpo_ray.tracking import track
@@ -55,22 +61,13 @@ def reference(run: Run) -> None:
 def sampling(run: Run) -> None:
     """Make K - 1 negatives per prompt, score them under the reference, rank them."""
     from cpo_ray.sampling.groups import make_groups
-    from cpo_ray.sampling.kinds import hash_kinds
     from cpo_ray.sampling.reranking import rank_again
 
     examples, reference_model = run.need("data", "data"), run.need("models/reference", "reference")
     rows = min(run.config.sampling.rows or run.config.data.train_rows, run.config.data.train_rows)
 
-    inputs = {
-        "seed": run.config.seed,
-        "sampling": stage_inputs(run.config.sampling),
-        "kinds": hash_kinds(run.config.sampling),
-        "max_response_tokens": run.config.data.max_response_tokens,
-        "on_bad_row": run.config.data.on_bad_row,
-        "precision": run.config.training.precision,
-        "data": examples.fingerprint,
-        "reference": reference_model.fingerprint,
-    }
+    stored = run.config.sampling.model_copy(update={"stream": False, "refresh_steps": None})
+    inputs = _sampling_inputs(run, stored, examples, reference_model)
 
     def make(split: str, config: RunConfig, rows: int, inputs: dict[str, Any]) -> None:
         # What differs in the embedder alone differs in the ranks alone.
@@ -86,7 +83,10 @@ def sampling(run: Run) -> None:
 
         run.make(f"groups/{split}", inputs, build)
 
-    make("train", run.config, rows, inputs)
+    if run.config.sampling.stream:
+        say("  negatives are sampled while `cpo` trains (sampling.stream)")
+    else:
+        make("train", run.config, rows, inputs)
     held_out = run.config.training.validation_rows
     if held_out:
         fewer = run.config.model_copy(update={"sampling": run.config.sampling.model_copy(update={"rows": held_out})})
@@ -94,14 +94,26 @@ def sampling(run: Run) -> None:
 
 
 def cpo(run: Run) -> None:
-    """Train the policy by CPO, from the reference."""
-    reference_model, groups = run.need("models/reference", "reference"), run.need("groups/train", "sampling")
+    """Train the policy by CPO, from the reference, on groups that are there or are sampled meanwhile."""
+    reference_model, streamed = run.need("models/reference", "reference"), run.config.sampling.stream
+    rows = run.need("data", "data") if streamed else run.need("groups/train", "sampling")
     inputs = {"reference": reference_model.fingerprint, "objective": stage_inputs(run.config.objective)}
     training = run.config.training
     held_out = run.need("groups/validation", "sampling") if training.validation_rows else None
     if held_out is not None:
         inputs["validation"] = held_out.fingerprint
-    _train(run, "cpo", training, str(reference_model.path), groups, inputs, held_out, objective=run.config.objective)
+    stream = _stream(run, rows, reference_model) if streamed else None
+    _train(
+        run,
+        "cpo",
+        training,
+        str(reference_model.path),
+        rows,
+        inputs | (stream.inputs if stream else {}),
+        held_out,
+        objective=run.config.objective,
+        stream=stream,
+    )
 
 
 def mle(run: Run) -> None:
@@ -126,6 +138,57 @@ def merging(run: Run) -> None:
         run.make(f"models/{run.config.merging.model_name(alpha)}", inputs, build)
 
 
+@dataclass(frozen=True)
+class _Stream:
+    """Sampling while training goes on: what it depends on, and what it is to each side."""
+
+    inputs: dict[str, Any]
+    needs: list[Bundle]
+    open: Callable[[Path], Any]  # folder -> the stream, once Ray is there
+    keep: Callable[[Any], None]  # afterwards: the groups of some steps, as an artifact
+
+
+def _stream(run: Run, examples: Artifact, reference_model: Artifact) -> _Stream:
+    from cpo_ray.sampling.streaming import open_stream, write_recorded
+
+    inputs = _sampling_inputs(run, run.config.sampling, examples, reference_model)
+    training, seed = run.config.training, run.config.seed
+
+    def order(rows: int) -> Callable[[int], list[int]]:
+        from cpo_ray.training.batches import Batches
+
+        return Batches(rows, training.prompts_per_step, seed).at
+
+    def keep(stream: Any) -> None:
+        recorded = {"streamed": inputs, "steps": training.steps, "prompts_per_step": training.prompts_per_step}
+        run.make("groups/train", recorded, partial(write_recorded, stream))
+
+    return _Stream(
+        inputs={"sampling": inputs},
+        needs=streaming_needs(run.config),
+        open=lambda folder: open_stream(run.config, examples.path, reference_model.path, folder, order),
+        keep=keep,
+    )
+
+
+def _sampling_inputs(
+    run: Run, sampling: SamplingConfig, examples: Artifact, reference_model: Artifact
+) -> dict[str, Any]:
+    """What negatives, scores and ranks depend on."""
+    from cpo_ray.sampling.kinds import hash_kinds
+
+    return {
+        "seed": run.config.seed,
+        "sampling": stage_inputs(sampling),
+        "kinds": hash_kinds(sampling),
+        "max_response_tokens": run.config.data.max_response_tokens,
+        "on_bad_row": run.config.data.on_bad_row,
+        "precision": run.config.training.precision,
+        "data": examples.fingerprint,
+        "reference": reference_model.fingerprint,
+    }
+
+
 def _train(
     run: Run,
     stage: str,
@@ -137,26 +200,33 @@ def _train(
     *,
     objective: ObjectiveConfig | None = None,
     scheduled_sampling: ScheduledSamplingConfig | None = None,
+    stream: _Stream | None = None,
 ) -> None:
-    """One training: from the model `start`, on groups, or on the `train` split of examples with `validation` held out."""
+    """One training: from the model `start`, on groups, or on the `train` split of examples with `validation` held out.
+
+    stream: makes the groups meanwhile, from the examples `rows`.
+    """
     inputs = {**inputs, "training": stage_inputs(training), "rows": rows.fingerprint, "seed": run.config.seed}
     identity = hashlib.sha256(canonical(inputs).encode()).hexdigest()[:12]
     checkpoints = run.root / "checkpoints" / f"{stage}-{identity}"
 
     def build(out: Path) -> Summary:
-        run.ray.ensure(training_needs(training, run.config.cluster))
+        run.ray.ensure(stream.needs if stream else training_needs(training, run.config.cluster))
         from cpo_ray.training.task import Task
         from cpo_ray.training.trainer import train_model
 
         groups = objective is not None
         validation = (held_out.path if held_out else None) if groups else rows.path / "validation"
+        folder = run.root / "groups" / f".stream-{identity}"
+        source = stream.open(folder) if stream else None
         task = Task(
             stage=stage,
             training=training,
             objective=objective,
             scheduled_sampling=scheduled_sampling,
             model=start,
-            rows=(rows.path if groups else rows.path / "train").resolve(),
+            rows=None if stream else (rows.path if groups else rows.path / "train").resolve(),
+            stream=source,
             validation=validation.resolve() if validation and training.validation_rows else None,
             seed=run.config.seed,
             cuda=run.config.cluster.gpus_per_worker > 0,
@@ -168,6 +238,10 @@ def _train(
             checkpoints.mkdir(parents=True)
         with bar(stage, training.steps, "steps") as progress, track(run.config, run.root, stage) as tracker:
             watcher = Watcher(run, stage, progress, tracker)
-            return train_model(task, run.config.cluster, checkpoints, out, watcher.hear, watcher.tell)
+            summary = train_model(task, run.config.cluster, checkpoints, out, watcher.hear, watcher.tell)
+        if stream:
+            stream.keep(source)
+            shutil.rmtree(folder)
+        return summary
 
     run.make(f"models/{stage}", inputs, build)

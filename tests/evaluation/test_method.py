@@ -43,6 +43,8 @@ def test_every_baseline_is_named_as_its_file_says():
     for name in ("an", "anr", "bn", "bnr", "mn", "mnr", "tn", "tnr", "mixn", "mixnr"):
         resolved = load_config(shipped_configs()[f"baselines/{name}"]).model_dump(mode="json")
         assert name_method(resolved, "cpo").lower() == name
+    online = load_config(shipped_configs()["baselines/anr_online"]).model_dump(mode="json")
+    assert name_method(online, "cpo") == "ANR on-policy"
     pss = load_config(shipped_configs()["baselines/pss"]).model_dump(mode="json")
     assert name_method(pss, "mle") == "PSS"
 

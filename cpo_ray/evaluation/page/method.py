@@ -11,14 +11,16 @@ SHORT = {"autoregressive": "AN", "batch": "BN", "meanfield": "MN", "truncation":
 def name_method(config: Mapping[str, Any], model: str) -> str:
     """The method of a model by its name in the run: `mle`, `cpo`, `merged-0.30` (that of `cpo`); others keep their name.
 
-    `R` at the end: candidates are ranked. K = 2 with one unhelpful answer is DPO, ranked or not. A configuration that
+    `R` at the end: candidates are ranked. `streamed` and `on-policy`: negatives were sampled while training went on, from the
+    reference or from the policy. K = 2 with one unhelpful answer is DPO, ranked or not. A configuration that
     does not say which negatives there were gives `CPO`.
     """
     if model == BASELINE:
         return "PSS" if (config.get("mle") or {}).get("scheduled_sampling") else PLAIN
     if model != "cpo" and not model.startswith("merged-"):
         return model
-    counts = (config.get("sampling") or {}).get("negatives") or {}
+    sampling = config.get("sampling") or {}
+    counts = sampling.get("negatives") or {}
     kinds = [kind for kind, count in counts.items() if count]
     objective = config.get("objective") or {}
     weight = objective.get("mle_weight", 0)
@@ -28,7 +30,8 @@ def name_method(config: Mapping[str, Any], model: str) -> str:
     if kinds == ["unhelpful"] and counts["unhelpful"] == 1:
         return "DPO" + joint
     name = SHORT.get(kinds[0], kinds[0]) if len(kinds) == 1 else "MixN"
-    return name + ("R" if objective.get("ranked") else "") + joint
+    while_training = " on-policy" if sampling.get("refresh_steps") else " streamed" if sampling.get("stream") else ""
+    return name + ("R" if objective.get("ranked") else "") + while_training + joint
 
 
 def name_base(config: Mapping[str, Any]) -> str:

@@ -1,0 +1,191 @@
+"""Sampling while training goes on: real Ray Data, and real Ray Train at the other end."""
+
+import json
+import threading
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from cpo_ray.artifacts import read_table
+from cpo_ray.cluster import ray_cluster
+from cpo_ray.config import ClusterConfig, ObjectiveConfig, RunConfig
+from cpo_ray.errors import ConfigError
+from cpo_ray.sampling.streaming import open_stream, write_recorded
+from cpo_ray.training import trainer
+from cpo_ray.training.batches import Batches
+from cpo_ray.training.task import Task
+from tests.sampling.small_world import CONTEXT, MAX_RESPONSE, ROWS
+from tests.training.world import tampered
+
+pytestmark = pytest.mark.e2e
+
+STEPS, PROMPTS, SEED = 8, 16, 17  # an epoch is six steps
+COUNTS = {"batch": 3, "meanfield": 2, "truncation": 2}
+DRAWN = ("id", "candidate_kind", "candidate_ids", "rank")
+
+
+def make_config(**sampling):
+    return RunConfig.model_validate(
+        {
+            "name": "test",
+            "seed": SEED,
+            "data": {"max_prompt_tokens": 40, "max_response_tokens": MAX_RESPONSE, "on_bad_row": "quarantine"},
+            "model": {"context": CONTEXT},
+            "sampling": {"stream": True, "negatives": COUNTS} | sampling,
+            "training": {
+                "steps": STEPS,
+                "prompts_per_step": PROMPTS,
+                "prompts_per_microbatch": 4,
+                "checkpoint_every": 2,
+                "learning_rate": 1e-3,
+            },
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    config = ClusterConfig(object_store_gib=0.3)
+    with ray_cluster(config) as lazy:
+        lazy.ensure()
+        yield config
+
+
+@pytest.fixture
+def stream(data, reference, cluster, tmp_path):
+    """Opens a stream of this configuration."""
+
+    def order(rows):
+        assert rows == ROWS - 1
+        return Batches(rows, PROMPTS, SEED).at
+
+    def open_one(folder="stream", **sampling):
+        return open_stream(make_config(**sampling), data, reference, tmp_path / folder, order)
+
+    return open_one
+
+
+def other_model(reference, folder):
+    """A model of the same shape and tokenizer with other weights."""
+    model = AutoModelForCausalLM.from_pretrained(reference)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.flip(0)
+    model.save_pretrained(folder)
+
+
+def test_each_step_has_its_rows_fresh_negatives_and_the_same_ones_after_a_restart(stream, data):
+    mine = stream()
+    steps = dict(mine.groups(0))
+    assert list(steps) == list(range(STEPS))
+    ids = [row_id for row_id in read_table(data / "train")["id"].to_pylist() if row_id != f"{40:016x}"]
+    times_seen = {}
+    for step, groups in steps.items():
+        assert [group["id"] for group in groups] == [ids[row] for row in Batches(ROWS - 1, PROMPTS, SEED).at(step)]
+        for group in groups:
+            times_seen.setdefault(group["id"], []).append(group)
+    twice = [groups for groups in times_seen.values() if len(groups) == 2]
+    assert len(twice) == (STEPS - 6) * PROMPTS
+    assert all(one["candidate_ids"][0] == two["candidate_ids"][0] for one, two in twice)
+    fresh = [one["candidate_ids"][1:] != two["candidate_ids"][1:] for one, two in twice]
+    assert sum(fresh) == len(fresh)
+
+    again = dict(mine.groups(5))
+    assert list(again) == [5, 6, 7]
+    for step, groups in again.items():
+        for one, two in zip(groups, steps[step], strict=True):
+            assert [one[name] for name in DRAWN] == [two[name] for name in DRAWN]
+            assert one["ref_logps"] == pytest.approx(two["ref_logps"], abs=1e-5)
+
+
+def test_what_was_streamed_can_be_looked_at(stream, tmp_path):
+    mine = stream()
+    groups = [group for _, groups in mine.groups(0) for group in groups]
+    out = tmp_path / "groups"
+    summary = write_recorded(mine, out)
+    assert summary["rows"] == len(groups) == STEPS * PROMPTS  # of so few steps all are kept
+    assert summary["of steps"] == list(range(1, STEPS + 1))
+    assert "1 rows were left out: one-token response" in summary["warnings"][0]
+    assert read_table(out)["id"].to_pylist() == [group["id"] for group in groups]
+    stats = json.loads((out / "stats.json").read_text())
+    assert {kind: entry["count"] for kind, entry in stats.items()} == {
+        kind: count * len(groups) for kind, count in ({"gold": 1} | COUNTS).items()
+    }
+    assert stats["meanfield"]["tokens_per_second"] > 0
+
+
+def test_a_refreshed_stream_samples_from_the_policy_and_scores_with_the_reference(stream, reference, tmp_path):
+    from_reference = dict(stream().groups(0))
+    mine = stream("refreshed", refresh_steps=2)
+    arrived, over = {}, threading.Event()
+
+    def listen():
+        arrived.update(mine.groups(0))
+        over.set()
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    other_model(reference, mine.shelf.desk(2))
+    mine.shelf.put(2)
+    assert not over.wait(5)  # steps 6 and 7 wait for the policy of step 4
+    AutoModelForCausalLM.from_pretrained(reference).save_pretrained(mine.shelf.desk(4))
+    mine.shelf.put(4)
+    listener.join(120)
+    assert sorted(arrived) == list(range(STEPS))
+
+    def same(step, kind):
+        pairs = zip(arrived[step], from_reference[step], strict=True)
+        chosen = [k for k, name in enumerate(arrived[step][0]["candidate_kind"]) if name == kind]
+        return [all(one["candidate_ids"][k] == two["candidate_ids"][k] for k in chosen) for one, two in pairs]
+
+    for step in (0, 3, 6, 7):  # from the reference, or from a policy that equals it
+        assert all(same(step, "meanfield"))
+    for step in (4, 5):
+        assert all(same(step, "batch"))
+        assert sum(same(step, "meanfield")) < PROMPTS / 2
+        for one, two in zip(arrived[step], from_reference[step], strict=True):
+            assert one["ref_logps"][0] == pytest.approx(two["ref_logps"][0], abs=1e-5)
+
+
+def test_what_is_wrong_with_a_kind_is_told_before_anything_starts(stream):
+    with pytest.raises(ConfigError, match="no_such_module"):
+        stream(negatives={"own": 1}, kinds={"own": "no_such_module:draw"})
+
+
+def test_a_killed_worker_changes_no_bit_of_the_final_weights(stream, reference, cluster, tmp_path, monkeypatch):
+    """Two workers, a policy every second step; one is killed at step 5 and the stream opened again."""
+
+    def train(name):
+        config = make_config(refresh_steps=2)
+        task = Task(
+            stage="cpo",
+            training=config.training,
+            objective=ObjectiveConfig(),
+            scheduled_sampling=None,
+            model=str(reference),
+            rows=None,
+            validation=None,
+            seed=SEED,
+            cuda=False,
+            threads=1,
+            stream=stream(f"stream-{name}", refresh_steps=2),
+        )
+        losses = {}
+        hear = partial(hear_step, losses)
+        (tmp_path / name).mkdir()
+        trainer.train_model(task, cluster, tmp_path / f"{name}-checkpoints", tmp_path / name, hear, pytest.fail)
+        assert sorted(losses) == list(range(1, STEPS + 1))
+        return load_file(tmp_path / name / "model.safetensors")
+
+    undisturbed = train("undisturbed")
+    (tmp_path / "blows").mkdir()
+    monkeypatch.setattr(trainer, "train_worker", tampered({("step", 5): 1}, tmp_path / "blows"))
+    disturbed = train("disturbed")
+    assert [blow.name for blow in (tmp_path / "blows").iterdir()] == ["step-5"]
+    assert all(torch.equal(undisturbed[name], disturbed[name]) for name in undisturbed)
+
+
+def hear_step(losses, metrics):
+    losses[metrics["step"]] = metrics["loss"]
