@@ -1,13 +1,14 @@
 """The report's charts of training, and all charts together. A chart without data is not drawn."""
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cpo_ray.evaluation.figures import Labels, Level, Series, line_chart, running_mean
 from cpo_ray.evaluation.page.rates import MODEL_COLORS, draw_results, style_of
 from cpo_ray.evaluation.page.run import Curve, Run
-from cpo_ray.records import CANDIDATE_KINDS
+from cpo_ray.records import CANDIDATE_KINDS, NEGATIVE_KINDS
 
 KIND_STYLES = dict(
     zip(
@@ -30,18 +31,27 @@ SHARED = (  # name, title, stage, key, unit of the charts that several runs shar
 SMOOTH_FROM = 60  # points; shorter curves are drawn as they are
 
 Points = list[tuple[float, float]]
+Styles = Mapping[str, tuple[str, str]]  # kind of candidate -> colour and dash
 
 
 def draw_charts(runs: Sequence[Run], table: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Every chart that the runs have data for: name -> SVG. Several runs share their charts."""
     charts = dict(draw_results(runs, table))
     if len(runs) == 1:
-        charts.update(_cpo_charts(runs[0]))
+        styles = style_kinds([*runs[0].kinds, *_kinds_in(runs[0].curves.get("cpo"))])
+        charts.update(_cpo_charts(runs[0], styles))
         charts.update(_likelihood_charts(runs[0].curves))
-        charts.update(_histograms(runs[0].kinds))
+        charts.update(_histograms(runs[0].kinds, styles))
     else:
         charts.update(_shared_charts(runs))
     return charts
+
+
+def style_kinds(kinds: Iterable[str]) -> Styles:
+    """A kind that ships always looks the same; a user's own takes what no other kind has."""
+    shipped = set(KIND_STYLES.values())
+    free = (style for style in map(style_of, itertools.count()) if style not in shipped)
+    return {**KIND_STYLES, **dict(zip(sorted(set(kinds) - KIND_STYLES.keys()), free, strict=False))}
 
 
 def first_step_loss(run: Run) -> tuple[str, float] | None:
@@ -60,7 +70,13 @@ def first_step_loss(run: Run) -> tuple[str, float] | None:
     return f"{formula} without the masked", float(logged)
 
 
-def _cpo_charts(run: Run) -> Iterator[tuple[str, str]]:
+def _kinds_in(curve: Curve | None) -> list[str]:
+    """The kinds of negatives that a training saw: those that ship first, then a user's own by name."""
+    there = {kind for row in (curve.train if curve else ()) for kind in row.get("negative_logp") or {}}
+    return [*(kind for kind in NEGATIVE_KINDS if kind in there), *sorted(there - {*NEGATIVE_KINDS})]
+
+
+def _cpo_charts(run: Run, styles: Styles) -> Iterator[tuple[str, str]]:
     curve = run.curves.get("cpo")
     if curve is None:
         return
@@ -76,12 +92,10 @@ def _cpo_charts(run: Run) -> Iterator[tuple[str, str]]:
     yield from _chart(margin, _both(curve, "margin", "blue"))
     accuracy = Labels("cpo-accuracy", "Accuracy: the gold has the highest score", STEP, "share of prompts")
     yield from _chart(accuracy, _both(curve, "accuracy", "blue"))
-    by_kind = _smooth("gold", _points(curve.train, "gold_logp"), *KIND_STYLES["gold"])
-    known = dict.fromkeys(CANDIDATE_KINDS[1:])
-    there = {kind for row in curve.train for kind in row.get("negative_logp") or {}}
-    for number, kind in enumerate([*(kind for kind in known if kind in there), *sorted(there - known.keys())]):
+    by_kind = _smooth("gold", _points(curve.train, "gold_logp"), *styles["gold"])
+    for kind in _kinds_in(curve):
         rows = [{"step": row["step"], "value": (row.get("negative_logp") or {}).get(kind)} for row in curve.train]
-        by_kind += _smooth(kind, _points(rows, "value"), *KIND_STYLES.get(kind, style_of(number)))
+        by_kind += _smooth(kind, _points(rows, "value"), *styles[kind])
     yield from _chart(Labels("cpo-logp", "Log-prob of the gold and of the negatives (CPO)", STEP, NATS), by_kind)
 
 
@@ -98,17 +112,17 @@ def _likelihood_charts(curves: Mapping[str, Curve]) -> Iterator[tuple[str, str]]
     yield from _chart(Labels("gold-logp", "Log-prob of the gold, from the same reference", STEP, NATS), gold)
 
 
-def _histograms(kinds: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+def _histograms(kinds: Mapping[str, Mapping[str, Any]], styles: Styles) -> Iterator[tuple[str, str]]:
     """How lengths and similarities are distributed, a line per kind; the gold's similarity to itself says nothing."""
     for name, key, title, x in (
         ("sampling-length", "length", "Length of the candidates", "tokens, EOS included"),
         ("sampling-similarity", "similarity", "Similarity of the negatives to the gold", "cosine of the embeddings"),
     ):
         series: list[Series] = []
-        for number, (kind, found) in enumerate(kinds.items()):
+        for kind, found in kinds.items():
             histogram = (found.get(key) or {}).get("histogram")
             if histogram and (key, kind) != ("similarity", "gold"):
-                series.append(Series(kind, _bins(histogram), *KIND_STYLES.get(kind, style_of(number))))
+                series.append(Series(kind, _bins(histogram), *styles[kind]))
         yield from _chart(Labels(name, title, x, "share of candidates per bin"), series)
 
 
