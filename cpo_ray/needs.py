@@ -34,10 +34,10 @@ def streaming_needs(config: RunConfig) -> list[Bundle]:
 
 
 def serving_needs(config: RunConfig, models: int) -> list[Bundle]:
-    """One engine a model, each on its `tensor_parallel` GPUs."""
+    """The engines that must be up, each on its `tensor_parallel` GPUs."""
     if not config.cluster.gpus_per_worker:
         return []
-    return [{"GPU": 1.0}] * (models * config.serving.engine.tensor_parallel)
+    return [{"GPU": 1.0}] * (config.serving.engines(models) * config.serving.engine.tensor_parallel)
 
 
 def _with_gpu(bundle: Bundle, gpus: float) -> Bundle:

@@ -216,7 +216,7 @@ def stage_work(config: RunConfig, shape: Shape, tokens: Tokens, device: Device, 
     answers = min(config.generation.rows or there, there)
     answers *= len(config.evaluated_models) * len(config.generation.decodings)
     single = tokens.prompt + tokens.response
-    engines = len(config.evaluated_models) * config.serving.engine.tensor_parallel  # stage generation serves each once
+    engines = config.serving.engines(len(config.evaluated_models)) * config.serving.engine.tensor_parallel
 
     def work(stage: str, count: float, kind: str, precision: str, used: int) -> Work:
         flops = (6 if kind == "training" else 2) * n * count

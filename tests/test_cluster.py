@@ -30,6 +30,10 @@ def test_what_stages_need_with_gpus():
     assert training_needs(run.training, run.cluster) == [{"CPU": 1, "GPU": 1}] * 2
     assert sampling_needs(run) == [{"GPU": 1}, {"GPU": 1}, {"GPU": 2}]
     assert serving_needs(run, 2) == [{"GPU": 1}] * 8
+    several = config(cluster={"gpus_per_worker": 1}, serving={"min_replicas": 2, "max_replicas": 3})
+    assert serving_needs(several, 5) == [{"GPU": 1}] * 10
+    shared = config(cluster={"gpus_per_worker": 1}, serving={"in_place": True, "min_replicas": 2, "max_replicas": 3})
+    assert serving_needs(shared, 5) == [{"GPU": 1}] * 2, "one engine takes all models in turn"
     assert sampling_needs(config(cluster={"gpus_per_worker": 1})) == [{"GPU": 1}, {"GPU": 1}]
 
 

@@ -77,3 +77,7 @@ class ServingConfig(Section):
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas {self.min_replicas} exceeds max_replicas {self.max_replicas}")
         return self
+
+    def engines(self, models: int) -> int:
+        """How many are up while little is asked, of `models` models that are served."""
+        return (1 if self.in_place else models) * self.min_replicas
