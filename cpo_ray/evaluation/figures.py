@@ -29,6 +29,7 @@ MAX_POINTS = 400
 LEFT = 58  # pixels left of the plotting area, more where its numbers are long
 LONGEST_NAME = 22  # characters of a name beside its dot; what is longer is cut, and whole in the description
 CHARACTER = 6.1  # pixels of an average character at the legend's font size
+TITLE, BOLD = 13.5, 0.6  # a title's font size, and the width of a bold character in font sizes
 
 
 @dataclass(frozen=True)
@@ -253,12 +254,13 @@ _LEVEL = 'stroke="var(--text)" stroke-dasharray="2 3"'
 
 def _svg(labels: Labels, height: int, description: str, body: Sequence[str]) -> str:
     name = escape(labels.name)
+    size = min(TITLE, (WIDTH - 4) / (BOLD * len(labels.title)))  # a long title is written smaller, to its end
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
         f'aria-labelledby="{name}-title {name}-desc" font-family="system-ui, \'Segoe UI\', sans-serif" font-size="12" '
         f'fill="currentColor"><title id="{name}-title">{escape(labels.title)}</title>'
         f'<desc id="{name}-desc">{escape(description)}</desc>'
-        f'<text x="2" y="15" font-size="13.5" font-weight="600">{escape(labels.title)}</text>{"".join(body)}</svg>'
+        f'<text x="2" y="15" font-size="{size:.1f}" font-weight="600">{escape(labels.title)}</text>{"".join(body)}</svg>'
     )
 
 

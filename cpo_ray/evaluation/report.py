@@ -19,6 +19,7 @@ from cpo_ray.evaluation.figures import standalone
 from cpo_ray.evaluation.page.charts import draw_charts, first_step_loss
 from cpo_ray.evaluation.page.findings import TableRow, find_results, mean_words, signed, tell_headline
 from cpo_ray.evaluation.page.paper import lay_out
+from cpo_ray.evaluation.page.provenance import tell_command
 from cpo_ray.evaluation.page.run import Run, read_runs, shared_decodings
 from cpo_ray.evaluation.page.samples import collect_samples
 from cpo_ray.evaluation.page.sections import render_page
@@ -126,6 +127,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "sampling": run.kinds,
         "stages": _stages(run),
         "missing": _missing(run),
+        "command": tell_command(run.config.get("name", "run")) if run.config else None,
         "config": run.config,
         "environment": run.environment,
     }

@@ -74,6 +74,15 @@ def test_a_name_that_is_too_long_is_cut_and_whole_in_the_description():
     assert name in root.find(f"{SVG}desc").text
 
 
+@pytest.mark.parametrize("words", [1, 9, 16])
+def test_a_title_is_as_large_as_fits(words):
+    title = "beams " * words
+    root = ET.fromstring(line_chart(Labels("x", title, "step"), [Series("a", [(1, 3.0)], "blue")]))
+    (size,) = (float(node.get("font-size")) for node in root.iter(f"{SVG}text") if node.text == title)
+    assert 0.6 * size * len(title) <= 400
+    assert (size == 13.5) == (words == 1)
+
+
 def test_interval_chart_places_dot_between_its_whiskers():
     estimates = [Estimate("mle", 0.41, 0.37, 0.45, "orange"), Estimate("cpo", 0.47, 0.43, 0.51, "blue")]
     root = ET.fromstring(interval_chart(LABELS, estimates, Level("even", 0.5)))

@@ -99,6 +99,8 @@ def test_json_is_valid_and_figures_are_files(run, written):
     report = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert report["table"] == json.loads(json.dumps(written["table"]))
     assert report["runs"][0]["missing"] == []
+    assert report["runs"][0]["command"] == "cpo-ray run config.yaml --run-dir runs/demo-again"
+    assert report["runs"][0]["config"] == CONFIG
     first = report["runs"][0]["first_step"]
     assert first["formula"] == "log 12!"
     assert first["expected"] == pytest.approx(math.log(math.factorial(12)))
@@ -199,6 +201,7 @@ def test_an_empty_run_directory_is_reported_as_such(tmp_path):
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert page.count('class="absent"') == 10
     assert json.loads((tmp_path / "report" / "report.json").read_text())["runs"][0]["first_step"] is None
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["runs"][0]["command"] is None
     Console(quiet=True).print(format_table(summary))
     with pytest.raises(ArtifactError, match="no run directory"):
         write_report([tmp_path / "nowhere"], tmp_path / "report")

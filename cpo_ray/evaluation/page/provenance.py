@@ -64,8 +64,7 @@ def _run(run: RunFacts, of: str) -> str:
         return "".join([*parts, absent("config.json is not there, so the command to reproduce this run is not known.")])
     revision = run["environment"].get("git_revision")
     at = f"At revision <code>{escape(str(revision))}</code>: save" if revision else "Save"
-    command = tell_command(run["config"].get("name", "run"))
-    parts.append(f"<p>{at} the text below as <code>config.yaml</code>, then</p><pre>{escape(command)}</pre>")
+    parts.append(f"<p>{at} the text below as <code>config.yaml</code>, then</p><pre>{escape(run['command'])}</pre>")
     text = dump_config(run["config"])
     parts.append(f"<details><summary>The exact configuration, resolved</summary><pre>{escape(text)}</pre></details>")
     return "".join(parts)
