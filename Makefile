@@ -54,7 +54,7 @@ bench-sampling: install ## The sampling stage against its parts, about an hour; 
 
 .PHONY: bench-serving
 bench-serving: install ## Changing an engine's weights in place against starting another; ratios go to benchmarks/results/
-	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python -m benchmarks.serving
 
 .PHONY: trl
 trl: $(VENV)/trl/.installed-$(shell cksum < benchmarks/trl.txt | tr ' ' -) # TRL in a folder of its own, for bench-training

@@ -9,7 +9,6 @@ is there; the greedy answers after each switch must be the ones of a freshly sta
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,8 @@ import time
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.results import RESULTS, ROOT, machine, ratio, write_results
+
 VOCABULARY, CONTEXT, NEW_TOKENS, SWITCHES = 50_257, 256, 32, 6
 PROMPTS = [[5, 6, 7], [300, 20, 41, 7], [900], list(range(50, 90))] * 2
 
@@ -76,7 +76,11 @@ def engine_main(first, second, out):
 
 def run_engine(first, second=""):
     out = first.with_suffix(".json")
-    subprocess.run([sys.executable, __file__, "--engine", first, "--then", second, "--out", out], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks.serving", "--engine", first, "--then", second, "--out", out],
+        check=True,
+        cwd=ROOT,
+    )
     return json.loads(out.read_text(encoding="utf-8"))
 
 
@@ -92,43 +96,26 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         first, second = (write_model(Path(folder) / name, seed) for seed, name in enumerate(("first", "second")))
         switched, fresh = run_engine(first, second), run_engine(second)
-    same = all(
-        answer == expected
-        for name, expected in ((first, switched["answers"][str(first)][0]), (second, fresh["answers"][str(second)][0]))
-        for answer in switched["answers"][str(name)]
-    )
-    differ = switched["answers"][str(first)][0] != fresh["answers"][str(second)][0]
-    start, switch = median([switched["start"], fresh["start"]]), median(switched["switches"])
+    expected = {first: switched["answers"][str(first)][0], second: fresh["answers"][str(second)][0]}
+    same = all(answer == expected[name] for name in expected for answer in switched["answers"][str(name)])
+    differ = expected[first] != expected[second]
+    start = median([switched["start"], fresh["start"]])
+    told = f"{median(switched['switches']):.2f} s"
     ratios = {
-        "switch_vs_start": {
-            "value": round(switch / start, 4),
-            "target": "< 0.2",
-            "holds": switch / start < 0.2,
-            "baseline": f"an engine's start, {start:.1f} s",
-            "what": f"of it: a switch in place, {switch:.2f} s",
-        },
-        "greedy_equal": {
-            "value": float(same and differ),
-            "target": "= 1",
-            "holds": same and differ,
-            "baseline": "a freshly started engine",
-            "what": f"equal greedy answers after each of {SWITCHES} switches, and not those of the other model",
-        },
+        "switch_vs_start": ratio(
+            [seconds / start for seconds in switched["switches"]],
+            "<= 0.2",
+            f"an engine's start, {start:.1f} s",
+            f"of an engine's start: a switch in place, {told}",
+        ),
+        "greedy_equal": ratio(
+            [float(same and differ)],
+            ">= 1",
+            "a freshly started engine",
+            f"whether all greedy answers after each of {SWITCHES} switches are equal, and not those of the other model",
+        ),
     }
-    result = {
-        "date": time.strftime("%F"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "command": "make bench-serving",
-        "ratios": ratios,
-    }
-    out = ROOT / "benchmarks" / "results" / "serving.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    for name, entry in ratios.items():
-        verdict = "holds" if entry["holds"] else "DOES NOT HOLD"
-        sys.stdout.write(
-            f"{name}: {entry['value']} ({entry['target']}: {verdict}) {entry['what']}, {entry['baseline']}\n"
-        )
+    write_results(RESULTS / "serving.json", "make bench-serving", machine(), ratios)
 
 
 if __name__ == "__main__":
