@@ -67,6 +67,10 @@ class ServingConfig(Section):
     """Engines per model when much is asked. The cluster must have room for them."""
     requests_per_replica: Annotated[float, Field(gt=0)] = Field(default=32.0, json_schema_extra=EXECUTION)
     """Requests under way per engine that autoscaling aims at."""
+    scale_up_after_s: Annotated[float, Field(gt=0)] = Field(default=30.0, json_schema_extra=EXECUTION)
+    """How long more must be asked before another engine is started."""
+    scale_down_after_s: Annotated[float, Field(gt=0)] = Field(default=600.0, json_schema_extra=EXECUTION)
+    """How long less must be asked before an engine is ended. Starting one again takes its time."""
     limits: LimitsConfig = LimitsConfig()
     """What is refused with a 4xx."""
     engine: EngineConfig = EngineConfig()

@@ -9,6 +9,7 @@ from cpo_ray.errors import ServiceError
 
 ENGINE_CPUS = 0.5  # logical: what an engine asks of Ray's books, so that several fit on a small machine
 SHARED = "shared"  # the deployment of an engine that all models share
+LONGEST_LOOK_BACK_S = 30.0  # Ray Serve's own
 HEALTH_PERIOD_S = 2.0  # how soon Serve notices that a replica is gone
 
 ENGINE_ENVIRONMENT = {
@@ -95,6 +96,10 @@ def scaling_options(config: ServingConfig) -> dict[str, Any]:
             "initial_replicas": config.min_replicas,
             "max_replicas": config.max_replicas,
             "target_ongoing_requests": config.requests_per_replica,
+            "upscale_delay_s": config.scale_up_after_s,
+            "downscale_delay_s": config.scale_down_after_s,
+            # What is asked is averaged over this long, so it holds back a change as much as the delays do.
+            "look_back_period_s": min(config.scale_up_after_s, config.scale_down_after_s, LONGEST_LOOK_BACK_S),
         }
     }
 

@@ -3,7 +3,6 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,22 +26,8 @@ NEW_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_llama(tmp_path_factory.mktemp("model") / "tiny", seed=1)
-
-
-@pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("other") / "tiny", seed=2)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    import ray
-
-    ray.init(num_cpus=8, object_store_memory=2**30, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield ray
-    ray.shutdown()
 
 
 def test_engine_options_keep_the_stored_dtype(model: Path, tmp_path: Path) -> None:
@@ -98,6 +83,7 @@ def test_serve_is_told_how_many_engines_there_may_be(cluster: Any, model: Path) 
     }
     scaling = engines(min_replicas=1, max_replicas=3)["LLMServer:0-a"]._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 3, 32)
+    assert (scaling.upscale_delay_s, scaling.downscale_delay_s, scaling.look_back_period_s) == (30, 600, 30)
     assert list(engines(in_place=True)) == ["LLMServer:shared"]
 
 
@@ -146,7 +132,7 @@ def _check_that_every_route_needs_the_key(endpoint: Endpoint) -> None:
     with httpx.Client(trust_env=False) as client:
         for path in (
             "/v1/models", "/v1/completions", "/v1/chat/completions", "/no/such/route", "/health", "/ready", "/metrics",
-            "/-/healthz", "/-/routes", "/-/drain", "/docs", "/",
+            "/-/healthz", "/-/routes", "/-/drain", "/docs", "/openapi.json", "/",
         ):  # fmt: skip
             for headers in ({}, {"Authorization": "Bearer wrong"}):
                 for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS"):
