@@ -22,6 +22,7 @@ SHARED = {
     "devices",
     "policies",
     "raydata",
+    "sockets",
 }
 GROUND = {  # below the wings: what each may import
     "errors": set(),
@@ -34,6 +35,7 @@ GROUND = {  # below the wings: what each may import
     "devices": set(),
     "policies": set(),
     "raydata": {"errors"},
+    "sockets": set(),
     "alarm": set(),
     "tracking": {"config", "errors", "records"},
     "embedding": {"config", "records", "errors", "artifacts", "progress"},

@@ -13,6 +13,7 @@ import pytest
 
 from cpo_ray.artifacts import read_jsonl, read_table
 from cpo_ray.pipeline import STAGES
+from tests.listeners import beyond_loopback, listeners
 
 pytestmark = pytest.mark.e2e
 
@@ -54,22 +55,25 @@ class Driver:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that was killed three times, its last output, and what each kill left alive."""
+    """A run that was killed three times, its last output, what each kill left alive, and who listened where."""
     root = tmp_path_factory.mktemp("killed") / "run"
-    survivors = []
+    survivors, listening = [], set()
     for stage in KILLED_IN:
         driver = Driver(root)
-        driver.read_until(stage)
-        time.sleep(12)  # long enough for actors, workers and engines to be up and at work
-        survivors += driver.kill()
+        with listeners(driver.process.pid) as seen:
+            driver.read_until(stage)
+            time.sleep(12)  # long enough for actors, workers and engines to be up and at work
+            survivors += driver.kill()
+        listening |= seen
     last = Driver(root)
-    output = last.finish()
+    with listeners(last.process.pid) as seen:
+        output = last.finish()
     assert last.process.returncode == 0, output
-    return root, output, survivors
+    return root, output, survivors, listening | seen
 
 
 def test_a_killed_run_finishes_and_finished_stages_are_not_redone(run):
-    root, output, _ = run
+    root, output, *_ = run
     for name in ("data", "models/reference", "groups/train", "models/cpo", "models/mle", "models/merged-0.50"):
         assert f"reused {name}: same inputs" in output
     assert "made generations/cpo" in output
@@ -78,6 +82,15 @@ def test_a_killed_run_finishes_and_finished_stages_are_not_redone(run):
 
 def test_a_killed_driver_takes_its_processes_along(run):
     assert run[2] == []
+
+
+def test_nothing_listened_beyond_loopback(run):
+    """Neither in sampling nor in training nor in serving."""
+    listening = run[3]
+    names = {name for name, _ in listening}
+    for part in ("RayTrainWorker", "MapWorker", "EngineCore", "ServeReplica"):
+        assert any(part in name for name in names), (part, names)
+    assert beyond_loopback(listening) == set()
 
 
 def test_every_stage_left_a_manifest(run):

@@ -39,6 +39,7 @@ class Engine:
             # vLLM 0.32 takes back a seeded draw when a prompt is cut between two steps, which CPU generators cannot do.
             enable_chunked_prefill=not on_cpu,
             distributed_executor_backend="mp",
+            worker_extension_cls="cpo_ray.sockets.LoopbackWorker",
             tensor_parallel_size=1 if on_cpu else engine.tensor_parallel,
             kv_cache_memory_bytes=int(engine.kv_cache_gib * 2**30) if on_cpu else None,
             gpu_memory_utilization=engine.gpu_memory_utilization,

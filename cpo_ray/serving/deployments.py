@@ -51,6 +51,7 @@ def build_application(
             "graceful_shutdown_timeout_s": config.drain_timeout_s,
             "ray_actor_options": {"num_cpus": 0.1},
         },
+        "ingress_cls_config": {"ingress_cls": "cpo_ray.serving.ingress.Ingress"},
     }
     if config.in_place:
         arguments["ingress_cls_config"] = {
@@ -72,9 +73,8 @@ def engine_options(model: Path, config: ServingConfig, max_model_len: int, gpus_
         "tensor_parallel_size": config.engine.tensor_parallel,
         "generation_config": "vllm",  # decoding is what the request says, not what the model's directory says
         "trust_remote_code": False,
+        "worker_extension_cls": f"cpo_ray.{'serving.worker.SwitchingWorker' if config.in_place else 'sockets.LoopbackWorker'}",
     }
-    if config.in_place:
-        options["worker_extension_cls"] = "cpo_ray.serving.worker.SwitchingWorker"
     if gpus_per_engine:
         return options | {"gpu_memory_utilization": config.engine.gpu_memory_utilization}
     return options | {

@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
-from ray.serve.llm.ingress import OpenAiIngress
 
+from cpo_ray.serving.ingress import Ingress
 from cpo_ray.serving.turns import Turns
+from cpo_ray.sockets import keep_serve_on_loopback
 
 MODELS_VARIABLE = "CPO_RAY_SHARED_MODELS"
 
@@ -22,6 +23,7 @@ class LeanEngine(VLLMEngine):
 
     async def start(self) -> None:
         """Start without the task that downloads the model: a model is a directory here."""
+        keep_serve_on_loopback()
         self.llm_config.get_or_create_callback().ctx.run_init_node = False
         await super().start()
 
@@ -84,7 +86,7 @@ class SharedEngine(LeanEngine):
         self._oai_models.base_model_paths[0].name = model
 
 
-class SharedIngress(OpenAiIngress):
+class SharedIngress(Ingress):
     """The API of one engine that answers to several names."""
 
     def __init__(self, llm_deployments: Any, model_cards: Any, *, names: list[str], **options: Any) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from cpo_ray.sockets import LoopbackWorker
 
-class SwitchingWorker:
+
+class SwitchingWorker(LoopbackWorker):
     """Mixed into vLLM's worker, whose `reload_weights` and `model_runner` it uses. Called through `collective_rpc`."""
 
     def switch_weights(self, folder: str) -> None:

@@ -12,16 +12,18 @@ from typing import Any
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cpo_ray.artifacts import Summary
 from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import Preempted, TrainingError
+from cpo_ray.sockets import gloo_environment
 from cpo_ray.training.board import Board, Metrics
 from cpo_ray.training.loop import train_worker
 from cpo_ray.training.models import copy_model
 from cpo_ray.training.network import nccl_environment
+from cpo_ray.training.rendezvous import Rendezvous
 from cpo_ray.training.task import Task
 
 POLL_INTERVAL_S = 0.5
@@ -88,10 +90,12 @@ def _trainer(task: Task, cluster: ClusterConfig, checkpoints: Path, board: Any) 
     if task.validation is not None:
         keep |= {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
     storage = cluster.checkpoint_storage or str(checkpoints.parent.resolve())
+    environment = nccl_environment(os.environ) if use_gpu else {"DS_ACCELERATOR": "cpu"}
+    environment |= gloo_environment(ray.util.get_node_ip_address(), os.environ)
     return TorchTrainer(
         train_worker,
         train_loop_config={"task": task, "board": board},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=Rendezvous(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=task.training.workers, use_gpu=use_gpu, resources_per_worker=resources
         ),
@@ -100,7 +104,7 @@ def _trainer(task: Task, cluster: ClusterConfig, checkpoints: Path, board: Any) 
             storage_path=storage,
             failure_config=FailureConfig(max_failures=task.training.max_failures),
             checkpoint_config=CheckpointConfig(**keep),
-            worker_runtime_env={"env_vars": nccl_environment(os.environ) if use_gpu else {"DS_ACCELERATOR": "cpu"}},
+            worker_runtime_env={"env_vars": environment},
         ),
     )
 

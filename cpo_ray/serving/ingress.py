@@ -1,0 +1,15 @@
+"""Ray's ingress, on loopback where the cluster is. Loaded by name in its replica, nowhere else."""
+
+from typing import Any
+
+from ray.serve.llm.ingress import OpenAiIngress
+
+from cpo_ray.sockets import keep_serve_on_loopback
+
+
+class Ingress(OpenAiIngress):
+    """The API in front of all engines."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        keep_serve_on_loopback()
+        super().__init__(*arguments, **options)
