@@ -12,7 +12,7 @@ from cpo_ray.config import DecodingConfig
 from cpo_ray.errors import ServiceError
 from cpo_ray.records import Generation
 
-RETRIES = 8
+RETRIES = 14  # some six minutes: a lost machine is missed after half a minute, and an engine starts anew in one or two
 
 
 def generate_answers(

@@ -134,7 +134,8 @@ def _wait_until_ready(
                 if state is not None and state.status == "HEALTHY" and _answers(client, name, deadline):
                     del pending[name]
                     on_ready(name)
-            failed = application is not None and application.status in {"DEPLOY_FAILED", "UNHEALTHY"}
+            # An application that is UNHEALTHY has lost a replica that was up, and starts another.
+            failed = application is not None and application.status == "DEPLOY_FAILED"
             if pending and (failed or time.monotonic() > deadline):
                 raise ServiceError(_explain_failure(pending, application, failed))
             time.sleep(POLL_S)

@@ -10,6 +10,7 @@ from cpo_ray.errors import ServiceError
 ENGINE_CPUS = 0.5  # logical: what an engine asks of Ray's books, so that several fit on a small machine
 SHARED = "shared"  # the deployment of an engine that all models share
 LONGEST_LOOK_BACK_S = 30.0  # Ray Serve's own
+STARTS = 3  # of an engine that has not been up yet: a process or a machine may be lost while it starts
 HEALTH_PERIOD_S = 2.0  # how soon Serve notices that a replica is gone
 
 ENGINE_ENVIRONMENT = {
@@ -159,7 +160,7 @@ def _configure(
         deployment_config={
             "name": deployment,
             **scaling_options(config),
-            "max_constructor_retry_count": 1,
+            "max_constructor_retry_count": STARTS,
             "health_check_period_s": HEALTH_PERIOD_S,
             "graceful_shutdown_wait_loop_s": 0.5,
             "graceful_shutdown_timeout_s": config.drain_timeout_s,
