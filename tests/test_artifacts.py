@@ -104,6 +104,14 @@ def test_a_failed_rebuild_leaves_the_old_artifact_whole(tmp_path):
     assert (tmp_path / "data" / "rows.jsonl").read_text() == "one"
 
 
+def test_a_table_that_finds_the_disk_full_leaves_nothing(tmp_path):
+    """A real ENOSPC: what is written goes to /dev/full."""
+    (tmp_path / f".part.parquet.{os.getpid()}.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        write_table(tmp_path / "part.parquet", pa.table({"id": ["row"]}))
+    assert list(tmp_path.iterdir()) == []
+
+
 def shard_builder(seen, fail_at=None):
     def build(folder):
         for shard in range(4):

@@ -81,8 +81,8 @@ class TrainingConfig(Section):
     final: Literal["last", "best"] = "last"
     """Which checkpoint becomes the model: the last, or that with the lowest validation loss (needs `validation_rows`)."""
     max_failures: Annotated[int, Field(ge=0)] = Field(default=3, json_schema_extra=EXECUTION)
-    """Worker failures after which training gives up instead of restarting from the last checkpoint."""
-
+    """Worker failures in a row, without a new checkpoint in between, that training survives: it restarts from the last
+    checkpoint. 0 gives up at the first."""
     profile_steps: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=EXECUTION)
     """Steps that torch's profiler looks at, from the third on, on the first worker: `profiles/STAGE/` of the run directory."""
 

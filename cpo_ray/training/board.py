@@ -25,6 +25,22 @@ class Board:
         self.refusal: str | None = None
         self.wanted = False
         self.saved_step: int | None = None
+        self.begun, self.step = False, 0
+
+    def begin(self, step: int, rank: int) -> None:
+        """A worker goes on after `step`: for the first time, or because some were lost."""
+        if self.begun and rank == 0:
+            self.news.notices.append(f"workers were lost: going on from step {step}")
+        self.begun = self.begun or rank == 0
+        self.reach(step)
+
+    def reach(self, step: int) -> None:
+        """There is a checkpoint of `step`."""
+        self.step = max(self.step, step)
+
+    def reached(self) -> int:
+        """The step of the newest checkpoint."""
+        return self.step
 
     def record(self, metrics: Metrics) -> bool:
         """One step's metrics. Answers whether a checkpoint is wanted at once."""

@@ -19,6 +19,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from cpo_ray.artifacts import hash_file
 from cpo_ray.training.engine import to_universal
+from cpo_ray.training.storage import Refuse, uploader
 
 CURSOR = "cursor.json"
 TAG = "engine"
@@ -34,13 +35,18 @@ class Saved:
 
 
 def save_checkpoint(
-    engine: Any, metrics: dict[str, Any], *, wait: bool, export: Callable[[Path], None] | None = None
+    engine: Any,
+    metrics: dict[str, Any],
+    *,
+    wait: bool,
+    refuse: Refuse,
+    export: Callable[[Path], None] | None = None,
 ) -> None:
     """Save engine and cursor on every worker and report them to Ray Train, which makes them the latest checkpoint.
 
     metrics: `finished` (optimizer steps done) and, where it was measured, `validation_loss`. wait: return only when the
-    checkpoint is in the storage; else it is uploaded while training goes on. export(folder): called on rank 0, puts the model
-    as it is now into the checkpoint.
+    checkpoint is in the storage; else it is uploaded while training goes on. refuse(reason): called where the storage
+    is full. export(folder): called on rank 0, puts the model as it is now into the checkpoint.
     """
     folder = Path(tempfile.mkdtemp(prefix=_scratch()))
     engine.save_checkpoint(str(folder), tag=TAG)
@@ -55,6 +61,7 @@ def save_checkpoint(
         checkpoint=Checkpoint.from_directory(folder),
         checkpoint_upload_mode=CheckpointUploadMode.SYNC if wait else CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
+        checkpoint_upload_fn=uploader(refuse),
     )
 
 

@@ -21,6 +21,7 @@ from cpo_ray.training.profiling import profiling
 from cpo_ray.training.publishing import publish, return_to
 from cpo_ray.training.schedule import learning_rate
 from cpo_ray.training.source import Source, open_source
+from cpo_ray.training.storage import no_room
 from cpo_ray.training.tally import Tally, step_metrics
 from cpo_ray.training.task import Refusal, Rows, Task
 from cpo_ray.training.validation import validate
@@ -52,8 +53,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     except Refusal as refusal:  # every worker's: all of them end here
         if dist.get_rank() == 0:
             ray.get(board.refuse.remote(str(refusal)))
-    except RuntimeError as error:
-        advice = out_of_memory(error, task)
+    except (RuntimeError, OSError) as error:
+        advice = out_of_memory(error, task) or no_room(error)
         if advice is not None:  # this worker's alone: the others wait for it, so it must fall for them to be ended
             ray.get(board.refuse.remote(advice))
         raise
@@ -73,6 +74,7 @@ def train(task: Task, board: Any) -> None:
     if saved is not None:
         load_checkpoint(engine, saved)
     finished = saved.finished if saved else 0
+    ray.get(board.begin.remote(finished, dist.get_rank()))
     if task.cuda:
         warn_of_slow_network(tell)
     letter = board.save_wanted.remote()
@@ -110,8 +112,11 @@ def checkpoint(engine: Any, held_out: Rows | None, task: Task, step: Step, board
         engine,
         report,
         wait=last or step.save,
+        refuse=lambda reason: ray.get(board.refuse.remote(reason)),
         export=(lambda folder: export_final(engine, task.model, folder)) if export else None,
     )
+    if first_worker:
+        board.reach.remote(step.number)
     if step.save and first_worker:
         ray.get(board.saved.remote(step.number))
 

@@ -2,6 +2,7 @@
 
 import _thread
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cpo_ray.artifacts import Summary
 from cpo_ray.config import ClusterConfig
@@ -24,9 +26,11 @@ from cpo_ray.training.loop import train_worker
 from cpo_ray.training.models import copy_model
 from cpo_ray.training.network import nccl_environment
 from cpo_ray.training.rendezvous import Rendezvous
+from cpo_ray.training.restarts import fit_while_it_gets_on, plain_losses
 from cpo_ray.training.task import Task
 
 POLL_INTERVAL_S = 0.5
+START_TIMEOUT_S = 60.0  # how long Ray Train waits for its workers' resources before it says so and waits again
 
 
 def train_model(
@@ -41,11 +45,11 @@ def train_model(
 
     checkpoints: this training's own folder; what is there already is continued from. on_step: called in the driver with
     each step's metrics, a step again after a restart, and with `validation` where that was measured. on_notice: called with
-    lines for the user. Raises TrainingError where training refuses to go on or has failed more often than `max_failures`,
-    and Preempted where this process was told to end (SIGTERM) and a checkpoint has been saved.
+    lines for the user. Raises TrainingError where training refuses to go on or fails again and again without a new checkpoint
+    (`max_failures`), and Preempted where this process was told to end (SIGTERM) and a checkpoint has been saved.
     """
-    board = Board.remote()  # type: ignore[attr-defined]
-    trainer = _trainer(task, cluster, checkpoints, board)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined] # lost only with this process's node
     last: Metrics = {}
     told_to_end = threading.Event()
 
@@ -59,9 +63,13 @@ def train_model(
             last.update(metrics)
             on_step(metrics)
 
-    with _every(POLL_INTERVAL_S, hear), _set_on_sigterm(told_to_end), _plain_interrupt():
+    with plain_losses(task.stage), _every(POLL_INTERVAL_S, hear), _set_on_sigterm(told_to_end), _plain_interrupt():
         try:
-            result = trainer.fit()
+            result = fit_while_it_gets_on(
+                lambda: _trainer(task, cluster, checkpoints, board).fit(),
+                lambda: ray.get(board.reached.remote()),
+                task.training.max_failures,
+            )
         except TrainingFailedError as error:
             hear()
             reason = ray.get(board.refused.remote()) or f"{_first_line(error)} (see the run's logs)"
@@ -102,7 +110,12 @@ def _trainer(task: Task, cluster: ClusterConfig, checkpoints: Path, board: Any) 
         run_config=RunConfig(
             name=checkpoints.name,
             storage_path=storage,
-            failure_config=FailureConfig(max_failures=task.training.max_failures),
+            failure_config=FailureConfig(
+                max_failures=task.training.max_failures,
+                controller_failure_limit=math.ceil(
+                    cluster.wait_s / START_TIMEOUT_S
+                ),  # how often it waits for resources
+            ),
             checkpoint_config=CheckpointConfig(**keep),
             worker_runtime_env={"env_vars": environment},
         ),

@@ -1,5 +1,6 @@
 """Real Ray Train, real DeepSpeed, real worker processes, and what a bad night does to them."""
 
+import errno
 import json
 import os
 import signal
@@ -135,11 +136,23 @@ def test_three_killed_workers_change_nothing(world, cluster, undisturbed, tmp_pa
     """Between checkpoints, right after one that may still be on its way, and in the middle of writing one."""
     struck = {("step", 8): 1, ("step", 11): 0, ("checkpoint", 15): 1}
     monkeypatch.setattr(trainer, "train_worker", tampered(struck, tmp_path))
-    heard = []
-    losses = train(world, cluster, tmp_path / "model", on_step=lambda metrics: heard.append(metrics["step"]))
+    heard, notices = [], []
+    losses = train(
+        world, cluster, tmp_path / "model", on_step=lambda metrics: heard.append(metrics["step"]), notices=notices
+    )
+    assert [notice.rpartition(" ")[0] for notice in notices] == ["workers were lost: going on from step"] * 3
     assert all((tmp_path / f"{what}-{step}").exists() for what, step in struck)
     assert len(heard) > len(set(heard)) == STEPS  # some steps were taken twice, from the last checkpoint on
     assert losses == undisturbed[1]
+    assert_same_weights(undisturbed[0], tmp_path / "model")
+
+
+def test_failures_count_from_checkpoint_to_checkpoint(world, cluster, undisturbed, tmp_path, monkeypatch):
+    """Three failures, one is allowed: with a new checkpoint between any two."""
+    struck = {("step", 2): 1, ("step", 7): 0, ("step", 12): 1}
+    monkeypatch.setattr(trainer, "train_worker", tampered(struck, tmp_path))
+    train(world, cluster, tmp_path / "model", notices=[], max_failures=1)
+    assert all((tmp_path / f"{what}-{step}").exists() for what, step in struck)
     assert_same_weights(undisturbed[0], tmp_path / "model")
 
 
@@ -147,7 +160,7 @@ def test_three_killed_workers_change_nothing(world, cluster, undisturbed, tmp_pa
 def test_a_worker_killed_at_every_step_changes_nothing(world, cluster, undisturbed, tmp_path, monkeypatch):
     struck = {("step", step): step % 2 for step in range(1, STEPS + 1)}
     monkeypatch.setattr(trainer, "train_worker", tampered(struck, tmp_path))
-    losses = train(world, cluster, tmp_path / "model", max_failures=STEPS)
+    losses = train(world, cluster, tmp_path / "model", notices=[], max_failures=STEPS)
     assert all((tmp_path / f"{what}-{step}").exists() for what, step in struck)
     assert losses == undisturbed[1]
     assert_same_weights(undisturbed[0], tmp_path / "model")
@@ -257,6 +270,46 @@ def test_memory_that_runs_out_on_one_worker_ends_all_and_says_what_to_lower(worl
     with pytest.raises(TrainingError, match=r"out of memory: .*Lower training\.prompts_per_microbatch \(now 2\), or"):
         train(world, cluster, tmp_path / "model", on_step=heard.append)
     assert len(heard) == 1
+
+
+def trouble_with_storage(number, times):
+    """train_worker, where the first `times` uploads of each worker fail with this errno."""
+
+    def train_worker(settings):  # a closure, because workers cannot import the tests
+        from ray.train.v2._internal.execution.storage import StorageContext
+
+        from cpo_ray.training import loop
+
+        persist, failed = StorageContext.persist_current_checkpoint, []
+
+        def failing(self, checkpoint, name):
+            if len(failed) < times:
+                failed.append(name)
+                raise OSError(number, os.strerror(number))
+            return persist(self, checkpoint, name)
+
+        StorageContext.persist_current_checkpoint = failing
+        loop.train_worker(settings)
+
+    return train_worker
+
+
+def test_storage_that_is_away_for_a_while_costs_no_step(world, cluster, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "train_worker", trouble_with_storage(errno.EIO, times=2))
+    heard = []
+    train(world, cluster, tmp_path / "model", on_step=lambda metrics: heard.append(metrics["step"]))
+    assert heard == list(range(1, STEPS + 1))
+    assert_same_weights(undisturbed[0], tmp_path / "model")
+
+
+def test_storage_that_is_full_is_told_and_what_was_saved_stands(world, cluster, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "train_worker", trouble_with_storage(errno.ENOSPC, times=9))
+    with pytest.raises(TrainingError, match=r"no room for a checkpoint: .*No space left.* make room"):
+        train(world, cluster, tmp_path / "model")
+    assert not list((tmp_path / "model").iterdir())
+    monkeypatch.undo()
+    train(world, cluster, tmp_path / "model")
+    assert_same_weights(undisturbed[0], tmp_path / "model")
 
 
 def test_nothing_is_left_running(cluster):

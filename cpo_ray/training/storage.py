@@ -1,0 +1,57 @@
+"""Checkpoints on their way to the storage: an outage is waited out, within bounds; a full disk is told at once."""
+
+import errno
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import ray.train
+from ray.train import Checkpoint
+
+PATIENCE_S = 300.0  # how long the storage may be out of reach; training goes on meanwhile
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
+FULL = {errno.ENOSPC, errno.EDQUOT}
+TORCH_SIGNS = ("unexpected pos", "pytorchstreamwriter failed writing")  # what torch.save makes of a short write
+
+Result = TypeVar("Result")
+Refuse = Callable[[str], None]
+
+
+def uploader(refuse: Refuse) -> Callable[[Checkpoint, str], Checkpoint]:
+    """Ray Train's own way of storing a checkpoint, with patience. `refuse` hears why training must not go on."""
+
+    def upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
+        storage = ray.train.get_context().get_storage()
+        try:
+            return patiently(partial(storage.persist_current_checkpoint, checkpoint, name))
+        except OSError as error:
+            advice = no_room(error)
+            if advice is not None:
+                refuse(advice)
+            raise
+
+    return upload
+
+
+def patiently(action: Callable[[], Result]) -> Result:
+    """`action()`, again and again after an OSError, for PATIENCE_S. A disk that is full does not empty itself."""
+    until, wait = time.monotonic() + PATIENCE_S, FIRST_WAIT_S
+    while True:
+        try:
+            return action()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno in FULL or time.monotonic() + wait > until:
+                raise
+        time.sleep(wait)
+        wait = min(2 * wait, LONGEST_WAIT_S)
+
+
+def no_room(error: BaseException) -> str | None:
+    """What to tell the user where this error says that a disk is full; None for any other error."""
+    full = isinstance(error, OSError) and error.errno in FULL
+    if not full and not any(sign in str(error).lower() for sign in TORCH_SIGNS):
+        return None
+    return f"no room for a checkpoint: {error}. The checkpoints before it stand: make room and run the same command"
