@@ -1,0 +1,117 @@
+"""A whole run as a job on two nodes, whose head is lost on the way, against the same run on this machine alone."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.ray_nodes import ROOT, two_nodes
+
+pytestmark = pytest.mark.chaos
+
+TINY = ROOT / "tests" / "tiny.yaml"
+CLI = Path(sys.executable).with_name("cpo-ray")
+# What an engine answers may depend on what it is asked together with: no sampled negatives, one question at a time.
+ALONE = ["--set", "sampling.negatives.autoregressive=0", "--set", "generation.concurrency=1"]
+LOST_IN = "mle"
+# Times, speeds and places, which are another machine's.
+APART = (
+    "seconds",
+    "created",
+    "finished",
+    "tokens_per_second",
+    "memory_gib",
+    "environment",
+    "config",
+    "label",
+    "run",
+    "time",
+    "histogram",  # a similarity may round into the next bin
+)
+
+
+@pytest.fixture(scope="module")
+def folder():
+    """Short, because sockets lie in it."""
+    path = Path(tempfile.mkdtemp(prefix="sub"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def local(folder):
+    command = [CLI, "run", TINY, "--run-dir", folder / "local", *ALONE]
+    seen = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert seen.returncode == 0, seen.stdout + seen.stderr
+    return json.loads((folder / "local" / "report" / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def submitted(folder):
+    """What the second job said, and the report that came home."""
+    root = folder / "there"
+    with cluster(folder / "1") as nodes, submit(nodes, root, folder) as job:
+        assert any(line.startswith(f"{LOST_IN}: ") for line in job.stdout)
+        assert any(line.startswith(f"  {LOST_IN}: ") for line in job.stdout)  # at work
+        job.kill()
+    with cluster(folder / "2") as nodes, submit(nodes, root, folder) as job:
+        said, _ = job.communicate()
+        assert job.returncode == 0, said
+    return said, json.loads((folder / "reports" / "tiny" / "report.json").read_text())
+
+
+def cluster(place):
+    place.mkdir()
+    return two_nodes(place)
+
+
+def submit(nodes, root, folder):
+    command = [
+        CLI,
+        "submit",
+        TINY,
+        "--address",
+        nodes.dashboard,
+        "--run-dir",
+        root,
+        "--reports",
+        folder / "reports",
+        *ALONE,
+    ]
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=nodes.environment | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def numbers(value, path=""):
+    """Every number of the report that is not a time, a speed or a place."""
+    if isinstance(value, dict):
+        return {
+            k: v for key, item in value.items() if key not in APART for k, v in numbers(item, f"{path}.{key}").items()
+        }
+    if isinstance(value, list):
+        return {k: v for i, item in enumerate(value) for k, v in numbers(item, f"{path}.{i}").items()}
+    return {path: value} if isinstance(value, int | float) else {}
+
+
+def test_a_lost_head_costs_what_was_under_way(submitted):
+    said, _ = submitted
+    for name in ("data", "models/reference", "groups/train", "models/cpo"):
+        assert f"reused {name}: same inputs" in said
+    assert f"made models/{LOST_IN}" in said
+
+
+def test_the_report_has_the_numbers_of_a_local_run(submitted, local):
+    there, here = numbers(submitted[1]), numbers(local)
+    assert there.keys() == here.keys()
+    assert sum(".table." in name for name in here) > 10
+    assert there == pytest.approx(here, rel=1e-4, abs=1e-6, nan_ok=True)
