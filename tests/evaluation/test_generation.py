@@ -13,7 +13,7 @@ from cpo_ray import client
 from cpo_ray.client import Journal, retry_after
 from cpo_ray.config import DecodingConfig
 from cpo_ray.errors import ServiceError
-from cpo_ray.evaluation.generation import generate_answers, row_seed
+from cpo_ray.evaluation.generation import RETRIES, generate_answers, row_seed
 from tests.flaky_server import KEY, Service, serve_flaky
 
 EXAMPLES = [
@@ -177,10 +177,11 @@ def test_a_refusal_is_not_tried_again(tmp_path: Path) -> None:
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_a_service_that_stays_down_is_named(tmp_path: Path) -> None:
+def test_a_service_that_stays_down_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "LONGEST_WAIT_S", 0.1)
     with serve_flaky(complete) as service:
         service.status = 503
-        with pytest.raises(ServiceError, match="failed 9 times; the last: HTTP 503"):
+        with pytest.raises(ServiceError, match=f"failed {1 + RETRIES} times; the last: HTTP 503"):
             generate(service, tmp_path / "out.jsonl", EXAMPLES[:1])
     with pytest.raises(ServiceError, match="ConnectError"):
         generate(service, tmp_path / "out.jsonl", EXAMPLES[:1])
@@ -211,7 +212,7 @@ def test_retry_after_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         service.status = 429
         with pytest.raises(ServiceError):
             generate(service, tmp_path / "out.jsonl", EXAMPLES[:1])
-    assert len(waits) == 8
+    assert len(waits) == RETRIES
     assert all(7 < wait < 8 for wait in waits)
     with serve_flaky(complete, retry_after="86400") as service:
         service.status = 429
