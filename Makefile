@@ -31,7 +31,7 @@ test: lint ## Linters and every test; those that need a GPU are skipped, saying 
 
 .PHONY: test-fast
 test-fast: install ## The tests that start neither Ray nor vLLM, under a minute
-	$(BIN)/pytest -m "not e2e and not gpu"
+	$(BIN)/pytest -m "not e2e and not gpu and not chaos"
 
 .PHONY: chaos
 chaos: install ## Kill a worker or the driver at every step there is, many minutes long
