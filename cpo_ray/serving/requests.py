@@ -15,6 +15,7 @@ LONGEST_CONTEXT = 2**24  # no model has more; it keeps the numbers small where t
 Number = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(max_length=2**24)]
+Prompt = Annotated[str, Field(min_length=1, max_length=2**24)]
 ShortText = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -97,9 +98,9 @@ class Completion(Decoding):
     """POST /v1/completions."""
 
     prompt: (
-        Text
+        Prompt  # vLLM refuses an empty one, and where it streams, after its 200
         | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Text], Field(min_length=1)]
+        | Annotated[list[Prompt], Field(min_length=1)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
     )
     echo: bool | None = None

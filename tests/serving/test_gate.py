@@ -87,6 +87,8 @@ def test_what_passes_reaches_the_engine_as_it_was_checked_and_without_the_key() 
         ({"n": 0}, 400, "n"),
         ({"prompt": ["x"] * 5}, 400, "prompt"),
         ({"prompt": []}, 400, None),
+        ({"prompt": ""}, 400, None),
+        ({"prompt": ["x", ""], "stream": True}, 400, None),
         ({"prompt": [[]]}, 400, None),
         ({"prompt": [1000]}, 400, "prompt"),
         ({"prompt": [[1], [-1]]}, 400, None),
