@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,8 +26,8 @@ SLOW_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # look for their 
 class Driver:
     """`cpo-ray run` as a user starts it."""
 
-    def __init__(self, root):
-        command = [Path(sys.executable).with_name("cpo-ray"), "run", CONFIG, "--run-dir", root.name]
+    def __init__(self, root, *options):
+        command = [Path(sys.executable).with_name("cpo-ray"), "run", CONFIG, "--run-dir", root.name, *options]
         self.process = subprocess.Popen(
             command, cwd=root.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -130,3 +131,20 @@ def test_a_finished_run_starts_no_engine(run):
     assert driver.process.returncode == 0
     assert "  made " not in output
     assert "engines" not in output
+
+
+def test_one_engine_for_all_models_answers_as_an_engine_for_each(run, tmp_path):
+    root, *_ = run
+    again = shutil.copytree(root, tmp_path / "run", ignore=shutil.ignore_patterns("generations", "checkpoints"))
+    driver = Driver(again, "--from", "generation", "--until", "generation", "--set", "serving.in_place=true")
+    output = driver.finish()
+    assert driver.process.returncode == 0, output
+    assert "LLMServer:shared" in (again / "logs" / "generation.log").read_text()
+    answers = {}
+    for model in ("mle", "cpo"):
+        assert f"made generations/{model}" in output
+        answers[model], apart = (read_jsonl(place / "generations" / model / "greedy.jsonl") for place in (again, root))
+        assert len(apart) == 24
+        for shared, own in zip(answers[model], apart, strict=True):
+            assert shared == own
+    assert answers["mle"] != answers["cpo"], "or the weights need not have changed"
