@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,11 +14,16 @@ log = logging.getLogger(OURS)
 
 @contextlib.contextmanager
 def recording(path: Path, run: str, stage: str) -> Iterator[None]:
-    """Append our own log from INFO, and everyone else's from WARNING, with the stage's beginning, end and seconds."""
+    """Append our own log from INFO, and everyone else's from WARNING, with the stage's beginning, end and seconds.
+
+    Ours does not go through the root logger: `import ray.serve.llm` takes that one's handlers away.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = _JsonLines(path, {"run": run, "stage": stage})
+    labels = {"run": run, "stage": stage}
+    ours, others = _JsonLines(path, labels, _is_ours), _JsonLines(path, labels, _is_a_warning_of_others)
     root = logging.getLogger()
-    root.addHandler(handler)
+    log.addHandler(ours)
+    root.addHandler(others)
     started = time.monotonic()
     try:
         log.info("stage begins")
@@ -29,17 +34,18 @@ def recording(path: Path, run: str, stage: str) -> Iterator[None]:
         log.error("stage ends: %s", error, extra={"fields": fields})  # noqa: TRY400 - the traceback is the caller's
         raise
     finally:
-        root.removeHandler(handler)
-        handler.close()
+        for logger, handler in ((log, ours), (root, others)):
+            logger.removeHandler(handler)
+            handler.close()
 
 
 class _JsonLines(logging.FileHandler):
     """Writes records as JSON, flushed line by line."""
 
-    def __init__(self, path: Path, labels: dict[str, str]) -> None:
+    def __init__(self, path: Path, labels: dict[str, str], wanted: Callable[[logging.LogRecord], bool]) -> None:
         super().__init__(path, encoding="utf-8")
         self.labels = labels
-        self.addFilter(lambda record: record.levelno >= (logging.INFO if _is_ours(record) else logging.WARNING))
+        self.addFilter(wanted)
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -54,4 +60,8 @@ class _JsonLines(logging.FileHandler):
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    return record.name.split(".")[0] == OURS
+    return record.levelno >= logging.INFO and record.name.split(".")[0] == OURS
+
+
+def _is_a_warning_of_others(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING and record.name.split(".")[0] != OURS

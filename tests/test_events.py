@@ -44,6 +44,19 @@ def test_a_stage_that_fails_says_how(tmp_path):
     ] * 2
 
 
+def test_a_library_that_takes_the_root_loggers_handlers_takes_nothing_of_ours(tmp_path, capsys):
+    """As `import ray.serve.llm` does, in the middle of a stage."""
+    path, root = tmp_path / "events.jsonl", logging.getLogger()
+    before = list(root.handlers)
+    try:
+        with chatter_to(tmp_path / "x.log"), recording(path, "demo", "generation"):
+            root.handlers.clear()
+            say("  cpo is up")
+    finally:
+        root.handlers[:] = before
+    assert [line["message"] for line in read(path)] == ["stage begins", "cpo is up", "stage ends"]
+
+
 def test_outside_a_stage_nothing_is_recorded(tmp_path, capsys):
     path = tmp_path / "events.jsonl"
     with recording(path, "demo", "data"):
