@@ -34,7 +34,7 @@ test-fast: install ## The tests that start neither Ray nor vLLM, under a minute
 	$(BIN)/pytest -m "not e2e and not gpu and not chaos"
 
 .PHONY: chaos
-chaos: install ## Kill a worker or the driver at every step there is, many minutes long
+chaos: install ## Kill workers, drivers and whole nodes over and over, more than an hour long
 	$(BIN)/pytest -m chaos
 
 .PHONY: lint
