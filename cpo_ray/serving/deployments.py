@@ -74,7 +74,7 @@ def engine_options(model: Path, config: ServingConfig, max_model_len: int, gpus_
         "tensor_parallel_size": config.engine.tensor_parallel,
         "generation_config": "vllm",  # decoding is what the request says, not what the model's directory says
         "trust_remote_code": False,
-        "worker_extension_cls": f"cpo_ray.{'serving.worker.SwitchingWorker' if config.in_place else 'sockets.LoopbackWorker'}",
+        "worker_extension_cls": f"cpo_ray.{'vllm_worker.SwitchingWorker' if config.in_place else 'sockets.LoopbackWorker'}",
     }
     if gpus_per_engine:
         return options | {"gpu_memory_utilization": config.engine.gpu_memory_utilization}

@@ -12,8 +12,8 @@ from typing import Any
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 
 from cpo_ray.serving.ingress import Ingress
-from cpo_ray.serving.turns import Turns
 from cpo_ray.sockets import keep_serve_on_loopback
+from cpo_ray.turns import Turns
 
 MODELS_VARIABLE = "CPO_RAY_SHARED_MODELS"
 

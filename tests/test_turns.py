@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cpo_ray.serving.turns import Turns
+from cpo_ray.turns import Turns
 
 
 class Engine:

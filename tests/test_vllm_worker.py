@@ -1,6 +1,6 @@
 import torch
 
-from cpo_ray.serving.worker import repack_tied_layers
+from cpo_ray.vllm_worker import repack_tied_layers
 
 
 class Packing:
