@@ -3,13 +3,43 @@
 What to ask an engine for and how to read its answers; `engine.py` does the asking.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
 
 from cpo_ray.config import SamplingConfig
 from cpo_ray.sampling.seeding import draw_seed
+from cpo_ray.sampling.source import Tokens
 
-Tokens = list[int]
+Ask = Callable[[int, int], Awaitable[list[Tokens]]]
+"""(how many, the how-manieth time) -> as many samples of one row's prompt."""
+
+
+class Samples(NamedTuple):
+    """One row's samples, and what they took."""
+
+    kept: list[Tokens]
+    redraws: int  # samples thrown away
+    tokens: int  # sampled, those thrown away included
+
+
+async def sample_apart(ask: Ask, count: int, present: Sequence[Tokens], redraws: int) -> Samples:
+    """`count` samples of one row, each asked for again while it equals one of `present` or an earlier one.
+
+    At the most `redraws` times; what repeats then is kept.
+    """
+    kept: list[Tokens] = [[]] * count
+    wanted = list(range(count))
+    thrown = tokens = 0
+    for attempt in range(1 + redraws):
+        thrown += len(wanted) if attempt else 0
+        drawn = await ask(len(wanted), attempt)
+        tokens += sum(map(len, drawn))
+        for place, sample in zip(wanted, drawn, strict=True):
+            kept[place] = sample
+        wanted = repeated(kept, present)
+        if not wanted:
+            break
+    return Samples(kept, thrown, tokens)
 
 
 def sampling_parameters(

@@ -1,5 +1,6 @@
 """The way of a unit through the actors: draw -> engine (autoregressive) -> scorer (meanfield, log-probs) -> ranker."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -55,14 +56,15 @@ def sampled_units(
 
 
 def _with_engine(units: "Dataset", config: RunConfig, reference: Reference) -> "Dataset":
-    """Sample enough units at a time to keep the engine's batch full twice over."""
+    """One unit a call, and so many calls at a time that sequences wait twice over while one unit's last ones finish."""
     from cpo_ray.sampling.engine import Engine
 
     sampling = config.sampling
     sequences = sampling.batch_rows * sampling.negatives.autoregressive
+    calls = 1 + math.ceil(2 * sampling.engine.max_sequences / sequences)
     return units.map_batches(
         Engine,
         fn_constructor_args=(config, reference.path, reference.eos),
-        batch_size=max(1, 2 * sampling.engine.max_sequences // sequences),
-        **actor_options(config, sampling.engines, sampling.engine.tensor_parallel),
+        batch_size=1,
+        **actor_options(config, sampling.engines, sampling.engine.tensor_parallel, calls=calls),
     )

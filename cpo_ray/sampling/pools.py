@@ -10,8 +10,11 @@ from cpo_ray.raydata import LOGICAL_CPUS
 SAMPLING_ACTOR = "an actor of the sampling stage"
 
 
-def actor_options(config: RunConfig, pool: PoolConfig, gpus: float) -> dict[str, Any]:
-    """Arguments of `map_batches` for a pool of actors that take `gpus` each where the run uses GPUs."""
+def actor_options(config: RunConfig, pool: PoolConfig, gpus: float, calls: int | None = None) -> dict[str, Any]:
+    """Arguments of `map_batches` for a pool of actors that take `gpus` each where the run uses GPUs.
+
+    calls: how many run in an asynchronous actor at a time. Ray Data sends each as many again, which wait there.
+    """
     import ray
     from ray.data import ActorPoolStrategy
 
@@ -25,7 +28,8 @@ def actor_options(config: RunConfig, pool: PoolConfig, gpus: float) -> dict[str,
             most = most or max(pool.minimum, int(there / gpus))
     else:
         options["num_cpus"] = LOGICAL_CPUS
-    return options | {"compute": ActorPoolStrategy(min_size=pool.minimum, max_size=most or pool.minimum)}
+    sizes = {"min_size": pool.minimum, "max_size": most or pool.minimum}
+    return options | {"compute": ActorPoolStrategy(**sizes, max_concurrent_calls_per_actor=calls)}
 
 
 def _check_gpus(config: RunConfig, there: float) -> None:

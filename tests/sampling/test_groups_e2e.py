@@ -266,12 +266,12 @@ def test_a_row_without_enough_others_is_refused_before_any_actor_starts(data, re
 
 
 def test_a_killed_engine_is_started_again(made, data, reference, tmp_path):
-    """Kill vLLM's worker process while it samples: Ray Data restarts the actor and the stage finishes."""
+    """Kill vLLM's own process while it samples: the actor ends, Ray Data starts another and the stage finishes."""
     killed: list[int] = []
 
     def kill_once(_):
         if not killed:
-            killed.append(next(p.pid for p in engine_processes() if "worker" in " ".join(names(p)).lower()))
+            killed.append(next(p.pid for p in engine_processes() if "enginecore" in " ".join(names(p)).lower()))
             os.kill(killed[0], signal.SIGKILL)
 
     one_at_a_time = {"kv_cache_gib": 0.25, "max_sequences": 1}
