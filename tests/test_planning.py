@@ -89,6 +89,13 @@ def test_work_by_hand():
     assert work["cpo"].gpu_hours == pytest.approx(2 * work["cpo"].hours)
 
 
+@pytest.mark.parametrize(("serving", "gpus"), [({}, 4), ({"in_place": True}, 1)])
+def test_generation_is_planned_on_as_many_gpus_as_there_are_engines(serving, gpus):
+    device = Device("test", memory_gib=1, bf16_tflops=2, fp32_tflops=1, per_node=4)
+    work = stage_work(config(serving=serving), SHAPE, Tokens(prompt=90, response=10, known_from="test"), device, 4)
+    assert {item.stage: item.gpus for item in work}["generation"] == gpus  # of 5 models on 4 GPUs
+
+
 def test_a_plan_names_its_bottleneck():
     plan = make_plan(config(reference={"steps": 5000}), "a100-80", 1)
     assert plan.bottleneck.stage == "reference"
