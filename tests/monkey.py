@@ -27,10 +27,10 @@ class Herd:
 
     def join(self):
         self.joined += 1
-        name = f"worker-{self.joined}"
+        name = f"w{self.joined}"  # short: sockets lie in it
         scratch = self.folder / name
         scratch.mkdir()
-        place = [f"--address={self.nodes.gcs}", f"--node-ip-address=127.0.1.{self.joined}"]
+        place = [f"--address={self.nodes.gcs}", f"--node-ip-address=127.0.1.{self.joined}", f"--temp-dir={scratch}"]
         stack = contextlib.ExitStack()
         environment = self.nodes.environment | {"TMPDIR": str(scratch)}
         process = stack.enter_context(node(self.folder / f"{name}.log", environment, *place, *self.options))

@@ -53,7 +53,9 @@ def head(folder, *options, before=lambda gcs: None, **environment):
 def two_nodes(folder, **environment):
     """A head and a worker node; `environment` is for Ray's processes on the head alone."""
     with head(folder, "--num-cpus=2", **environment) as nodes:
-        place = [f"--address={nodes.gcs}", f"--node-ip-address={WORKER_IP}", "--num-cpus=2"]
+        # A folder of its own: each node unpacks a job's files anew, and would take them from under the other's feet.
+        apart = f"--temp-dir={folder / 'w'}"
+        place = [f"--address={nodes.gcs}", f"--node-ip-address={WORKER_IP}", "--num-cpus=2", apart]
         with node(folder / "worker.log", nodes.environment, *place):
             yield nodes
 

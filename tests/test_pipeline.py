@@ -89,7 +89,7 @@ def test_nothing_listened_beyond_loopback(run):
     """Neither in sampling nor in training nor in serving."""
     listening = run[3]
     names = {name for name, _ in listening}
-    for part in ("RayTrainWorker", "MapWorker", "EngineCore", "ServeReplica"):
+    for part in ("RayTrainWorker", "MapWorker", "VLLM", "ServeReplica"):
         assert any(part in name for name in names), (part, names)
     assert beyond_loopback(listening) == set()
 
