@@ -117,6 +117,7 @@ def engine_arguments(config: RunConfig, reference: Path) -> dict[str, Any]:
         "seed": config.seed,
         "max_num_seqs": engine.max_sequences,
         "enable_prefix_caching": True,
+        "block_size": 32 if on_cpu else None,  # only whole blocks are shared; on CPU vLLM's own choice is 128
         "enforce_eager": on_cpu,
         # vLLM 0.32 takes back a seeded draw when a prompt is cut between two steps, which CPU generators cannot do.
         "enable_chunked_prefill": not on_cpu,

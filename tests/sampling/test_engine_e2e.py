@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 import psutil
 import pytest
@@ -128,20 +127,19 @@ def test_each_unit_is_sampled_from_its_policy_by_one_engine_that_keeps_running(m
         assert sampled(done[number]) == expected[policy or reference][number], (number, policy)
 
 
-def test_an_engine_ends_with_its_killed_actor_and_another_takes_over(models):
-    """SIGKILL leaves the actor no time for anything."""
-    engines = []
+@pytest.mark.parametrize("victim", ["actor", "core"])
+def test_actor_and_engine_end_together_and_others_take_over(models, victim):
+    """SIGKILL leaves the actor, or vLLM's process below it, no time for anything."""
+    killed = []
 
     def kill_once(_):
-        if not engines:
-            engines.extend(engine_processes())
-            os.kill(engines[0].ppid(), signal.SIGKILL)
+        if not killed:
+            (core,) = engine_processes()
+            killed.extend([core, core.parent()])
+            os.kill(killed[victim == "actor"].pid, signal.SIGKILL)
 
     done = sample([unit(number) for number in range(24)], models[0], kill_once, max_sequences=1)
     assert [unit["start"] for unit in done] == list(range(24))
     assert all(sampled(unit) == greedy(models[0], unit["start"]) for unit in done[::8])
-    deadline = time.monotonic() + 10
-    while engines[0].is_running() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert len(engines) == 1
-    assert not engines[0].is_running()
+    _, alive = psutil.wait_procs(killed, timeout=10)
+    assert alive == []
