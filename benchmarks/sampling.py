@@ -21,18 +21,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import negatives
 from benchmarks.results import RESULTS, ROOT, machine, not_measured, ratio, write_results
 from cpo_ray.config import RunConfig
 
 SAMPLES = 4  # autoregressive negatives of a prompt
 GIB = 2**20  # kB, as getrusage counts
-DOLLY = ROOT.parent / "shared" / "data" / "dolly" / "databricks-dolly-15k.jsonl"
-TOKENIZER = ROOT.parent / "shared" / "data" / "tokenizers"
 
 
-def configure(rows: int, negatives: dict[str, int], **sampling: Any) -> RunConfig:
+def configure(rows: int, wanted: dict[str, int], **sampling: Any) -> RunConfig:
     """The demo's model and task, `rows` prompts, and these negatives alone."""
-    counts = {"autoregressive": 0, "batch": 0, "meanfield": 0, "truncation": 0} | negatives
+    counts = {"autoregressive": 0, "batch": 0, "meanfield": 0, "truncation": 0} | wanted
     return RunConfig.model_validate(
         {
             "name": "bench",
@@ -56,37 +55,6 @@ def prepare(config: RunConfig, folder: Path) -> tuple[Path, Path]:
     return data, reference
 
 
-def bare_engine(folder: Path, rows: int) -> dict[str, float]:
-    """Tokens per second of `vllm.LLM.generate`, all prompts at once, after a warm-up."""
-    from cpo_ray.artifacts import read_table
-    from cpo_ray.sampling.autoregressive import sampling_parameters
-    from cpo_ray.sampling.engine import Engine
-    from cpo_ray.sampling.reference import read_reference
-
-    config = configure(rows, {"autoregressive": SAMPLES})
-    data, path = prepare(config, folder)
-    reference = read_reference(path)
-    engine = Engine(config, reference.path, reference.eos)
-    from vllm import SamplingParams
-    from vllm.inputs import TokensPrompt
-
-    examples = read_table(data / "train").to_pylist()
-    keywords = [
-        sampling_parameters(
-            config.sampling, config.data.max_response_tokens, reference.eos, config.seed, e["id"], engine.vocabulary,
-            n=SAMPLES, attempt=0,
-        )
-        for e in examples
-    ]  # fmt: skip
-    prompts = [TokensPrompt(prompt_token_ids=e["prompt_ids"]) for e in examples]
-    parameters = [SamplingParams(**each) for each in keywords]
-    engine.llm.generate(prompts[:64], parameters[:64], use_tqdm=False)
-    started = time.perf_counter()
-    outputs = engine.llm.generate(prompts, parameters, use_tqdm=False)
-    seconds = time.perf_counter() - started
-    return {"tokens_per_second": sum(len(s.token_ids) for o in outputs for s in o.outputs) / seconds}
-
-
 def engine_units(config: RunConfig, data: Path, reference: Path, folder: Path) -> Any:
     """A Ray Dataset: what the engine makes of the training rows, neither scored nor ranked."""
     from cpo_ray.sampling.flow import sampled_units
@@ -96,60 +64,6 @@ def engine_units(config: RunConfig, data: Path, reference: Path, folder: Path) -
     model, selection, _ = select(config, data / "train", reference, folder)
     starts = range(0, len(selection.table), config.sampling.batch_rows)
     return sampled_units(config, model, rows_drawer(config, selection, model), starts)
-
-
-def engine_in_ray_data(folder: Path, rows: int) -> dict[str, float]:
-    """The same through Ray Data, from the first batch that is done to the last: the engine has started by then."""
-    from cpo_ray.cluster import ray_cluster
-    from cpo_ray.sampling.units import read_units
-
-    config = configure(rows, {"autoregressive": SAMPLES})
-    data, path = prepare(config, folder)
-    with ray_cluster(config.cluster) as cluster:
-        cluster.ensure()
-        units = engine_units(config, data, path, folder)
-        done: list[tuple[float, int]] = []
-        for batch in units.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
-            groups = [group for unit in read_units(batch) for group in unit["groups"]]
-            done.append((time.perf_counter(), sum(len(c) for g in groups for c in g["candidate_ids"][1:])))
-    first = done[0][0]
-    steady = [tokens for at, tokens in done if at > first + 0.5]  # units of the first batch come together
-    return {"tokens_per_second": sum(steady) / (done[-1][0] - first)}
-
-
-def hugging_face(folder: Path, rows: int) -> dict[str, float]:
-    """Tokens per second of `generate` on prompts of like length, in the best of three batch sizes."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from cpo_ray.artifacts import read_table
-
-    config = configure(rows, {"autoregressive": SAMPLES})
-    data, path = prepare(config, folder)
-    torch.set_num_threads(config.cluster.threads_per_worker)
-    model = AutoModelForCausalLM.from_pretrained(path).eval()
-    eos = model.config.eos_token_id
-    prompts = sorted(read_table(data / "train")["prompt_ids"].to_pylist(), key=len)
-    speeds = {}
-    for size in (8, 32, 128):
-        batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-        tokens, started = 0, time.perf_counter()
-        for batch in batches[:: max(1, len(batches) * size // 256)]:  # some 256 prompts of every length
-            longest = max(map(len, batch))
-            ids = torch.tensor([[eos] * (longest - len(prompt)) + prompt for prompt in batch])
-            mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch])
-            with torch.inference_mode():
-                out = model.generate(
-                    ids, attention_mask=mask, do_sample=True, top_k=config.sampling.top_k, num_return_sequences=SAMPLES,
-                    max_new_tokens=config.data.max_response_tokens, pad_token_id=eos,
-                )[:, longest:]  # fmt: skip
-            ended = (out == eos).long().cumsum(1)
-            tokens += int(((ended == 0) | ((ended == 1) & (out == eos))).sum())
-        speeds[size] = tokens / (time.perf_counter() - started)
-    return {
-        "tokens_per_second": max(speeds.values()),
-        **{f"batches of {size}": speed for size, speed in speeds.items()},
-    }
 
 
 def stage_seconds(folder: Path, rows: int, part: str) -> dict[str, float]:
@@ -251,7 +165,7 @@ def dolly(folder: Path, rows: int) -> dict[str, float]:
     from cpo_ray.sampling.groups import make_groups
 
     overrides = (
-        f"data.path={DOLLY}", f"data.tokenizer.path={TOKENIZER}", f"sampling.rows={rows}",
+        f"data.path={negatives.DOLLY}", f"data.tokenizer.path={negatives.TOKENIZER}", f"sampling.rows={rows}",
         "sampling.negatives={autoregressive: 0, batch: 3, meanfield: 5, truncation: 3}",
     )  # fmt: skip
     config = load_config(ROOT / "configs" / "dolly_small.yaml", overrides)
@@ -266,9 +180,9 @@ def dolly(folder: Path, rows: int) -> dict[str, float]:
 
 
 MEASURES: dict[str, Callable[..., dict[str, float]]] = {
-    "bare": bare_engine,
-    "ray": engine_in_ray_data,
-    "hugging_face": hugging_face,
+    "bare": negatives.bare_engine,
+    "ray": negatives.engine_in_ray_data,
+    "hugging_face": negatives.hugging_face,
     "stage": stage_seconds,
     "memory": driver_memory,
     "dolly": dolly,
@@ -288,19 +202,8 @@ def measure(name: str, folder: Path, rows: int, *more: str) -> dict[str, float]:
 
 
 def an_ratios(folder: Path, rows: int) -> dict[str, Any]:
-    """Bare, Ray, bare: the machine's own drift shows in the spread."""
-    bare = [measure("bare", folder, rows)["tokens_per_second"]]
-    ours = measure("ray", folder, rows)["tokens_per_second"]
-    bare.append(measure("bare", folder, rows)["tokens_per_second"])
-    theirs = measure("hugging_face", folder, rows)["tokens_per_second"]
-    return {
-        "an_against_bare_engine": ratio(
-            [ours / speed for speed in bare], ">= 0.9", "vllm.LLM.generate", "tokens/s of AN through Ray Data"
-        ),
-        "an_against_hugging_face": ratio(
-            [ours / theirs], ">= 4", "batched generate", "tokens/s of AN through Ray Data"
-        ),
-    }
+    """See `negatives.py`."""
+    return negatives.an_ratios(measure, folder, rows)
 
 
 def overlap_ratio(folder: Path, rows: int) -> dict[str, Any]:
@@ -321,7 +224,7 @@ def memory_ratio(folder: Path, rows: int) -> dict[str, Any]:
 
 def dolly_ratio(folder: Path, rows: int) -> dict[str, Any]:
     """A figure, not a ratio: rows per second."""
-    if not DOLLY.exists():
+    if not negatives.DOLLY.exists():
         return {
             "dolly_rows_per_second": not_measured(">= 0", "-", "rows/s of MixNR groups", "../shared/data is not here")
         }
@@ -331,7 +234,7 @@ def dolly_ratio(folder: Path, rows: int) -> dict[str, Any]:
 
 
 PARTS: dict[str, tuple[Callable[[Path, int], dict[str, Any]], int]] = {
-    "an": (an_ratios, 1024),
+    "an": (an_ratios, 256),
     "overlap": (overlap_ratio, 512),
     "memory": (memory_ratio, 100_000),
     "dolly": (dolly_ratio, 7505),

@@ -51,11 +51,11 @@ def sampled_units(
         begin, batch_size=1, batch_format="pyarrow", num_cpus=LOGICAL_CPUS, compute=TaskPoolStrategy(size=DRAWERS)
     )
     if config.sampling.negatives.autoregressive:
-        units = _with_engine(units, config, reference)
+        units = with_engine(units, config, reference)
     return units
 
 
-def _with_engine(units: "Dataset", config: RunConfig, reference: Reference) -> "Dataset":
+def with_engine(units: "Dataset", config: RunConfig, reference: Reference) -> "Dataset":
     """One unit a call, and so many calls at a time that sequences wait twice over while one unit's last ones finish."""
     from cpo_ray.sampling.engine import Engine
 

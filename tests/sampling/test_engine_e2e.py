@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from cpo_ray.cluster import ray_cluster
 from cpo_ray.config import ClusterConfig
 from cpo_ray.raydata import configure
-from cpo_ray.sampling.groups import Reference, _with_engine
+from cpo_ray.sampling.flow import with_engine
+from cpo_ray.sampling.reference import Reference
 from cpo_ray.sampling.units import begin_unit, read_units, write_units
 from tests.sampling.made_rows import EOS, make_config
 
@@ -86,7 +87,7 @@ def sample(units, reference, on_unit=lambda _: None, **engine):
     dataset = ray.data.from_arrow([write_units([unit]) for unit in units])
     configure(dataset)
     done = []
-    for batch in _with_engine(dataset, config, Reference(reference, CONTEXT, EOS, VOCABULARY)).iter_batches(
+    for batch in with_engine(dataset, config, Reference(reference, CONTEXT, EOS, VOCABULARY)).iter_batches(
         batch_size=1, batch_format="pyarrow", prefetch_batches=0
     ):
         done += read_units(batch)
