@@ -135,4 +135,5 @@ def write_recorded(stream: Stream, out: Path) -> Summary:
 
 
 def _batches(units: Any) -> Generator[pa.Table, None, None]:
-    yield from units.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1)
+    """Each as soon as it is there: with prefetching a batch is held back until the next one comes, which may wait for us."""
+    yield from units.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0)

@@ -4,6 +4,7 @@ import json
 import threading
 from functools import partial
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,6 +14,8 @@ from cpo_ray.artifacts import read_table
 from cpo_ray.cluster import ray_cluster
 from cpo_ray.config import ClusterConfig, ObjectiveConfig, RunConfig
 from cpo_ray.errors import ConfigError
+from cpo_ray.objective.logprobs import candidate_logps
+from cpo_ray.objective.packing import pack_groups
 from cpo_ray.sampling.streaming import open_stream, write_recorded
 from cpo_ray.training import trainer
 from cpo_ray.training.batches import Batches
@@ -76,6 +79,16 @@ def other_model(reference, folder):
     model.save_pretrained(folder)
 
 
+def candidates(group, kind):
+    return [ids for ids, name in zip(group["candidate_ids"], group["candidate_kind"], strict=True) if name == kind]
+
+
+def engine_processes():
+    """Of the vLLM engines below this process."""
+    mine = psutil.Process().children(recursive=True)
+    return {process.pid for process in mine if process.name().startswith("VLLM")}
+
+
 def test_each_step_has_its_rows_fresh_negatives_and_the_same_ones_after_a_restart(stream, data):
     mine = stream()
     steps = dict(mine.groups(0))
@@ -117,28 +130,35 @@ def test_what_was_streamed_can_be_looked_at(stream, tmp_path):
 
 
 def test_a_refreshed_stream_samples_from_the_policy_and_scores_with_the_reference(stream, reference, tmp_path):
+    """Steps 4 and 5 from another model, by the engine that was there before; 6 and 7 from one that equals the reference."""
     from_reference = dict(stream().groups(0))
-    mine = stream("refreshed", refresh_steps=2)
-    arrived, over = {}, threading.Event()
+    engine = {"kv_cache_gib": 0.25, "max_sequences": 16}
+    mine = stream("refreshed", refresh_steps=2, negatives=COUNTS | {"autoregressive": 1}, engine=engine)
+    arrived, over, engines = {}, threading.Event(), set()
 
     def listen():
-        arrived.update(mine.groups(0))
+        for step, groups in mine.groups(0):
+            arrived[step] = groups
+            engines.update(engine_processes())
         over.set()
 
     listener = threading.Thread(target=listen)
     listener.start()
     other_model(reference, mine.shelf.desk(2))
     mine.shelf.put(2)
-    assert not over.wait(5)  # steps 6 and 7 wait for the policy of step 4
+    while len(arrived) < 6:
+        assert listener.is_alive()
+        assert not over.wait(0.2)
+    assert not over.wait(3)  # steps 6 and 7 wait for the policy of step 4
     AutoModelForCausalLM.from_pretrained(reference).save_pretrained(mine.shelf.desk(4))
     mine.shelf.put(4)
     listener.join(120)
     assert sorted(arrived) == list(range(STEPS))
+    assert len(engines) == 1
 
     def same(step, kind):
         pairs = zip(arrived[step], from_reference[step], strict=True)
-        chosen = [k for k, name in enumerate(arrived[step][0]["candidate_kind"]) if name == kind]
-        return [all(one["candidate_ids"][k] == two["candidate_ids"][k] for k in chosen) for one, two in pairs]
+        return [candidates(one, kind) == candidates(two, kind) for one, two in pairs]
 
     for step in (0, 3, 6, 7):  # from the reference, or from a policy that equals it
         assert all(same(step, "meanfield"))
@@ -147,6 +167,13 @@ def test_a_refreshed_stream_samples_from_the_policy_and_scores_with_the_referenc
         assert sum(same(step, "meanfield")) < PROMPTS / 2
         for one, two in zip(arrived[step], from_reference[step], strict=True):
             assert one["ref_logps"][0] == pytest.approx(two["ref_logps"][0], abs=1e-5)
+
+    policy = AutoModelForCausalLM.from_pretrained(mine.shelf.place(2))
+    for step, groups in arrived.items():
+        samples = [(group["prompt_ids"], *candidates(group, "autoregressive")) for group in groups]
+        under_policy = candidate_logps(policy, pack_groups([p for p, _ in samples], [[s] for _, s in samples]))
+        under_reference = sum(group["ref_logps"][1] for group in groups)
+        assert (under_policy.sum() > under_reference) == (step in (4, 5))
 
 
 def test_what_is_wrong_with_a_kind_is_told_before_anything_starts(stream):
