@@ -83,7 +83,7 @@ class Monkey:
         what = self.random.choice(["node", *sorted(there)])
         if what == "node":
             member = self.random.choice(self.herd.members)
-            self._note(what, " ".join(member[0].args[-1:]))
+            self._note(what, next(word for word in member[0].args if str(word).startswith("--node-ip-address")))
             self.herd.lose(member)
             self.herd.join()
             return

@@ -38,6 +38,7 @@ def head(folder, *options, before=lambda gcs: None, **environment):
     token.write_text("f" * 64)
     stranger = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CPO_RAY_"))}
     stranger |= {"HOME": str(folder / "home"), "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"}
+    stranger["TORCH_EXTENSIONS_DIR"] = str(Path.home() / ".cache" / "torch_extensions")  # built once, not once a home
     client = stranger | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     gcs, dashboard = free_port(), free_port()
     ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
