@@ -3,8 +3,10 @@
 import asyncio
 import itertools
 import os
+import threading
 from collections.abc import AsyncIterator
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ class Engine:
         arguments = AsyncEngineArgs(**engine_arguments(config, reference))
         whole = UsageContext.LLM_CLASS  # as many tokens to a step as vLLM gives work that nobody waits for
         self.llm = AsyncLLM.from_engine_args(arguments, usage_context=whole)
+        self.ending = threading.Event()
+        _end_with(self.llm.engine_core.resources.engine_manager.sentinels(), self.ending)
         self.vocabulary: int = self.llm.model_config.get_vocab_size()
         self.turns = Turns(REFERENCE, partial(_change_weights, self.llm, reference))
         self.shares = Shares()
@@ -52,12 +56,13 @@ class Engine:
         try:
             await asyncio.gather(*map(self._sample, units))
         except EngineDeadError:
-            os._exit(1)  # Ray Data starts another actor, and repeats what was under way, where this one has crashed
+            os._exit(1)  # see `_end_with`, which may be slower
         yield write_units(units)
 
     def __del__(self) -> None:
         """End the engine's own process with the actor (where the actor is killed, that process sees it)."""
-        if hasattr(self, "llm"):
+        if hasattr(self, "ending"):
+            self.ending.set()
             self.llm.shutdown()
 
     async def _sample(self, unit: Unit) -> None:
@@ -138,6 +143,21 @@ def set_environment(threads: int) -> None:
         VLLM_NO_USAGE_STATS="1",
         VLLM_LOGGING_LEVEL="WARNING",
     )
+
+
+def _end_with(processes: list[int], ending: threading.Event) -> None:
+    """End this process when one of the engine's does, unless it was told to. processes: their sentinels.
+
+    Ray Data starts another actor, and repeats what was under way, where one has crashed. vLLM tells those who wait for samples
+    that the engine is dead, but not those who wait for it to change its weights.
+    """
+
+    def watch() -> None:
+        wait(processes)
+        if not ending.is_set():
+            os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-engine", daemon=True).start()
 
 
 async def _change_weights(llm: Any, reference: Path, policy: str) -> None:
