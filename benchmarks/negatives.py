@@ -26,7 +26,7 @@ SHARED = ROOT.parent / "shared" / "data"
 DOLLY, TOKENIZER = SHARED / "dolly" / "databricks-dolly-15k.jsonl", SHARED / "tokenizers"
 SAMPLES, LONGEST = 11, 128
 TOP_K, STEADY = 50, 30.0  # the larger, the less the logit of EOS depends on what was written
-SIZES = (4, 8, 16, 32)  # prompts of a batch in Hugging Face's `generate`
+SIZES = (2, 4, 8, 16)  # prompts of a batch in Hugging Face's `generate`
 CLOCK = ("began", "ended", "processor_began", "processor_ended")  # kinds of work that `TimedEngine` notes
 
 Numbers = dict[str, float]
