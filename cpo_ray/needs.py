@@ -4,7 +4,7 @@ from cpo_ray.cluster import Bundle
 from cpo_ray.config import ClusterConfig, RunConfig, TrainingConfig
 from cpo_ray.raydata import LOGICAL_CPUS
 
-DRAWERS = 1  # tasks that begin units: one must run
+STREAM_TASKS = 3  # two begin units and may wait for a policy; one records what comes before, or nothing would go on
 
 
 def training_needs(training: TrainingConfig, cluster: ClusterConfig) -> list[Bundle]:
@@ -24,13 +24,12 @@ def sampling_needs(config: RunConfig) -> list[Bundle]:
 
 def streaming_needs(config: RunConfig) -> list[Bundle]:
     """The trainers, and beside them all that samples: actors count on CPU machines too, since all must run at once."""
-    trainers, actors = training_needs(config.training, config.cluster), sampling_needs(config)
+    actors, tasks = sampling_needs(config), STREAM_TASKS
     if not config.cluster.gpus_per_worker:
         sampling = config.sampling
         engines = sampling.engines.minimum if sampling.negatives.autoregressive else 0
-        count = DRAWERS + engines + sampling.scorers.minimum + sampling.rankers.minimum
-        actors = [{"CPU": LOGICAL_CPUS}] * count
-    return [*trainers, *actors]
+        tasks += engines + sampling.scorers.minimum + sampling.rankers.minimum
+    return [*training_needs(config.training, config.cluster), *actors, *[{"CPU": LOGICAL_CPUS}] * tasks]
 
 
 def serving_needs(config: RunConfig, models: int) -> list[Bundle]:

@@ -8,7 +8,7 @@ from cpo_ray import cluster
 from cpo_ray.cluster import describe_lack, wait_for
 from cpo_ray.configfile import parse_config
 from cpo_ray.errors import ClusterError
-from cpo_ray.needs import sampling_needs, serving_needs, training_needs
+from cpo_ray.needs import sampling_needs, serving_needs, streaming_needs, training_needs
 
 
 def config(**sections):
@@ -35,6 +35,18 @@ def test_what_stages_need_with_gpus():
     shared = config(cluster={"gpus_per_worker": 1}, serving={"in_place": True, "min_replicas": 2, "max_replicas": 3})
     assert serving_needs(shared, 5) == [{"GPU": 1}] * 2, "one engine takes all models in turn"
     assert sampling_needs(config(cluster={"gpus_per_worker": 1})) == [{"GPU": 1}, {"GPU": 1}]
+
+
+def test_what_is_streamed_needs_trainers_actors_and_tasks_at_once():
+    """A task that waits for a policy must not take the place of one that hands on what training waits for."""
+    tasks = [{"CPU": 0.5}] * 3
+    mixed = config(sampling={"stream": True}, training={"workers": 2})
+    assert streaming_needs(mixed) == [{"CPU": 1}] * 2 + [{"CPU": 0.5}] * 2 + tasks
+    online = {"stream": True, "negatives": {"autoregressive": 4}}
+    assert len(streaming_needs(config(sampling=online, training={"workers": 2}))) == 2 + 3 + 3
+    on_gpus = config(cluster={"gpus_per_worker": 1}, sampling=online, training={"workers": 2})
+    actors = [{"GPU": 1}, {"GPU": 1}, {"GPU": 1}]
+    assert streaming_needs(on_gpus) == [{"CPU": 1, "GPU": 1}] * 2 + actors + tasks
 
 
 def test_what_is_lacking_is_said_in_one_line():
