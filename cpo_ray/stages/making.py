@@ -145,7 +145,9 @@ class _Stream:
     inputs: dict[str, Any]
     needs: list[Bundle]
     open: Callable[[Path], Any]  # folder -> the stream, once Ray is there
-    keep: Callable[[Any], None]  # afterwards: the groups of some steps, as an artifact
+    keep: Callable[
+        [Any, str], None
+    ]  # (stream, identity of the training) afterwards: the groups of some steps, as an artifact
 
 
 def _stream(run: Run, examples: Artifact, reference_model: Artifact) -> _Stream:
@@ -159,9 +161,8 @@ def _stream(run: Run, examples: Artifact, reference_model: Artifact) -> _Stream:
 
         return Batches(rows, training.prompts_per_step, seed).at
 
-    def keep(stream: Any) -> None:
-        recorded = {"streamed": inputs, "steps": training.steps, "prompts_per_step": training.prompts_per_step}
-        run.make("groups/train", recorded, partial(write_recorded, stream))
+    def keep(stream: Any, identity: str) -> None:
+        run.make("groups/train", {"streamed": inputs, "training": identity}, partial(write_recorded, stream))
 
     return _Stream(
         inputs={"sampling": inputs},
@@ -240,7 +241,7 @@ def _train(
             watcher = Watcher(run, stage, progress, tracker)
             summary = train_model(task, run.config.cluster, checkpoints, out, watcher.hear, watcher.tell)
         if stream:
-            stream.keep(source)
+            stream.keep(source, identity)
             shutil.rmtree(folder)
         return summary
 
