@@ -148,3 +148,35 @@ def test_one_engine_for_all_models_answers_as_an_engine_for_each(run, tmp_path):
         for shared, own in zip(answers[model], apart, strict=True):
             assert shared == own
     assert answers["mle"] != answers["cpo"], "or the weights need not have changed"
+
+
+def test_negatives_sampled_while_cpo_trains_outlast_a_killed_driver(run, tmp_path):
+    """From the same reference. The policy that negatives are sampled from changes every second step."""
+    root, *_ = run
+    left = shutil.ignore_patterns("groups", "checkpoints", "cpo", "mle", "merged-*", "generations", "verdicts")
+    again = shutil.copytree(root, tmp_path / "run", ignore=left)
+    online = ["sampling.stream=true", "sampling.refresh_steps=2", "sampling.negatives.autoregressive=0"]
+    options = ["--until", "cpo", "--accept-changes", *(word for setting in online for word in ("--set", setting))]
+    driver = Driver(again, *options)
+    driver.read_until("cpo")
+
+    def steps():
+        return {row["step"]: row for row in read_jsonl(again / "metrics.jsonl") if row["stage"] == "cpo"}
+
+    while not (list(again.glob("checkpoints/cpo-*/checkpoint_*")) and 2 in steps()):  # what is unheard of dies with it
+        assert driver.process.poll() is None
+        time.sleep(0.1)
+    assert driver.kill() == []
+    driver = Driver(again, *options)
+    output = driver.finish()
+    assert driver.process.returncode == 0, output
+    assert "reused models/reference" in output
+    assert [(step, row["sampled_from_step"]) for step, row in sorted(steps().items())] == [
+        (1, 0), (2, 0), (3, 0), (4, 0), (5, 2), (6, 2),
+    ]  # fmt: skip
+    assert all(0 <= row["data_seconds"] <= row["seconds"] for row in steps().values())
+    assert len(read_table(again / "groups" / "train")) == 6 * 16
+    assert set(json.loads((again / "groups" / "train" / "stats.json").read_text())) == {
+        "gold", "batch", "meanfield", "truncation",
+    }  # fmt: skip
+    assert not list(again.glob("groups/.stream-*"))

@@ -107,12 +107,13 @@ def test_no_topology_changes_the_losses(world, cluster, undisturbed, tmp_path):
     def train_each(folder):  # a closure, because workers cannot import the tests
         from cpo_ray.training.engine import start_engine
         from cpo_ray.training.loop import training_steps
+        from cpo_ray.training.source import Stored
         from cpo_ray.training.task import Rows
 
         losses = {}
         for name, task in tasks.items():
             engine = start_engine(task, print)
-            steps = training_steps(engine, Rows.read(task.rows, task), task, 0)
+            steps = training_steps(engine, Stored(Rows.read(task.rows, task), task), task, 0)
             losses[name] = [step.metrics["loss"] for step in steps]
         if dist.get_rank() == 0:
             (Path(folder) / f"{dist.get_world_size()}.json").write_text(json.dumps(losses))
