@@ -29,7 +29,8 @@ class Replay:
             Batches(len(self.rows), task.training.prompts_per_step, task.seed).at,
             task.training.steps,
         )
-        self.shelf, self.fault = shelf, fault
+        self.shelf = shelf or PolicyShelf(world, None, self.steps)
+        self.fault = fault
 
     def groups(self, first):
         for step in range(first, self.steps):

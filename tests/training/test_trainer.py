@@ -74,7 +74,15 @@ def checkpoints(out):
 def training_workers():
     """Ray Train's worker processes of this test's cluster."""
     mine = psutil.Process().children(recursive=True)
-    return [process for process in mine if any("RayTrainWorker" in word for word in process.cmdline())]
+    return [process for process in mine if any("RayTrainWorker" in word for word in words(process))]
+
+
+def words(process):
+    """Its command line; none where it has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def scratch():
