@@ -2,8 +2,10 @@
 
 import argparse
 import fcntl
+import hashlib
 import importlib
 import os
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -87,8 +89,7 @@ def load_extension() -> None:
     lock dies with its holder, and the folder is ours alone: under the lock, such a file is a dead process's.
     """
     communication: Any = importlib.import_module("deepspeed.comm.torch")
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    folder = root / f"cpo_ray-torch-{torch.__version__}"
+    folder = extension_folder()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
     with (folder / "cpo_ray.lock").open("w") as lock:
@@ -98,6 +99,13 @@ def load_extension() -> None:
         extension = communication.build_shm_op()
     # `deepspeed.initialize` asks again, outside the lock, and torch would take its file again: give it what is loaded.
     communication.build_shm_op = lambda: extension
+
+
+def extension_folder() -> Path:
+    """Where the extension is built: one for each installation, since torch builds anew where its headers' paths are others."""
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    installation = hashlib.sha256(f"{torch.__version__} {sys.prefix}".encode()).hexdigest()[:16]
+    return root / f"cpo_ray-{installation}"
 
 
 def deepspeed_config(training: TrainingConfig, workers: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import os
 import torch
 
 from cpo_ray.config import TrainingConfig
-from cpo_ray.training.engine import deepspeed_config, load_extension, parameter_groups
+from cpo_ray.training.engine import deepspeed_config, extension_folder, load_extension, parameter_groups
 
 
 def test_our_section_in_deepspeed_s_words():
@@ -30,7 +30,8 @@ def test_matrices_decay_and_biases_and_norms_do_not():
 def test_a_lock_that_a_killed_build_left_behind_holds_nobody_up(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    left_behind = tmp_path / f"cpo_ray-torch-{torch.__version__}" / "deepspeed_shm_comm" / "lock"
+    left_behind = extension_folder() / "deepspeed_shm_comm" / "lock"
+    assert tmp_path in left_behind.parents
     left_behind.parent.mkdir(parents=True)
     left_behind.touch()
     built_in = []
