@@ -11,6 +11,7 @@ import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
+from cpo_ray.commands.plainly import INTERRUPTED
 from cpo_ray.config import JudgeConfig
 from cpo_ray.errors import ConfigError
 from cpo_ray.progress import bar, say
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 VERDICTS, SUMMARY = "verdicts.jsonl", "summary.json"
 SIGNIFICANT = 0.05
-INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
 
 
 class Order(StrEnum):

@@ -1,9 +1,25 @@
-"""What the command line's parser does not know by itself."""
+"""Options that several commands share, and what the command line's parser does not know by itself."""
 
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 from typer.core import TyperCommand
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
+RunDir = Annotated[
+    Path | None,
+    typer.Option("--run-dir", metavar="DIR", help="Where the run lives. Default: <name> in CPO_RAY_RUNS, or in runs."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. training.steps=100. Repeatable."),
+]
+AcceptChanges = Annotated[
+    bool,
+    typer.Option("--accept-changes", help="The run was made with other settings: redo in place what they touch."),
+]
 
 
 class ManyNumbers(TyperCommand):

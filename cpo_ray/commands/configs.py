@@ -1,0 +1,46 @@
+"""`cpo-ray configs`: the shipped configurations, to look at and to start from."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cpo_ray.commands.plainly import errors_in_red
+from cpo_ray.progress import say
+from cpo_ray.shipped import copy_shipped, opening, shipped_configs
+
+configs = typer.Typer(help="List the shipped configurations, or copy one to start from.", invoke_without_command=True)
+
+
+@configs.callback()
+def _configs(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_configs()
+
+
+@configs.command("list")
+def list_configs() -> None:
+    """The shipped configurations, each with its first line."""
+    with errors_in_red():
+        table = Table(box=None, pad_edge=False)
+        table.add_column("config", no_wrap=True, style="bold")
+        table.add_column("what it is")
+        for name, path in shipped_configs().items():
+            table.add_row(escape(name), escape(opening(path.read_text(encoding="utf-8"))))
+        Console(soft_wrap=False).print(table)
+        say("Copy one with: cpo-ray configs copy NAME")
+
+
+@configs.command("copy")
+def copy_config(
+    name: Annotated[str, typer.Argument(help="As `cpo-ray configs` lists it.")],
+    to: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Default: NAME.yaml here.")] = None,
+) -> None:
+    """Copy a shipped configuration. Never overwrites a file."""
+    with errors_in_red():
+        target = copy_shipped(name, to)
+        say(escape(f"copied to {target}; next: cpo-ray validate {shlex.quote(str(target))}"))
