@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import psutil
 import pytest
@@ -75,8 +76,8 @@ def greedy(folder, number):
     return answers
 
 
-def sample(units, reference, on_unit=lambda _: None, **engine):
-    """The units as they come out, top-k 1."""
+def sample(units, reference, gate, on_unit, **engine):
+    """The units as they come out, top-k 1. The last one is held back by the file `gate` until `on_unit` has seen one."""
     config = make_config(
         negatives={"autoregressive": 1, "batch": 0, "meanfield": 0, "truncation": 0},
         batch_rows=ROWS,
@@ -84,14 +85,23 @@ def sample(units, reference, on_unit=lambda _: None, **engine):
         redraws=0,
         engine={"kv_cache_gib": 0.25, "max_sequences": 8} | engine,
     )
+    last = units[-1]["start"]
+
+    def hold_back(batch):
+        while batch["start"][0].as_py() == last and not gate.exists():
+            time.sleep(0.1)
+        return batch
+
     dataset = ray.data.from_arrow([write_units([unit]) for unit in units])
     configure(dataset)
+    dataset = dataset.map_batches(hold_back, batch_size=1, batch_format="pyarrow", num_cpus=0.1)
     done = []
     for batch in with_engine(dataset, config, Reference(reference, CONTEXT, EOS, VOCABULARY)).iter_batches(
         batch_size=1, batch_format="pyarrow", prefetch_batches=0
     ):
         done += read_units(batch)
-        on_unit(done)
+        on_unit()
+        gate.touch()
     return sorted(done, key=lambda unit: unit["start"])
 
 
@@ -110,7 +120,7 @@ def sampled(unit):
     return [group["candidate_ids"][1] for group in unit["groups"]]
 
 
-def test_each_unit_is_sampled_from_its_policy_by_one_engine_that_keeps_running(models):
+def test_each_unit_is_sampled_from_its_policy_by_one_engine_that_keeps_running(models, tmp_path):
     """The third policy in line is the first again; the reference comes back, too."""
     reference, policy = models
     policies = ["", policy, "", policy, policy, "", "", policy]
@@ -118,7 +128,8 @@ def test_each_unit_is_sampled_from_its_policy_by_one_engine_that_keeps_running(m
     done = sample(
         [unit(number, policy) for number, policy in enumerate(policies)],
         reference,
-        lambda _: seen.update(p.pid for p in engine_processes()),
+        tmp_path / "gate",
+        lambda: seen.update(p.pid for p in engine_processes()),
     )
     assert len(done) == len(policies)
     assert len(seen) == 1
@@ -129,17 +140,17 @@ def test_each_unit_is_sampled_from_its_policy_by_one_engine_that_keeps_running(m
 
 
 @pytest.mark.parametrize("victim", ["actor", "core"])
-def test_actor_and_engine_end_together_and_others_take_over(models, victim):
+def test_actor_and_engine_end_together_and_others_take_over(models, tmp_path, victim):
     """SIGKILL leaves the actor, or vLLM's process below it, no time for anything."""
     killed = []
 
-    def kill_once(_):
+    def kill_once():
         if not killed:
             (core,) = engine_processes()
             killed.extend([core, core.parent()])
             os.kill(killed[victim == "actor"].pid, signal.SIGKILL)
 
-    done = sample([unit(number) for number in range(24)], models[0], kill_once, max_sequences=1)
+    done = sample([unit(number) for number in range(24)], models[0], tmp_path / "gate", kill_once, max_sequences=1)
     assert [unit["start"] for unit in done] == list(range(24))
     assert all(sampled(unit) == greedy(models[0], unit["start"]) for unit in done[::8])
     _, alive = psutil.wait_procs(killed, timeout=10)

@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.compute
@@ -60,17 +61,35 @@ def make_config(**sampling):
     )
 
 
+TOY = """
+import time
+from pathlib import Path
+
+
+def shouted(source, rng):
+    return source.response.upper()
+
+
+def mute(source, rng):
+    return []
+
+
+def patient(source, rng):
+    while source.id.endswith("{last}") and not Path(__file__).with_name("gate").exists():
+        time.sleep(0.1)
+    return shouted(source, rng)
+"""
+
+
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """A kind of negative in a package of its own, on PYTHONPATH as a user's is."""
+    """Kinds of negatives in a package of its own, on PYTHONPATH as a user's is. One holds the last row back: see `gate`."""
     folder = tmp_path_factory.mktemp("packages")
-    (folder / "toy_shouting.py").write_text(
-        "def shouted(source, rng):\n    return source.response.upper()\n\n\ndef mute(source, rng):\n    return []\n"
-    )
+    (folder / "toy_shouting.py").write_text(TOY.format(last=f"{ROWS - 1:x}"))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
-        yield
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -218,26 +237,47 @@ def test_another_embedder_ranks_again_and_draws_nothing(made, reference, tmp_pat
     assert stats[0]["batch"]["redraws"] == stats[1]["batch"]["redraws"]
 
 
-def test_neither_the_number_of_actors_nor_a_kill_in_the_middle_changes_a_row(data, reference, ray, tmp_path):
-    """One actor of each sort, or three that are stopped after the first shard and begin again."""
-    mixed = {"batch": 3, "meanfield": 5, "truncation": 3}
+def make_mixed(data, reference, out, on_rows=lambda _: None, **sampling):
+    """Groups of MixN."""
+    config = make_config(negatives={"batch": 3, "meanfield": 5, "truncation": 3}, kinds={}, **sampling)
+    make_groups(config, data, reference, out, on_rows)
+    return read_table(out)
 
-    def stop(_):
-        if list((tmp_path / "three").glob("*.parquet")):
-            raise KeyboardInterrupt
 
-    make_groups(make_config(negatives=mixed, kinds={}), data, reference, tmp_path / "one", lambda _: None)
-    three = make_config(negatives=mixed, kinds={}, scorers={"minimum": 3}, rankers={"minimum": 3})
-    with pytest.raises(KeyboardInterrupt):
-        make_groups(three, data, reference, tmp_path / "three", stop)
-    assert len(list((tmp_path / "three").glob("*.parquet"))) == 1
-    make_groups(three, data, reference, tmp_path / "three", lambda _: None)
-    one, other = (read_table(tmp_path / name) for name in ("one", "three"))
+@pytest.fixture(scope="module")
+def by_one_actor_each(data, reference, ray, tmp_path_factory):
+    return make_mixed(data, reference, tmp_path_factory.mktemp("mixed") / "groups")
+
+
+def assert_same_groups(one, other):
     drawn = ["id", "prompt_ids", "candidate_kind", "candidate_ids", "rank"]
     assert one.select(drawn).equals(other.select(drawn))
     for name in ("ref_logps", "similarity"):
         flat = [pa.compute.list_flatten(table[name]).to_pylist() for table in (one, other)]
         assert flat[0] == pytest.approx(flat[1], abs=1e-5)
+
+
+def test_neither_the_number_of_actors_nor_a_kill_in_the_middle_changes_a_row(
+    by_one_actor_each, data, reference, tmp_path
+):
+    """One actor of each sort, or three that are stopped after the first shard and begin again."""
+    out, three = tmp_path / "three", {"scorers": {"minimum": 3}, "rankers": {"minimum": 3}}
+
+    def stop(_):
+        if list(out.glob("*.parquet")):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_mixed(data, reference, out, stop, **three)
+    assert len(list(out.glob("*.parquet"))) == 1
+    assert_same_groups(by_one_actor_each, make_mixed(data, reference, out, **three))
+
+
+def test_a_full_object_store_changes_no_row(by_one_actor_each, data, reference, ray, tmp_path):
+    """What others hold in it, twice its size, goes to the disk and comes back."""
+    held = [ray.put(np.full(50 * 2**20, number, np.uint8)) for number in range(12)]
+    assert_same_groups(by_one_actor_each, make_mixed(data, reference, tmp_path / "full"))
+    assert [int(ray.get(thing)[-1]) for thing in held] == list(range(12))
 
 
 def test_the_engine_is_gone_when_the_stage_is_over(made, ray):
@@ -265,16 +305,19 @@ def test_a_row_without_enough_others_is_refused_before_any_actor_starts(data, re
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_engine_is_started_again(made, data, reference, tmp_path):
-    """Kill vLLM's own process while it samples: the actor ends, Ray Data starts another and the stage finishes."""
+def test_a_killed_engine_is_started_again(made, data, reference, toy, tmp_path):
+    """Kill vLLM's own process before its last unit: the actor ends, Ray Data starts another and the stage finishes."""
     killed: list[int] = []
 
     def kill_once(_):
         if not killed:
             killed.append(next(p.pid for p in engine_processes() if "enginecore" in " ".join(names(p)).lower()))
             os.kill(killed[0], signal.SIGKILL)
+            (toy / "gate").touch()
 
-    one_at_a_time = {"kv_cache_gib": 0.25, "max_sequences": 1}
-    summary = make_groups(make_config(engine=one_at_a_time), data, reference, tmp_path, kill_once)
+    held_back = make_config(
+        engine={"kv_cache_gib": 0.25, "max_sequences": 1}, kinds={"shouted": "toy_shouting:patient"}
+    )
+    summary = make_groups(held_back, data, reference, tmp_path, kill_once)
     assert len(killed) == 1
     assert summary["rows"] == len(read_table(Path(tmp_path))) == USABLE
