@@ -26,6 +26,7 @@ class Board:
         self.wanted = False
         self.saved_step: int | None = None
         self.begun, self.step = False, 0
+        self.unwritten: list[Metrics] = []
 
     def begin(self, step: int, rank: int) -> None:
         """A worker goes on after `step`: for the first time, or because some were lost."""
@@ -66,7 +67,16 @@ class Board:
     def take(self) -> News:
         """What is new since the last call."""
         news, self.news = self.news, News()
+        self.unwritten = news.metrics
         return news
+
+    def written(self) -> None:
+        """The driver has written down the metrics that it took last."""
+        self.unwritten = []
+
+    def knows(self, step: int) -> bool:
+        """Whether the driver has written down all metrics that were recorded up to those of `step`."""
+        return all(metrics["step"] > step for metrics in (*self.unwritten, *self.news.metrics))
 
     def want_save(self) -> None:
         """The driver has been told to end: save soon."""

@@ -40,13 +40,15 @@ def save_checkpoint(
     *,
     wait: bool,
     refuse: Refuse,
+    until_known: Callable[[], None],
     export: Callable[[Path], None] | None = None,
 ) -> None:
     """Save engine and cursor on every worker and report them to Ray Train, which makes them the latest checkpoint.
 
     metrics: `finished` (optimizer steps done) and, where it was measured, `validation_loss`. wait: return only when the
     checkpoint is in the storage; else it is uploaded while training goes on. refuse(reason): called where the storage
-    is full. export(folder): called on rank 0, puts the model as it is now into the checkpoint.
+    is full. until_known: see `storage.uploader`. export(folder): called on rank 0, puts the model as it is now into the
+    checkpoint.
     """
     folder = Path(tempfile.mkdtemp(prefix=_scratch()))
     engine.save_checkpoint(str(folder), tag=TAG)
@@ -61,7 +63,7 @@ def save_checkpoint(
         checkpoint=Checkpoint.from_directory(folder),
         checkpoint_upload_mode=CheckpointUploadMode.SYNC if wait else CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
-        checkpoint_upload_fn=uploader(refuse),
+        checkpoint_upload_fn=uploader(refuse, until_known),
     )
 
 

@@ -31,6 +31,8 @@ from cpo_ray.training.validation import validate
 # relative rounding, so sums over tens of tokens differ by tenths of a nat, times beta, between two packings.
 INITIAL_LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 0.5}
 
+ASK_EVERY_S = 0.1  # whether the driver has written down what it must know before a checkpoint counts
+
 
 @dataclass(frozen=True)
 class Step:
@@ -107,12 +109,18 @@ def checkpoint(engine: Any, held_out: Rows | None, task: Task, step: Step, board
         report["validation_loss"] = validation["loss"]
         if first_worker:
             board.record.remote({"stage": task.stage, "step": step.number, "validation": validation})
+
+    def until_known() -> None:
+        while not ray.get(board.knows.remote(step.number)):
+            time.sleep(ASK_EVERY_S)
+
     export = last or task.training.final == "best"
     save_checkpoint(
         engine,
         report,
         wait=last or step.save,
         refuse=lambda reason: ray.get(board.refuse.remote(reason)),
+        until_known=until_known,
         export=(lambda folder: export_final(engine, task.model, folder)) if export else None,
     )
     if first_worker:

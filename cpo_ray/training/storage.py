@@ -18,10 +18,15 @@ Result = TypeVar("Result")
 Refuse = Callable[[str], None]
 
 
-def uploader(refuse: Refuse) -> Callable[[Checkpoint, str], Checkpoint]:
-    """Ray Train's own way of storing a checkpoint, with patience. `refuse` hears why training must not go on."""
+def uploader(refuse: Refuse, until_known: Callable[[], None]) -> Callable[[Checkpoint, str], Checkpoint]:
+    """Ray Train's own way of storing a checkpoint, with patience. `refuse` hears why training must not go on.
+
+    until_known: returns once the driver has written down the metrics of the steps before. Who goes on from the checkpoint does
+    not take those steps again: of a driver that was killed in between, their lines would be missing for ever.
+    """
 
     def upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
+        until_known()
         storage = ray.train.get_context().get_storage()
         try:
             return patiently(partial(storage.persist_current_checkpoint, checkpoint, name))

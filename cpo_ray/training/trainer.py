@@ -62,6 +62,7 @@ def train_model(
         for metrics in news.metrics:
             last.update(metrics)
             on_step(metrics)
+        board.written.remote()
 
     with plain_losses(task.stage), _every(POLL_INTERVAL_S, hear), _set_on_sigterm(told_to_end), _plain_interrupt():
         try:

@@ -93,7 +93,13 @@ def scratch():
 @pytest.fixture(scope="module")
 def undisturbed(world, cluster, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "model"
-    return out, train(world, cluster, out)
+
+    def hear_before_it_is_saved(metrics):
+        """Or a driver that is killed now leaves a checkpoint without the metrics that led to it."""
+        time.sleep(0.1)
+        assert not [finished for finished in checkpoints(out) if finished >= metrics["step"]]
+
+    return out, train(world, cluster, out, on_step=hear_before_it_is_saved)
 
 
 def test_an_ordinary_model_comes_out(undisturbed):
