@@ -67,6 +67,15 @@ def judge(
     api: Annotated[
         Api, typer.Option("--api", help="`completions` for a base model, which has no chat template.")
     ] = Api.CHAT,
+    thinking_tokens: Annotated[
+        int,
+        typer.Option(
+            "--thinking-tokens",
+            metavar="N",
+            min=0,
+            help="For a judge that thinks first: room for it, as max_completion_tokens and without a temperature.",
+        ),
+    ] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Draws the order for --order paper.")] = 17,
     key_variable: Annotated[
         str, typer.Option("--key-variable", metavar="NAME", help="The environment variable with the judge's key.")
@@ -100,6 +109,7 @@ def judge(
             url=judge_url,
             model=judge_model,
             key_variable=key_variable,
+            thinking_tokens=thinking_tokens,
             template=template,
             order=order.value,
             api=api.value,

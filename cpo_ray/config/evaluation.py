@@ -63,6 +63,9 @@ class JudgeConfig(Section):
     """Environment variable with the judge's key. The key itself never stands in a file."""
     api: Literal["chat", "completions"] = "chat"
     """`completions` for a base model, which has no chat template: it continues the question to the end of the line."""
+    thinking_tokens: Annotated[int, Field(ge=0)] = 0
+    """For a judge that thinks before it answers: room for its thoughts. Such models take no temperature, and their API wants
+    `max_completion_tokens` in place of `max_tokens`: they are asked so where this is above 0."""
     template: str = "dolly"
     """`dolly` or `wiki`, the paper's queries (A.3), or a file with the places {prompt}, {response_a} and {response_b}."""
     order: Literal["both", "paper"] = "both"
@@ -80,6 +83,8 @@ class JudgeConfig(Section):
     def _check(self) -> "JudgeConfig":
         if self.url == "oracle" and (self.api != "chat" or self.template not in {"dolly", "wiki"}):
             raise ValueError("the oracle reads the templates `dolly` and `wiki` over `api: chat`, and nothing else")
+        if self.thinking_tokens and self.api == "completions":
+            raise ValueError("thinking_tokens goes with `api: chat`: a base model does not think first")
         return self
 
 

@@ -83,7 +83,7 @@ def estimate_cost(pairs: Sequence[Pair], config: JudgeConfig, seed: int, out: Pa
         requests=len(missing),
         known=len(bodies) - len(missing),
         prompt_tokens=sum(math.ceil(len(_text(body).encode()) / BYTES_PER_TOKEN) for body in missing),
-        answer_tokens=LONGEST_ANSWER * len(missing),
+        answer_tokens=(config.thinking_tokens + LONGEST_ANSWER) * len(missing),
     )
 
 
@@ -98,7 +98,8 @@ def judge_answers(
 ) -> Summary:
     """Judge every response against its `reference` and write records.Verdict rows to `out`, in the given order.
 
-    `url` ends in /v1; `config.url` and the key's variable are the caller's to resolve. Temperature is 0. Answers are
+    `url` ends in /v1; `config.url` and the key's variable are the caller's to resolve. Temperature is 0, but for
+    judges that think first. Answers are
     kept by content in `<stem>.answers` beside `out`: a rerun asks nothing twice. A row that the judge refuses (too long
     for it, or filtered) is invalid, and is asked about again by a rerun. `on_row()` is called once per row.
 
@@ -161,10 +162,13 @@ def _ask_about(pair: Pair, candidate_first: bool, template: str, config: JudgeCo
     if not candidate_first:
         first, second = second, first
     question = fill_template(template, pair["prompt"], first, second)
-    body: Body = {"model": config.model, "temperature": 0, "max_tokens": LONGEST_ANSWER}
+    message = {"model": config.model, "messages": [{"role": "user", "content": question}]}
+    if config.thinking_tokens:
+        return message | {"max_completion_tokens": config.thinking_tokens + LONGEST_ANSWER}
+    short = {"temperature": 0, "max_tokens": LONGEST_ANSWER}
     if config.api == "completions":
-        return body | {"prompt": question, "stop": ["\n"]}
-    return body | {"messages": [{"role": "user", "content": question}]}
+        return {"model": config.model, "prompt": question, "stop": ["\n"]} | short
+    return message | short
 
 
 def _text(body: Body) -> str:

@@ -118,6 +118,23 @@ def test_both_orders_are_asked_and_a_flip_is_a_tie(tmp_path: Path) -> None:
     }
 
 
+def test_a_judge_that_thinks_first_gets_room_for_it_and_no_temperature(tmp_path: Path) -> None:
+    def think(body: dict[str, Any]) -> dict[str, Any]:
+        assert body["max_completion_tokens"] == 516
+        assert not {"max_tokens", "temperature"} & set(body)  # such an API answers 400 for either
+        return by_wish(body)
+
+    with serve_flaky(think) as service:
+        config, out = settings(service, thinking_tokens=500), tmp_path / "greedy.jsonl"
+        assert estimate_cost([row(1, "win")], config, 17, out).answer_tokens == 2 * 516
+        assert judge(service, out, [row(1, "win")], thinking_tokens=500)["wins"] == 1
+
+
+def test_a_base_model_does_not_think_first() -> None:
+    with pytest.raises(ValueError, match="thinking_tokens goes with `api: chat`"):
+        JudgeConfig(url="http://127.0.0.1:9/v1", model="base", api="completions", thinking_tokens=500)
+
+
 def test_a_rerun_asks_nothing_twice_and_files_do_not_depend_on_failures(tmp_path: Path) -> None:
     rows = [row(n, random.Random(n).choice(["win", "lose", "flip"])) for n in range(30)]
     files = []
