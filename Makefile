@@ -25,16 +25,21 @@ help: ## List the targets
 demo: install ## The whole pipeline on the embedded task, about ten minutes on two cores
 	$(BIN)/cpo-ray run configs/demo.yaml
 
+QUICK := not e2e and not gpu and not chaos
+
 .PHONY: test
-test: lint ## Linters and every test; those that need a GPU are skipped, saying so, where there is none
-	$(BIN)/pytest -m "not chaos"
+test: lint ## Linters and every test but chaos; those that need a GPU are skipped, saying so, where there is none
+	@failed=0; \
+	$(BIN)/pytest -n 2 -m "$(QUICK)" || failed=1; \
+	$(BIN)/pytest -m "(e2e or gpu) and not chaos" || failed=1; \
+	exit $$failed
 
 .PHONY: test-fast
 test-fast: install ## The tests that start neither Ray nor vLLM, under a minute
-	$(BIN)/pytest -m "not e2e and not gpu and not chaos"
+	$(BIN)/pytest -n 2 -m "$(QUICK)"
 
 .PHONY: chaos
-chaos: install ## Kill workers, drivers and whole nodes over and over, more than an hour long
+chaos: install ## Kill workers, drivers and whole nodes over and over, and what else takes long: two hours
 	$(BIN)/pytest -m chaos
 
 .PHONY: lint

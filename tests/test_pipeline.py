@@ -133,23 +133,26 @@ def test_a_finished_run_starts_no_engine(run):
     assert "engines" not in output
 
 
+@pytest.mark.chaos
 def test_one_engine_for_all_models_answers_as_an_engine_for_each(run, tmp_path):
     root, *_ = run
     again = shutil.copytree(root, tmp_path / "run", ignore=shutil.ignore_patterns("generations", "checkpoints"))
-    driver = Driver(again, "--from", "generation", "--until", "generation", "--set", "serving.in_place=true")
+    driver = Driver(again, "--from", "generation", "--until", "generation", "--set", "serving.in_place=false")
     output = driver.finish()
     assert driver.process.returncode == 0, output
-    assert "LLMServer:shared" in (again / "logs" / "generation.log").read_text()
+    assert "LLMServer:shared" in (root / "logs" / "generation.log").read_text()
+    assert "LLMServer:shared" not in (again / "logs" / "generation.log").read_text()
     answers = {}
     for model in ("mle", "cpo"):
         assert f"made generations/{model}" in output
-        answers[model], apart = (read_jsonl(place / "generations" / model / "greedy.jsonl") for place in (again, root))
+        answers[model], apart = (read_jsonl(place / "generations" / model / "greedy.jsonl") for place in (root, again))
         assert len(apart) == 24
         for shared, own in zip(answers[model], apart, strict=True):
             assert shared == own
     assert answers["mle"] != answers["cpo"], "or the weights need not have changed"
 
 
+@pytest.mark.chaos
 def test_negatives_sampled_while_cpo_trains_outlast_a_killed_driver(run, tmp_path):
     """From the same reference. The policy that negatives are sampled from changes every second step."""
     root, *_ = run

@@ -179,6 +179,7 @@ def annotated(tmp_path: Path) -> tuple[tuple[Path, Path], Callable[[dict[str, An
 
 
 @recorded
+@pytest.mark.e2e
 def test_the_recorded_judge_gives_the_recorded_win_rate(annotated: Any, tmp_path: Path) -> None:
     """In one go and one by one, then killed half-way with many requests under way: the same to the byte."""
     files, answer = annotated

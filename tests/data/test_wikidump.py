@@ -155,6 +155,7 @@ def test_pages_that_were_read_are_let_go(monkeypatch: pytest.MonkeyPatch) -> Non
     assert most < 100  # those of the 16 kB that the parser has looked ahead
 
 
+@pytest.mark.e2e
 def test_the_real_dump() -> None:
     files = sorted(DUMPS.glob("*.bz2"))
     if not files:

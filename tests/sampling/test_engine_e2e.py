@@ -139,7 +139,7 @@ def test_each_unit_is_sampled_from_its_policy_by_one_engine_that_keeps_running(m
         assert sampled(done[number]) == expected[policy or reference][number], (number, policy)
 
 
-@pytest.mark.parametrize("victim", ["actor", "core"])
+@pytest.mark.parametrize("victim", ["core", pytest.param("actor", marks=pytest.mark.chaos)])
 def test_actor_and_engine_end_together_and_others_take_over(models, tmp_path, victim):
     """SIGKILL leaves the actor, or vLLM's process below it, no time for anything."""
     killed = []

@@ -273,6 +273,7 @@ def test_neither_the_number_of_actors_nor_a_kill_in_the_middle_changes_a_row(
     assert_same_groups(by_one_actor_each, make_mixed(data, reference, out, **three))
 
 
+@pytest.mark.chaos
 def test_a_full_object_store_changes_no_row(by_one_actor_each, data, reference, ray, tmp_path):
     """What others hold in it, twice its size, goes to the disk and comes back."""
     held = [ray.put(np.full(50 * 2**20, number, np.uint8)) for number in range(12)]
@@ -305,6 +306,7 @@ def test_a_row_without_enough_others_is_refused_before_any_actor_starts(data, re
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.chaos
 def test_a_killed_engine_is_started_again(made, data, reference, toy, tmp_path):
     """Kill vLLM's own process before its last unit: the actor ends, Ray Data starts another and the stage finishes."""
     killed: list[int] = []

@@ -181,6 +181,7 @@ def test_what_is_wrong_with_a_kind_is_told_before_anything_starts(stream):
         stream(negatives={"own": 1}, kinds={"own": "no_such_module:draw"})
 
 
+@pytest.mark.chaos
 def test_a_killed_worker_changes_no_bit_of_the_final_weights(stream, reference, cluster, tmp_path, monkeypatch):
     """Two workers, a policy every second step; one is killed at step 5 and the stream opened again."""
 

@@ -263,6 +263,7 @@ def test_the_proxy_does_not_start_without_its_settings(monkeypatch: pytest.Monke
     assert (inner.cls, inner.kwargs["settings"], outer.cls) == (Gate, SETTINGS, KeyGuard)
 
 
+@pytest.mark.e2e
 def test_two_thousand_odd_bodies_meet_no_500_and_what_passes_is_within_bounds() -> None:
     seen: Counter[int] = Counter()
     engine = StubEngine()

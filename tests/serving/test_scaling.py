@@ -29,7 +29,7 @@ CONFIG = ServingConfig.model_validate(
 PROMPTS = [[5, 6, 7], [300, 20, 41, 7], [900], list(range(50, 90))]
 
 
-@pytest.mark.e2e
+@pytest.mark.chaos
 def test_engines_come_and_go_with_the_load_and_no_request_is_lost(cluster: Any, model: Path) -> None:
     with serve_models({"tiny": model}, CONFIG, 256, 0) as endpoint:
         expected = [ask(endpoint, prompt) for prompt in PROMPTS]

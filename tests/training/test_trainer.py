@@ -162,6 +162,7 @@ def test_three_killed_workers_change_nothing(world, cluster, undisturbed, tmp_pa
     assert_same_weights(undisturbed[0], tmp_path / "model")
 
 
+@pytest.mark.chaos
 def test_failures_count_from_checkpoint_to_checkpoint(world, cluster, undisturbed, tmp_path, monkeypatch):
     """Three failures, one is allowed: with a new checkpoint between any two."""
     struck = {("step", 2): 1, ("step", 7): 0, ("step", 12): 1}
@@ -309,6 +310,7 @@ def trouble_with_storage(number, times):
     return train_worker
 
 
+@pytest.mark.chaos
 def test_storage_that_is_away_for_a_while_costs_no_step(world, cluster, undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "train_worker", trouble_with_storage(errno.EIO, times=2))
     heard = []
@@ -317,12 +319,21 @@ def test_storage_that_is_away_for_a_while_costs_no_step(world, cluster, undistur
     assert_same_weights(undisturbed[0], tmp_path / "model")
 
 
-def test_storage_that_is_full_is_told_and_what_was_saved_stands(world, cluster, undisturbed, tmp_path, monkeypatch):
+def fill_storage(world, cluster, out, monkeypatch):
     monkeypatch.setattr(trainer, "train_worker", trouble_with_storage(errno.ENOSPC, times=9))
     with pytest.raises(TrainingError, match=r"no room for a checkpoint: .*No space left.* make room"):
-        train(world, cluster, tmp_path / "model")
-    assert not list((tmp_path / "model").iterdir())
+        train(world, cluster, out)
+    assert not list(out.iterdir())
     monkeypatch.undo()
+
+
+def test_storage_that_is_full_is_told(world, cluster, tmp_path, monkeypatch):
+    fill_storage(world, cluster, tmp_path / "model", monkeypatch)
+
+
+@pytest.mark.chaos
+def test_once_there_is_room_the_same_command_goes_on(world, cluster, undisturbed, tmp_path, monkeypatch):
+    fill_storage(world, cluster, tmp_path / "model", monkeypatch)
     train(world, cluster, tmp_path / "model")
     assert_same_weights(undisturbed[0], tmp_path / "model")
 
