@@ -54,8 +54,9 @@ bench-training: install ## A training step against its baselines; ratios go to b
 	$(BIN)/python -m benchmarks.training
 
 .PHONY: bench-sampling
-bench-sampling: install ## The sampling stage against its parts, about an hour; ratios go to benchmarks/results/
+bench-sampling: install ## The sampling stage against its parts, and a dump of 1 GB, three hours; ratios go to benchmarks/results/
 	$(BIN)/python -m benchmarks.sampling
+	$(BIN)/python -m benchmarks.readers
 
 .PHONY: bench-serving
 bench-serving: install ## Changing an engine's weights in place against starting another; ratios go to benchmarks/results/

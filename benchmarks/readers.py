@@ -1,4 +1,4 @@
-"""Does the wiki reader's memory stay flat? `python benchmarks/readers.py --megabytes 100`; ratios from one run.
+"""Does the wiki reader's memory stay flat? `python -m benchmarks.readers --megabytes 100`; ratios from one run.
 
 A dump is repeated until its XML has so many megabytes, every copy of an article under another title and slightly another
 text, so that none is recognised as a duplicate. The whole stage `data` reads it, as one file and as parts, each in a process
@@ -9,7 +9,6 @@ The dump is the one in shared/data where it is at hand, else one of invented wor
 import argparse
 import bz2
 import json
-import platform
 import random
 import re
 import resource
@@ -19,14 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.results import RESULTS, ROOT, machine, ratio, write_results
 from cpo_ray.configfile import parse_config
 
-ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 MEGABYTE, GIB = 1_000_000, 2**20  # bytes; kB, as getrusage counts
 PARTS = 4
 SMALL = 35  # MB of XML, of the dump to compare with
-LIMIT_GIB = 1.0
 SIZES = {"train_rows": 1500, "validation_rows": 100, "test_rows": 400}
 
 
@@ -107,7 +105,10 @@ def measure(path, tokenizer, folder):
     out = folder / "out" / path.name
     out.mkdir(parents=True)
     subprocess.run(
-        [sys.executable, __file__, "--read", str(path), str(tokenizer), str(out)], check=True, stdout=sys.stderr
+        [sys.executable, "-m", "benchmarks.readers", "--read", str(path), str(tokenizer), str(out)],
+        cwd=ROOT,
+        check=True,
+        stdout=sys.stderr,
     )
     return json.loads((out / "result.json").read_text())
 
@@ -122,19 +123,17 @@ def make_tokenizer(folder):
     return folder / "tokenizer"
 
 
-def memory_ratio(big, small, megabytes, how):
-    return {
-        "value": round(big["gib"], 3),
-        "target": f"< {LIMIT_GIB}",
-        "holds": big["gib"] < LIMIT_GIB,
-        "baseline": f"{small['gib']:.3f} for {small['megabytes']:.0f} MB",
-        "what": f"GiB of the driver above its start, {megabytes:.0f} MB of XML as {how}, {big['articles']} articles",
-    }
+def memory_ratio(big, small, how):
+    what = (
+        f"GiB of the driver above its start, {big['megabytes']:.0f} MB of XML as {how}, {big['articles']} articles "
+        f"({small['gib']:.3f} for {small['megabytes']:.0f} MB)"
+    )
+    return ratio([big["gib"]], "<= 1", "the limit of 1 GiB", what)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=100)
+    parser.add_argument("--megabytes", type=float, default=1000)
     parser.add_argument("--read", nargs=3, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
@@ -149,32 +148,16 @@ def main():
                 seen[how, size] = measure(path, tokenizer, folder / f"{size:g}") | {"megabytes": megabytes}
                 sys.stderr.write(f"{how}, {megabytes:.0f} MB: {seen[how, size]}\n")
     big = {how: seen[how, options.megabytes] for how in ("one file", "parts")}
-    faster = big["one file"]["seconds"] / big["parts"]["seconds"]
-    ratios = {
-        f"memory_{how.replace(' ', '_')}": memory_ratio(big[how], seen[how, SMALL], megabytes, how) for how in big
-    } | {
-        "parts_vs_one_file": {
-            "value": round(faster, 2),
-            "target": "> 1",
-            "holds": faster > 1,
-            "baseline": f"one file, {megabytes / big['one file']['seconds']:.1f} MB of XML per second",
-            "what": f"times faster, {PARTS} parts on 2 CPUs",
-        }
-    }
-    result = {
-        "date": time.strftime("%F"),
-        "machine": f"{platform.machine()}, 2 CPUs for Ray, {source}",
-        "command": f"python benchmarks/readers.py --megabytes {options.megabytes:g}",
-        "ratios": ratios,
-    }
-    out = ROOT / "benchmarks" / "results" / "readers.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    for name, entry in ratios.items():
-        verdict = "holds" if entry["holds"] else "DOES NOT HOLD"
-        sys.stdout.write(
-            f"{name}: {entry['value']} ({entry['target']}: {verdict}) {entry['what']}; {entry['baseline']}\n"
-        )
+    rate = big["one file"]["megabytes"] / big["one file"]["seconds"]
+    faster = ratio(
+        [big["one file"]["seconds"] / big["parts"]["seconds"]],
+        ">= 1",
+        f"one file, {rate:.1f} MB of XML per second",
+        f"times faster, {PARTS} parts on 2 CPUs",
+    )
+    ratios = {f"memory_{how.replace(' ', '_')}": memory_ratio(big[how], seen[how, SMALL], how) for how in big}
+    command = f"python -m benchmarks.readers --megabytes {options.megabytes:g}"
+    write_results(RESULTS / "readers.json", command, machine(source), ratios | {"parts_vs_one_file": faster})
 
 
 if __name__ == "__main__":
