@@ -151,6 +151,9 @@ def _universal(source: Path) -> Iterator[Path]:
 
 
 def _scratch() -> str:
-    """How this training's temporary folders begin: those of another training are not ours to remove."""
-    storage = ray.train.get_context().get_storage().experiment_fs_path
+    return scratch_prefix(ray.train.get_context().get_storage().experiment_fs_path)
+
+
+def scratch_prefix(storage: str) -> str:
+    """How the temporary folders of the training in this place begin: those of another are not ours to remove."""
     return f"cpo-ray-{hashlib.sha256(storage.encode()).hexdigest()[:16]}-"

@@ -24,6 +24,7 @@ from cpo_ray.cluster import ray_cluster
 from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import Preempted, TrainingError
 from cpo_ray.training import trainer
+from cpo_ray.training.checkpoint import scratch_prefix
 from cpo_ray.training.models import load_model
 from tests.training.world import make_task, tampered, write_groups
 
@@ -31,7 +32,6 @@ pytestmark = pytest.mark.e2e
 
 STEPS = 20
 ROOT = Path(__file__).parent.parent.parent
-LOADED = time.time()
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,10 @@ def words(process):
         return []
 
 
-def scratch():
-    """Temporary folders of trainings that have started since this module was loaded."""
-    return [f for f in Path(tempfile.gettempdir()).glob("cpo-ray-*-*") if f.is_dir() and f.stat().st_ctime > LOADED]
+def scratch(trainings):
+    """Temporary folders of these trainings. Others may be under way on this machine."""
+    temporary = Path(tempfile.gettempdir())
+    return [left for folder in trainings for left in temporary.glob(f"{scratch_prefix(str(folder))}*")]
 
 
 @pytest.fixture(scope="module")
@@ -338,7 +339,9 @@ def test_once_there_is_room_the_same_command_goes_on(world, cluster, undisturbed
     assert_same_weights(undisturbed[0], tmp_path / "model")
 
 
-def test_nothing_is_left_running(cluster):
+def test_nothing_is_left_running(cluster, tmp_path_factory):
     assert ray.available_resources()["CPU"] == cluster.local_cpus
     assert training_workers() == []
-    assert scratch() == []
+    trainings = [folder for folder in tmp_path_factory.getbasetemp().rglob("*checkpoints") if folder.is_dir()]
+    assert trainings
+    assert scratch(trainings) == []
