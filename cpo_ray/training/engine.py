@@ -92,6 +92,8 @@ def load_extension() -> None:
     folder = extension_folder()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    # Our own ninja, whatever the PATH: one of another version does not read the log that ours leaves, and builds anew.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with (folder / "cpo_ray.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for left_behind in folder.glob("*/lock"):
@@ -105,7 +107,8 @@ def extension_folder() -> Path:
     """Where the extension is built: one for each installation, since torch builds anew where its headers' paths are others."""
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
     installation = hashlib.sha256(f"{torch.__version__} {sys.prefix}".encode()).hexdigest()[:16]
-    return root / f"cpo_ray-{installation}"
+    name = f"cpo_ray-{installation}"
+    return root if root.name == name else root / name  # a process that built has told its children
 
 
 def deepspeed_config(training: TrainingConfig, workers: int) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 import importlib
 import os
+import shutil
+import sys
+from pathlib import Path
 
 import torch
 
@@ -30,6 +33,7 @@ def test_matrices_decay_and_biases_and_norms_do_not():
 def test_a_lock_that_a_killed_build_left_behind_holds_nobody_up(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("PATH", os.environ["PATH"])
     left_behind = extension_folder() / "deepspeed_shm_comm" / "lock"
     assert tmp_path in left_behind.parents
     left_behind.parent.mkdir(parents=True)
@@ -39,6 +43,7 @@ def test_a_lock_that_a_killed_build_left_behind_holds_nobody_up(tmp_path, monkey
     def build():
         assert not left_behind.exists()  # torch would wait for it here
         built_in.append(os.environ["TORCH_EXTENSIONS_DIR"])
+        assert shutil.which("ninja") == str(Path(sys.executable).with_name("ninja"))  # not the system's
 
     communication = importlib.import_module("deepspeed.comm.torch")
     monkeypatch.setattr(communication, "build_shm_op", build)
@@ -47,3 +52,4 @@ def test_a_lock_that_a_killed_build_left_behind_holds_nobody_up(tmp_path, monkey
     load_extension.cache_clear()
     communication.build_shm_op()  # as deepspeed.initialize does: nothing is built, no file is taken
     assert built_in == [str(left_behind.parents[1])]
+    assert str(extension_folder()) == built_in[0]  # also for a child of this process
