@@ -236,7 +236,7 @@ def _list_gpus() -> list[str]:
 
 def _find_ninja() -> str | None:
     beside = Path(sys.executable).parent / "ninja"
-    return shutil.which("ninja") or (str(beside) if beside.is_file() else None)
+    return str(beside) if beside.is_file() else shutil.which("ninja")
 
 
 def _available_memory() -> int | None:
