@@ -21,6 +21,7 @@ LOST_IN = "mle"
 # Times, speeds and places, which are another machine's.
 APART = (
     "seconds",
+    "data_seconds",
     "created",
     "finished",
     "tokens_per_second",
