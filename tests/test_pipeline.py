@@ -136,7 +136,7 @@ def test_a_finished_run_starts_no_engine(run):
 @pytest.mark.chaos
 def test_one_engine_for_all_models_answers_as_an_engine_for_each(run, tmp_path):
     root, *_ = run
-    again = shutil.copytree(root, tmp_path / "run", ignore=shutil.ignore_patterns("generations", "checkpoints"))
+    again = shutil.copytree(root, tmp_path / "run", ignore=shutil.ignore_patterns("generations", "checkpoints", "logs"))
     driver = Driver(again, "--from", "generation", "--until", "generation", "--set", "serving.in_place=false")
     output = driver.finish()
     assert driver.process.returncode == 0, output
