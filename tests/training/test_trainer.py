@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -320,23 +321,27 @@ def test_storage_that_is_away_for_a_while_costs_no_step(world, cluster, undistur
     assert_same_weights(undisturbed[0], tmp_path / "model")
 
 
-def fill_storage(world, cluster, out, monkeypatch):
-    monkeypatch.setattr(trainer, "train_worker", trouble_with_storage(errno.ENOSPC, times=9))
-    with pytest.raises(TrainingError, match=r"no room for a checkpoint: .*No space left.* make room"):
-        train(world, cluster, out)
-    assert not list(out.iterdir())
-    monkeypatch.undo()
+@pytest.fixture(scope="module")
+def full(world, cluster, tmp_path_factory):
+    """What a training says whose storage is full, and where it would have put the model."""
+    out = tmp_path_factory.mktemp("full") / "model"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "train_worker", trouble_with_storage(errno.ENOSPC, times=9))
+        with pytest.raises(TrainingError) as told:
+            train(world, cluster, out)
+    return str(told.value), out
 
 
-def test_storage_that_is_full_is_told(world, cluster, tmp_path, monkeypatch):
-    fill_storage(world, cluster, tmp_path / "model", monkeypatch)
+def test_storage_that_is_full_is_told(full):
+    told, out = full
+    assert re.search(r"no room for a checkpoint: .*No space left.* make room", told)
+    assert list(out.iterdir()) == []
 
 
 @pytest.mark.chaos
-def test_once_there_is_room_the_same_command_goes_on(world, cluster, undisturbed, tmp_path, monkeypatch):
-    fill_storage(world, cluster, tmp_path / "model", monkeypatch)
-    train(world, cluster, tmp_path / "model")
-    assert_same_weights(undisturbed[0], tmp_path / "model")
+def test_once_there_is_room_the_same_command_goes_on(world, cluster, undisturbed, full):
+    train(world, cluster, full[1])
+    assert_same_weights(undisturbed[0], full[1])
 
 
 def test_nothing_is_left_running(cluster, tmp_path_factory):
