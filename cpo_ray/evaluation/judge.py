@@ -98,10 +98,10 @@ def judge_answers(
 ) -> Summary:
     """Judge every response against its `reference` and write records.Verdict rows to `out`, in the given order.
 
-    `url` ends in /v1; `config.url` and the key's variable are the caller's to resolve. Temperature is 0, but for
-    judges that think first. Answers are
-    kept by content in `<stem>.answers` beside `out`: a rerun asks nothing twice. A row that the judge refuses (too long
-    for it, or filtered) is invalid, and is asked about again by a rerun. `on_row()` is called once per row.
+    `url` ends in /v1; `config.url` and the key's variable are the caller's to resolve. Temperature is 0, but for judges
+    that think first. Answers are kept by content in `<stem>.answers` beside `out`: a rerun asks nothing twice. A row that
+    the judge refuses (too long for it, or filtered) is invalid, and is asked about again by a rerun. `on_row()` is called
+    once per row.
 
     Returns {"judge", "order", "n", "wins", "losses", "ties", "invalid", "flip_rate", "mean_length_candidate",
     "mean_length_reference", "win_rate", "ci95", "length_controlled", "position_bias"}: lengths in words, win_rate =
@@ -162,13 +162,15 @@ def _ask_about(pair: Pair, candidate_first: bool, template: str, config: JudgeCo
     if not candidate_first:
         first, second = second, first
     question = fill_template(template, pair["prompt"], first, second)
-    message = {"model": config.model, "messages": [{"role": "user", "content": question}]}
-    if config.thinking_tokens:
-        return message | {"max_completion_tokens": config.thinking_tokens + LONGEST_ANSWER}
-    short = {"temperature": 0, "max_tokens": LONGEST_ANSWER}
     if config.api == "completions":
-        return {"model": config.model, "prompt": question, "stop": ["\n"]} | short
-    return message | short
+        asked: Body = {"prompt": question, "stop": ["\n"]}
+    else:
+        asked = {"messages": [{"role": "user", "content": question}]}
+    if config.thinking_tokens:
+        limits: Body = {"max_completion_tokens": config.thinking_tokens + LONGEST_ANSWER}
+    else:
+        limits = {"temperature": 0, "max_tokens": LONGEST_ANSWER}
+    return {"model": config.model} | asked | limits
 
 
 def _text(body: Body) -> str:
