@@ -39,7 +39,7 @@ test-fast: install ## The tests that start neither Ray nor vLLM, under a minute
 	$(BIN)/pytest -n 2 -m "$(QUICK)"
 
 .PHONY: chaos
-chaos: install ## Kill workers, drivers and whole nodes over and over, and what else takes long: two hours
+chaos: install ## Kill workers, drivers and whole nodes over and over, and what else takes long: for hours
 	$(BIN)/pytest -m chaos
 
 .PHONY: lint
@@ -54,7 +54,7 @@ bench-training: install ## A training step against its baselines; ratios go to b
 	$(BIN)/python -m benchmarks.training
 
 .PHONY: bench-sampling
-bench-sampling: install ## The sampling stage against its parts, and a dump of 1 GB, three hours; ratios go to benchmarks/results/
+bench-sampling: install ## The sampling stage against its parts, and a dump of 1 GB, for hours; ratios go to benchmarks/results/
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.readers
 

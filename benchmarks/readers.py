@@ -1,4 +1,4 @@
-"""Does the wiki reader's memory stay flat? `python -m benchmarks.readers --megabytes 100`; ratios from one run.
+"""Does the wiki reader's memory stay flat? `python -m benchmarks.readers`; ratios from one run.
 
 A dump is repeated until its XML has so many megabytes, every copy of an article under another title and slightly another
 text, so that none is recognised as a duplicate. The whole stage `data` reads it, as one file and as parts, each in a process
