@@ -26,7 +26,7 @@ recorded = pytest.mark.skipif(not ANNOTATIONS.is_file(), reason=f"{ANNOTATIONS} 
 @pytest.fixture(autouse=True)
 def _key_and_short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CPO_RAY_JUDGE_KEY", KEY)
-    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.002)
+    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.0002)
 
 
 @pytest.fixture

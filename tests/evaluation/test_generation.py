@@ -23,7 +23,7 @@ EXAMPLES = [
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.002)
+    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.0002)
 
 
 def complete(body: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tests.flaky_server import KEY, Service, serve_flaky
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.002)
+    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.0002)
 
 
 def row(number: int, response: str, reference: str = "gold") -> Generation:

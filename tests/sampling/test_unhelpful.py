@@ -32,7 +32,7 @@ class Tokenizer:
 
 @pytest.fixture(autouse=True)
 def _key_and_short_waits(monkeypatch):
-    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.002)
+    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.0002)
     monkeypatch.setenv("CPO_RAY_UNHELPFUL_KEY", KEY)
 
 
