@@ -47,6 +47,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     """Ray Train calls this on every worker. `settings` holds the `task` and the `board` where notices are pinned."""
     task: Task = settings["task"]
     board = settings["board"]
+    clear_scratch()
     if ray.get(board.refused.remote()) is not None:
         return  # started again after a refusal, which would only repeat itself
     torch.set_num_threads(task.threads)
@@ -69,7 +70,6 @@ def train(task: Task, board: Any) -> None:
         if dist.get_rank() == 0:
             ray.get(board.tell.remote(line))
 
-    clear_scratch()
     held_out = Rows.read(task.validation, task, task.training.validation_rows) if task.validation else None
     saved = find_checkpoint(tell)
     engine = start_engine(task, tell, universal=saved is not None and saved.workers != dist.get_world_size())
