@@ -16,6 +16,7 @@ from cpo_ray.raydata import configure
 from cpo_ray.sampling.flow import with_engine
 from cpo_ray.sampling.reference import Reference
 from cpo_ray.sampling.units import begin_unit, read_units, write_units
+from tests.engines import engine_processes
 from tests.sampling.made_rows import EOS, make_config
 
 pytestmark = pytest.mark.e2e
@@ -103,17 +104,6 @@ def sample(units, reference, gate, on_unit, **engine):
         on_unit()
         gate.touch()
     return sorted(done, key=lambda unit: unit["start"])
-
-
-def engine_processes():
-    return [p for p in psutil.Process().children(recursive=True) if "VLLM::EngineCore" in command(p)]
-
-
-def command(process):
-    try:
-        return " ".join([process.name(), *process.cmdline()])
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return ""
 
 
 def sampled(unit):

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
@@ -23,6 +22,7 @@ from cpo_ray.errors import ConfigError, DataError
 from cpo_ray.records import GROUP_SCHEMA
 from cpo_ray.sampling.groups import make_groups
 from cpo_ray.sampling.reranking import rank_again
+from tests.engines import engine_processes
 from tests.flaky_server import KEY, serve_flaky
 from tests.sampling.small_world import CONTEXT, MAX_RESPONSE, ROWS
 
@@ -119,18 +119,6 @@ def made(tmp_path_factory, data, reference, ray):
     summary = make_groups(make_config(), data, reference, out, progress.append)
     print(f"\n{summary['rows']} rows in {time.monotonic() - started:.1f} s, engine start included: {summary}")
     return out, summary, progress
-
-
-def engine_processes():
-    """Processes below this one that belong to a vLLM engine."""
-    return [p for p in psutil.Process().children(recursive=True) if any("vllm" in part.lower() for part in names(p))]
-
-
-def names(process):
-    try:
-        return [process.name(), *process.cmdline()]
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return []
 
 
 def test_groups_have_the_schema_the_order_and_the_promised_candidates(made, data, tokenizer, api):
@@ -313,7 +301,7 @@ def test_a_killed_engine_is_started_again(made, data, reference, toy, tmp_path):
 
     def kill_once(_):
         if not killed:
-            killed.append(next(p.pid for p in engine_processes() if "enginecore" in " ".join(names(p)).lower()))
+            killed.append(engine_processes()[0].pid)
             os.kill(killed[0], signal.SIGKILL)
             (toy / "gate").touch()
 

@@ -4,7 +4,6 @@ import json
 import threading
 from functools import partial
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,6 +19,7 @@ from cpo_ray.sampling.streaming import open_stream, write_recorded
 from cpo_ray.training import trainer
 from cpo_ray.training.batches import Batches
 from cpo_ray.training.task import Task
+from tests.engines import engine_processes
 from tests.sampling.small_world import CONTEXT, MAX_RESPONSE, ROWS
 from tests.training.world import tampered
 
@@ -83,12 +83,6 @@ def candidates(group, kind):
     return [ids for ids, name in zip(group["candidate_ids"], group["candidate_kind"], strict=True) if name == kind]
 
 
-def engine_processes():
-    """Of the vLLM engines below this process."""
-    mine = psutil.Process().children(recursive=True)
-    return {process.pid for process in mine if process.name().startswith("VLLM")}
-
-
 def test_each_step_has_its_rows_fresh_negatives_and_the_same_ones_after_a_restart(stream, data):
     mine = stream()
     steps = dict(mine.groups(0))
@@ -139,7 +133,7 @@ def test_a_refreshed_stream_samples_from_the_policy_and_scores_with_the_referenc
     def listen():
         for step, groups in mine.groups(0):
             arrived[step] = groups
-            engines.update(engine_processes())
+            engines.update(process.pid for process in engine_processes())
         over.set()
 
     listener = threading.Thread(target=listen)

@@ -17,6 +17,7 @@ from cpo_ray.errors import ArtifactError, ServiceError
 from cpo_ray.evaluation.generation import generate_answers
 from cpo_ray.serving.app import Endpoint, drain, serve_models
 from cpo_ray.serving.deployments import build_application, engine_options, read_context, read_vocabulary
+from tests.engines import engine_processes
 from tests.serving.tiny_llama import write_tiny_llama
 
 CONFIG = ServingConfig.model_validate({"start_timeout_s": 300, "engine": {"kv_cache_gib": 0.25, "max_sequences": 32}})
@@ -251,8 +252,8 @@ def _check_that_a_killed_replica_loses_and_doubles_nothing(endpoint: Endpoint, m
         {"id": str(n), "prompt": "p", "response": "r", "prompt_ids": prompt} for n, prompt in enumerate(prompts)
     ]
     out, seen = tmp_path / "greedy.jsonl", []
-    victims = _replicas_and_engines()
-    assert len(victims) == 2
+    (engine,) = engine_processes()
+    victims = [engine.parent(), engine]
 
     def on_row() -> None:
         seen.append(1)
@@ -282,16 +283,6 @@ def _check_that_draining_lets_the_last_ones_finish(endpoint: Endpoint) -> None:
         assert last.result()["usage"]["completion_tokens"] == 200
     refused = httpx.post(f"{endpoint.url}/completions", headers=headers, json={"model": "tiny-0.50", "prompt": "x"})
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
-
-
-def _replicas_and_engines() -> list[psutil.Process]:
-    """The replica of the shared engine, and vLLM's own process below it."""
-    everyone = psutil.Process().children(recursive=True)
-    replica = next(process for process in everyone if "LLMServer:shared" in " ".join(process.cmdline()))
-    return [
-        replica,
-        *(child for child in replica.children(recursive=True) if "EngineCore" in " ".join(child.cmdline())),
-    ]
 
 
 def _check_beam_search(endpoint: Endpoint, model: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx
-import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -16,6 +15,7 @@ from cpo_ray.config import JudgeConfig, ServingConfig
 from cpo_ray.evaluation.judge import judge_answers
 from cpo_ray.evaluation.pairs import Pair
 from cpo_ray.serving.app import Endpoint, serve_models
+from tests.engines import engine_processes
 from tests.serving.odd_bodies import requests
 
 pytestmark = pytest.mark.e2e
@@ -42,14 +42,13 @@ def endpoint(cluster: Any, model: Path) -> Iterator[Endpoint]:
 
 
 def test_two_thousand_odd_bodies_meet_a_real_engine_and_it_answers_as_before(endpoint: Endpoint) -> None:
-    before, processes = greedy_answers(endpoint), engine_processes()
-    assert len(processes) == 2
+    before, processes = greedy_answers(endpoint), replica_and_engine()
     seen, odd = asyncio.run(send_all(endpoint, draw_requests(BODIES)))
     assert odd == []
     assert seen.total() == BODIES
     assert seen[200] > 300
     assert seen[400] > 300
-    assert engine_processes() == processes
+    assert replica_and_engine() == processes
     assert greedy_answers(endpoint) == before
 
 
@@ -122,11 +121,7 @@ def greedy_answers(endpoint: Endpoint) -> list[Any]:
     return answers
 
 
-def engine_processes() -> set[tuple[int, float]]:
+def replica_and_engine() -> set[tuple[int, float]]:
     """The replica and vLLM's process below it, by pid and start."""
-    found = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if any(name in " ".join(process.cmdline()) for name in (f"LLMServer:0-{MODEL}", "EngineCore"))
-    ]
-    return {(process.pid, process.create_time()) for process in found}
+    (engine,) = engine_processes()
+    return {(process.pid, process.create_time()) for process in (engine, engine.parent())}
