@@ -86,6 +86,10 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128  # of five, the sixth client to knock at once is not heard and knocks again after a second
+
+
 @contextlib.contextmanager
 def serve_flaky(
     answer: Callable[[dict[str, Any]], dict[str, Any]], failing: float = 0.0, retry_after: str = "0"
@@ -93,7 +97,7 @@ def serve_flaky(
     """`answer(body)` is sent for all but a share `failing` of the requests: those get 429, 500 or a dropped connection."""
     service = Service(answer=answer, failing=failing, retry_after=retry_after)
     handler = type("BoundHandler", (Handler,), {"service": service})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with Server(("127.0.0.1", 0), handler) as server:
         service.url = f"http://127.0.0.1:{server.server_port}/v1"
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
