@@ -57,18 +57,26 @@ def cluster():
         yield config
 
 
-@pytest.fixture
-def stream(data, reference, cluster, tmp_path):
+@pytest.fixture(scope="module")
+def stream(data, reference, cluster, tmp_path_factory):
     """Opens a stream of this configuration."""
+    root = tmp_path_factory.mktemp("streams")
 
     def order(rows):
         assert rows == ROWS - 1
         return Batches(rows, PROMPTS, SEED).at
 
     def open_one(folder="stream", **sampling):
-        return open_stream(make_config(**sampling), data, reference, tmp_path / folder, order)
+        return open_stream(make_config(**sampling), data, reference, root / folder, order)
 
     return open_one
+
+
+@pytest.fixture(scope="module")
+def streamed(stream):
+    """A stream, and all its steps."""
+    mine = stream()
+    return mine, dict(mine.groups(0))
 
 
 def other_model(reference, folder):
@@ -83,9 +91,8 @@ def candidates(group, kind):
     return [ids for ids, name in zip(group["candidate_ids"], group["candidate_kind"], strict=True) if name == kind]
 
 
-def test_each_step_has_its_rows_fresh_negatives_and_the_same_ones_after_a_restart(stream, data):
-    mine = stream()
-    steps = dict(mine.groups(0))
+def test_each_step_has_its_rows_fresh_negatives_and_the_same_ones_after_a_restart(streamed, data):
+    mine, steps = streamed
     assert list(steps) == list(range(STEPS))
     ids = [row_id for row_id in read_table(data / "train")["id"].to_pylist() if row_id != f"{40:016x}"]
     times_seen = {}
@@ -107,9 +114,9 @@ def test_each_step_has_its_rows_fresh_negatives_and_the_same_ones_after_a_restar
             assert one["ref_logps"] == pytest.approx(two["ref_logps"], abs=1e-5)
 
 
-def test_what_was_streamed_can_be_looked_at(stream, tmp_path):
-    mine = stream()
-    groups = [group for _, groups in mine.groups(0) for group in groups]
+def test_what_was_streamed_can_be_looked_at(streamed, tmp_path):
+    mine, steps = streamed
+    groups = [group for step in range(STEPS) for group in steps[step]]
     out = tmp_path / "groups"
     summary = write_recorded(mine, out)
     assert summary["rows"] == len(groups) == STEPS * PROMPTS  # of so few steps all are kept
@@ -123,9 +130,9 @@ def test_what_was_streamed_can_be_looked_at(stream, tmp_path):
     assert stats["meanfield"]["tokens_per_second"] > 0
 
 
-def test_a_refreshed_stream_samples_from_the_policy_and_scores_with_the_reference(stream, reference, tmp_path):
+def test_a_refreshed_stream_samples_from_the_policy_and_scores_with_the_reference(streamed, stream, reference):
     """Steps 4 and 5 from another model, by the engine that was there before; 6 and 7 from one that equals the reference."""
-    from_reference = dict(stream().groups(0))
+    _, from_reference = streamed
     engine = {"kv_cache_gib": 0.25, "max_sequences": 16}
     mine = stream("refreshed", refresh_steps=2, negatives=COUNTS | {"autoregressive": 1}, engine=engine)
     arrived, over, engines = {}, threading.Event(), set()
