@@ -25,18 +25,19 @@ help: ## List the targets
 demo: install ## The whole pipeline on the embedded task, about ten minutes on two cores
 	$(BIN)/cpo-ray run configs/demo.yaml
 
-QUICK := not e2e and not gpu and not chaos
+# By two pytest workers, each on a core.
+QUICK := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not e2e and not gpu and not chaos"
 
 .PHONY: test
 test: lint ## Linters and every test but chaos; those that need a GPU are skipped, saying so, where there is none
 	@failed=0; \
-	$(BIN)/pytest -n 2 -m "$(QUICK)" || failed=1; \
-	$(BIN)/pytest -m "(e2e or gpu) and not chaos" || failed=1; \
+	$(QUICK) || failed=1; \
+	$(BIN)/pytest -n 2 --dist loadfile -m "(e2e or gpu) and not chaos" || failed=1; \
 	exit $$failed
 
 .PHONY: test-fast
 test-fast: install ## The tests that start neither Ray nor vLLM, under a minute
-	$(BIN)/pytest -n 2 -m "$(QUICK)"
+	$(QUICK)
 
 .PHONY: chaos
 chaos: install ## Kill workers, drivers and whole nodes over and over, and what else takes long: for hours

@@ -6,6 +6,7 @@ import torch
 from benchmarks import gpu
 
 
+@pytest.mark.e2e
 def test_it_runs_in_small_without_a_gpu(tmp_path):
     out = tmp_path / "gpu.json"
     gpu.main(["--tiny", "--device", "cpu", "--prompts", "4", "--batches", "1", "--out", str(out)])

@@ -8,6 +8,8 @@ from benchmarks.steps import STEPS, flops_saved, make_model, mle_like, pack_sepa
 from benchmarks.training import paired
 from cpo_ray.objective.packing import drop_padding, pack_groups
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture(scope="module")
 def batch():

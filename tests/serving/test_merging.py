@@ -245,6 +245,7 @@ def test_weights_that_do_not_add_up_are_refused(
         average_models(list(zip(pair, weights, strict=False)), tmp_path / "out")
 
 
+@pytest.mark.e2e
 def test_memory_does_not_grow_with_the_model(inputs: tuple[Path, Path], tmp_path: Path) -> None:
     numbers = 16 * 2**20  # 64 MiB in float32
     models = []
