@@ -3,13 +3,13 @@
 import psutil
 
 
-def engine_processes(below: psutil.Process | None = None) -> list[psutil.Process]:
-    """vLLM's engine processes below `below` (this process where not given).
+def engine_processes() -> list[psutil.Process]:
+    """vLLM's engine processes below this process.
 
     Told by their title, or by how they were started: a process whose first environment variable has been changed cannot
     take a title, and Ray hands its workers their variables in any order, so now and then an engine has none.
     """
-    return [process for process in (below or psutil.Process()).children(recursive=True) if _is_engine(process)]
+    return [process for process in psutil.Process().children(recursive=True) if _is_engine(process)]
 
 
 def _is_engine(process: psutil.Process) -> bool:
