@@ -68,7 +68,7 @@ def save_checkpoint(
 
 
 def clear_scratch() -> None:
-    """Remove what killed workers of this training have left on this node."""
+    """Remove what workers of this training that were killed, or could not store it, have left on this node."""
     if ray.train.get_context().get_local_rank() == 0:
         for folder in Path(tempfile.gettempdir()).glob(f"{_scratch()}*"):
             shutil.rmtree(folder)
