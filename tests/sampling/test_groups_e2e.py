@@ -25,6 +25,7 @@ from cpo_ray.sampling.reranking import rank_again
 from tests.engines import engine_processes
 from tests.flaky_server import KEY, serve_flaky
 from tests.sampling.small_world import CONTEXT, MAX_RESPONSE, ROWS
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -270,13 +271,8 @@ def test_a_full_object_store_changes_no_row(by_one_actor_each, data, reference, 
 
 
 def test_the_engine_is_gone_when_the_stage_is_over(made, ray):
-    deadline = time.monotonic() + 20
-    while engine_processes() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert engine_processes() == []
-    while ray.available_resources().get("CPU") != 8 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert ray.available_resources()["CPU"] == 8
+    assert eventually(lambda: engine_processes() == [])
+    assert eventually(lambda: ray.available_resources().get("CPU") == 8)
 
 
 def test_what_a_kind_gets_wrong_reaches_the_user_as_our_error(made, data, reference, tmp_path):

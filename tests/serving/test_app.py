@@ -1,7 +1,6 @@
 import json
 import random
 import shutil
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from cpo_ray.serving.app import Endpoint, drain, serve_models
 from cpo_ray.serving.deployments import build_application, engine_options, read_context, read_vocabulary
 from tests.engines import engine_processes
 from tests.serving.tiny_llama import write_tiny_llama
+from tests.waiting import eventually
 
 CONFIG = ServingConfig.model_validate({"start_timeout_s": 300, "engine": {"kv_cache_gib": 0.25, "max_sequences": 32}})
 SHARED = CONFIG.model_copy(update={"in_place": True})
@@ -198,10 +198,7 @@ def _check_that_clients_who_leave_block_nobody(endpoint: Endpoint) -> None:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{endpoint.url}/completions", json=body, headers=headers, timeout=0.05, trust_env=False)
     assert _post(endpoint, {"model": "tiny-1.00", "prompt": [1], "max_tokens": 2})["model"] == "tiny-1.00"
-    deadline = time.monotonic() + 30
-    while httpx.get(f"{endpoint.root}/health", headers=headers).json()["under_way"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    assert eventually(lambda: httpx.get(f"{endpoint.root}/health", headers=headers).json()["under_way"] == 0)
 
 
 def _check_that_odd_requests_harm_no_engine(endpoint: Endpoint) -> None:

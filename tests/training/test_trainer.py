@@ -28,6 +28,7 @@ from cpo_ray.training import trainer
 from cpo_ray.training.checkpoint import scratch_prefix
 from cpo_ray.training.models import load_model
 from tests.training.world import make_task, tampered, write_groups
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -345,8 +346,9 @@ def test_once_there_is_room_the_same_command_goes_on(world, cluster, undisturbed
 
 
 def test_nothing_is_left_running(cluster, tmp_path_factory):
-    assert ray.available_resources()["CPU"] == cluster.local_cpus
-    assert training_workers() == []
+    """Ray Train has told the driver how it ended before all of it is taken down."""
+    assert eventually(lambda: training_workers() == [])
+    assert eventually(lambda: ray.available_resources().get("CPU") == cluster.local_cpus)
     trainings = [folder for folder in tmp_path_factory.getbasetemp().rglob("*checkpoints") if folder.is_dir()]
     assert trainings
     assert scratch(trainings) == []
