@@ -4,6 +4,7 @@ import asyncio
 import email.utils
 import hashlib
 import json
+import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -13,7 +14,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from cpo_ray.artifacts import canonical, read_jsonl, write_atomically
-from cpo_ray.errors import ServiceError
+from cpo_ray.errors import ConfigError, ServiceError
 
 RETRIED = {408, 409, 425, 429}  # and every 5xx
 FIRST_WAIT_S = 0.5
@@ -29,6 +30,20 @@ class RefusedError(ServiceError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+def read_key(variable: str) -> str:
+    """The API key in an environment variable, without the blanks around it; empty where there is none.
+
+    Raises ConfigError, which does not show it, for a key that no HTTP header can carry.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"the key in the environment variable {variable} holds characters that an HTTP header cannot carry; use "
+            "printable ASCII"
+        )
+    return key
 
 
 class Client:
@@ -69,19 +84,15 @@ class Client:
             try:
                 response = await self.http.post(f"{self.url}{path}", json=body)
                 if response.is_success:
-                    answer = response.json()
-                    if isinstance(answer, dict):
-                        return answer
-                    problem = f"answered {type(answer).__name__}, not an object"
-                else:
-                    problem = f"HTTP {response.status_code}: {response.text[:300]}"
-                    if response.status_code not in RETRIED and not response.is_server_error:
-                        raise RefusedError(f"{self.url}{path} refused the request: {problem}", response.status_code)
-                    wanted = retry_after(response.headers.get("retry-after", ""))
-            except httpx.TransportError as error:
+                    return _read_object(response.content)
+                problem = f"HTTP {response.status_code}: {response.text[:300]}"
+                if response.status_code not in RETRIED and not response.is_server_error:
+                    raise RefusedError(f"{self.url}{path} refused the request: {problem}", response.status_code)
+                wanted = retry_after(response.headers.get("retry-after", ""))
+            except httpx.RequestError as error:
                 problem = f"{type(error).__name__}: {error}"
-            except json.JSONDecodeError as error:
-                problem = f"the answer is not JSON: {error}"
+            except _GarbageError as error:
+                problem = str(error)
             if wanted > LONGEST_RETRY_AFTER_S:
                 raise ServiceError(f"{self.url}{path} asks to wait {wanted:.0f} s ({problem}). Run again later.")
             if attempt < self.retries:
@@ -95,6 +106,22 @@ class Client:
             mine = max(now, self.next_turn)
             self.next_turn = mine + self.gap_s
             await asyncio.sleep(mine - now)
+
+
+class _GarbageError(Exception):
+    """A 200 that answers no JSON object."""
+
+
+def _read_object(content: bytes) -> dict[str, Any]:
+    """The JSON object, each half of a UTF-16 pair that stands alone in it replaced by `?`: no file could hold it."""
+    try:
+        answer = json.loads(content)
+        answer = json.loads(json.dumps(answer, ensure_ascii=False).encode(errors="replace"))
+    except (ValueError, RecursionError) as error:
+        raise _GarbageError(f"the answer is not JSON: {error}") from None
+    if not isinstance(answer, dict):
+        raise _GarbageError(f"answered {type(answer).__name__}, not an object")
+    return answer
 
 
 def jittered(attempt: int) -> float:

@@ -18,7 +18,7 @@ class Service:
     """What the server does, and what it saw."""
 
     url: str = ""
-    answer: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {}
+    answer: Callable[[dict[str, Any]], dict[str, Any] | bytes] = lambda _: {}  # bytes are sent as they are
     failing: float = 0.0
     retry_after: str = "0"
     status: int = 0  # answer every request with this status instead
@@ -72,8 +72,8 @@ class Handler(BaseHTTPRequestHandler):
             self.service.answered.append(body)
             self.reply(200, self.service.answer(body))
 
-    def reply(self, status: int, content: dict[str, Any]) -> None:
-        data = json.dumps(content).encode()
+    def reply(self, status: int, content: dict[str, Any] | bytes) -> None:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(data)))
         if status == 429:
@@ -92,7 +92,7 @@ class Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serve_flaky(
-    answer: Callable[[dict[str, Any]], dict[str, Any]], failing: float = 0.0, retry_after: str = "0"
+    answer: Callable[[dict[str, Any]], dict[str, Any] | bytes], failing: float = 0.0, retry_after: str = "0"
 ) -> Iterator[Service]:
     """`answer(body)` is sent for all but a share `failing` of the requests: those get 429, 500 or a dropped connection."""
     service = Service(answer=answer, failing=failing, retry_after=retry_after)

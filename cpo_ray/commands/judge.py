@@ -1,7 +1,6 @@
 """`cpo-ray judge`: two files of answers to the same prompts, and a judge that says which are better."""
 
 import hashlib
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -168,9 +167,11 @@ def tell_summary(summary: dict[str, Any]) -> list[str]:
 
 
 def _read_key(config: JudgeConfig) -> str:
+    from cpo_ray.client import read_key
+
     if not config.url.startswith(("http://", "https://")):
         raise ConfigError(f"--judge-url {config.url}: expected http:// or https://, ending in /v1")
-    key = os.environ.get(config.key_variable, "").strip()
+    key = read_key(config.key_variable)
     if not key:
         raise ConfigError(
             f"the judge at {config.url} needs its key in the environment variable {config.key_variable}; "

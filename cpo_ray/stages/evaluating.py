@@ -1,7 +1,6 @@
 """The stages that evaluate models: what they answer, what a judge, a reward model and MAUVE say of it, and the page."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -203,9 +202,11 @@ def _judge(run: Run, examples: Path) -> Iterator[tuple[str, str, str]]:
 
 def judge_key(config: JudgeConfig) -> str | None:
     """The judge's key from the environment; None for the oracle, which needs none. Raises ConfigError where it is missing."""
+    from cpo_ray.client import read_key
+
     if config.url == "oracle":
         return None
-    key = os.environ.get(config.key_variable)
+    key = read_key(config.key_variable)
     if not key:
         raise ConfigError(f"the judge at {config.url} needs its key in the environment variable {config.key_variable}")
     return key
