@@ -5,7 +5,6 @@ refusal or an exhausted budget costs no GPU time, and the estimate is told befor
 """
 
 import asyncio
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from cpo_ray.artifacts import Summary
-from cpo_ray.client import Client, Journal, RefusedError, content_key, jittered, run_bounded
+from cpo_ray.client import Client, Journal, RefusedError, content_key, jittered, read_key, run_bounded
 from cpo_ray.config import RunConfig, UnhelpfulConfig
 from cpo_ray.errors import ConfigError, DataError, ServiceError
 from cpo_ray.progress import say
@@ -73,7 +72,7 @@ def add_unhelpful(
     enough rows.
     """
     settings = config.sampling.unhelpful
-    key = os.environ.get(settings.key_variable)
+    key = read_key(settings.key_variable)
     if not key or settings.url is None:
         raise ConfigError(
             f"the API of unhelpful negatives at {settings.url} needs its key in the environment variable "
@@ -187,19 +186,30 @@ class Writer:
             if self.failure is not None:
                 raise self.failure
             self.budget.reserve(reserved)
-            reply = await client.post("/chat/completions", question.body)
+            try:
+                reply = await client.post("/chat/completions", question.body)
+            except ServiceError:
+                self.budget.settle(reserved, Usage())
+                raise
             text = _read_text(reply)
             counted = Usage(1, question.tokens, len(self.encode(text)) if text else 0)
             used = _read_usage(reply) or counted
             self.budget.settle(reserved, used)
             if text is not None:
                 return text, used
+            self.keep_charge(question, used)
             await asyncio.sleep(jittered(attempt))
         raise ServiceError(
             f"sampling.unhelpful.url: the answers for row {question.row} are no chat completions, after "
             f"{1 + self.settings.retries} tries: {str(reply)[:300]}. What was answered before is kept; the same command goes "
             "on."
         )
+
+    def keep_charge(self, question: Question, used: Usage) -> None:
+        """A reply that is no answer may have been billed all the same: the caps hold over restarts."""
+        number = sum(entry.get("instead_of") == question.key for entry in self.journal.entries.values())
+        charge = {"instead_of": question.key, "usage": vars(used)}
+        self.journal.add(content_key([question.key, number]), charge)
 
     def encode(self, text: str) -> Tokens:
         """The text as a continuation, as the golds were made."""

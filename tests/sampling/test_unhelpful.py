@@ -209,6 +209,15 @@ def test_garbage_is_asked_for_again(tmp_path):
     assert all(negatives(selection))
 
 
+def test_the_caps_count_garbage_over_restarts(tmp_path):
+    """It may have been billed, whatever it says."""
+    with serve_flaky(lambda _: GARBAGE[2]) as service:
+        for ends in ("no chat completions", "no chat completions", "24 requests, .* spent already: .*max_requests 30"):
+            with pytest.raises((ServiceError, ConfigError), match=ends):
+                write(service, tmp_path, max_requests=30, retries=2, concurrency=4)
+        assert len(service.answered) == 24
+
+
 @pytest.mark.parametrize("garbage", GARBAGE, ids=str)
 def test_an_api_that_answers_only_garbage_ends_it_and_shows_some(tmp_path, garbage):
     with (
@@ -251,6 +260,23 @@ def test_a_row_with_empty_answers_follows_on_bad_row(tmp_path, empty):
 def test_when_no_row_has_an_answer_nothing_is_made(tmp_path):
     with serve_flaky(lambda _: say(None)) as service, pytest.raises(DataError, match="and 11 more of 12: no unhelpful"):
         write(service, tmp_path, redraws=0, on_bad_row="quarantine")
+
+
+def test_rows_that_are_refused_leave_the_budget_to_others(tmp_path):
+    """Refusals cost nothing: three of twelve rows leave room for three answers that have to be drawn again."""
+    first = set()
+
+    def repeat_three(body):
+        about = asked_about(body)
+        if about < "06" and about not in first:
+            first.add(about)
+            return say(about)
+        return not_that(body)
+
+    with serve_flaky(repeat_three) as service:
+        service.refuse = lambda body: 400 if asked_about(body) < "03" else 0
+        selection, summary, _ = write(service, tmp_path, max_requests=12, on_bad_row="quarantine", concurrency=1)
+    assert (len(selection.table), summary["answers"]) == (9, 12)
 
 
 def test_the_key_is_asked_for_and_told_nobody(tmp_path, monkeypatch, capsys):
