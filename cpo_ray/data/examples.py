@@ -103,6 +103,8 @@ def _cut(drafts: Sequence[Draft], eos: int, data: DataConfig, cuts: Cuts) -> Ite
 
 
 def _write_quarantine(path: Path, bad_rows: Sequence[BadRow]) -> None:
+    """In the order of the files: parts are read side by side, and the first to be done is another each time."""
+    bad_rows = sorted(bad_rows, key=lambda row: (row.file, row.line or 0, row.byte or 0))
     with write_atomically(path) as temporary:
         lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad_rows]
         temporary.write_text("".join(lines), encoding="utf-8")

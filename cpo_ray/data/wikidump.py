@@ -75,9 +75,11 @@ def read_wikidump(file: IO[bytes], name: str) -> Iterator[Article | BadRow]:
 def plain_text(wikitext: str) -> str:
     """What a reader would read: no templates, tables, footnotes, pictures, formulas or categories; links by their words.
 
-    Paragraphs and headings are separated by a blank line. Raises mwparserfromhell's ParserError where it gives up.
+    Paragraphs and headings are separated by a blank line. An entity that stands for no character (half a UTF-16 pair)
+    becomes U+FFFD. Raises mwparserfromhell's ParserError where it gives up.
     """
     text = "".join(_strip(mwparserfromhell.parse(wikitext)))
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # joins pairs that were written in halves
     text = LONE_COMMA.sub(r"\1", EMPTY_BRACKETS.sub("", BLANKS.sub(" ", text)))
     paragraphs = (
         "\n".join(stripped for line in paragraph.split("\n") if (stripped := line.strip()))

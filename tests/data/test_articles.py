@@ -8,8 +8,9 @@ from transformers import AutoTokenizer
 from cpo_ray.artifacts import Summary, read_jsonl, read_table
 from cpo_ray.config import RunConfig
 from cpo_ray.configfile import parse_config
+from cpo_ray.data import articles
 from cpo_ray.data.examples import needs_ray, prepare_examples
-from cpo_ray.data.reading import PARALLEL_BYTES
+from cpo_ray.data.reading import PARALLEL_BYTES, read_chunks
 from cpo_ray.data.tokenization import train_tokenizer
 from cpo_ray.errors import DataError
 from cpo_ray.records import EXAMPLE_SCHEMA
@@ -148,6 +149,23 @@ def test_a_tokenizer_without_offsets_is_refused(
     monkeypatch.setattr(articles, "make_tokenizer", lambda *args: slow)
     with pytest.raises(DataError, match="does not tell which characters a token stands for"):
         prepare_examples(configure(wiki, tokenizer), tmp_path)
+
+
+def test_what_is_quarantined_has_one_order(
+    wiki: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts that are read side by side come in any order."""
+    (tmp_path / "parts").mkdir()
+    whole = wiki.read_bytes()
+    for number, content in enumerate([whole[:-20], whole[:-21], whole]):
+        (tmp_path / f"parts/{number}.xml.bz2").write_bytes(content)
+    config = configure(tmp_path / "parts", tokenizer, on_bad_row="quarantine")
+    prepare_examples(config, tmp_path / "one")
+    monkeypatch.setattr(articles, "read_chunks", lambda *arguments: reversed(list(read_chunks(*arguments))))
+    prepare_examples(config, tmp_path / "other")
+    one, other = (tmp_path / out / "quarantine.jsonl" for out in ("one", "other"))
+    assert len(read_jsonl(one)) == 2
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_too_few_articles_show_the_arithmetic(wiki: Path, tokenizer: Path, tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ def test_a_deleted_text_is_no_article() -> None:
         ("The word ({{lang|gr|x}}, {{IPA|y}}) means {{w}}, well", "The word means, well"),
         ("Intro.\n== Life ==\nBorn.\n\n\n\n=== Late ===\n* one\n* two", "Intro.\n\nLife\n\nBorn.\n\nLate\n\none\ntwo"),
         ("[https://x.org A site] &amp; a&nbsp;&szlig; [https://x.org]", "A site & a ß"),
+        ("a &#xD83D;&#xDE00; b &#xD83D;c &#xDE00;d", "a \N{GRINNING FACE} b \ufffdc \ufffdd"),
         ("<nowiki>[[kept]]</nowiki> {{unclosed", "[[kept]] {{unclosed"),
         ("", ""),
     ],
