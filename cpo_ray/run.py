@@ -67,12 +67,12 @@ class Run:
             say(f"  [yellow]warning[/] {escape(warning)}")
         return artifact
 
-    def find_like(self, name: str, inputs: dict[str, Any], but: str) -> Artifact | None:
-        """A finished artifact, of this run or of the store, whose inputs differ from these in the dotted key `but` alone."""
-        own = find_artifact(self.root, name)
-        wanted = _flatten(json.loads(canonical(inputs))) | {but: None}
+    def find_like(self, name: str, inputs: dict[str, Any], *but: str) -> Artifact | None:
+        """A finished artifact, of this run or of the store, whose inputs differ from these in the dotted keys `but` alone."""
+        own, left_out = find_artifact(self.root, name), dict.fromkeys(but)
+        wanted = _flatten(json.loads(canonical(inputs))) | left_out
         for artifact in [*([own] if own else []), *(self.store.every(name) if self.store else [])]:
-            if _flatten(artifact.manifest.inputs) | {but: None} == wanted:
+            if _flatten(artifact.manifest.inputs) | left_out == wanted:
                 return artifact
         return None
 

@@ -12,6 +12,7 @@ import pytest
 from cpo_ray import artifacts
 from cpo_ray.artifacts import (
     find_artifact,
+    hash_directories,
     lock_run,
     make_artifact,
     read_jsonl,
@@ -222,6 +223,19 @@ def test_another_bad_line_is_named(tmp_path):
     path.write_bytes(b'{"a": 1}\n{"a"\n{"a": 2}\n')
     with pytest.raises(ArtifactError, match=r"x\.jsonl:2 is not JSON"):
         read_jsonl(path)
+
+
+def test_a_directory_is_told_by_what_loaders_read_of_it(tmp_path):
+    model = tmp_path / "model"
+    (model / ".cache").mkdir(parents=True)
+    (model / "weights").write_text("1")
+    before = hash_directories(model=str(model), hub="some/model", none=None)
+    assert list(before) == ["model"]
+    (model / ".cache" / "lock").touch()
+    (model / "README.md").write_text("a model card")
+    assert hash_directories(model=str(model)) == before
+    (model / "weights").write_text("2")
+    assert hash_directories(model=str(model)) != before
 
 
 def test_a_folder_without_tables_is_named(tmp_path):

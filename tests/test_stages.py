@@ -5,6 +5,7 @@ from cpo_ray.artifacts import read_jsonl
 from cpo_ray.client import write_rows
 from cpo_ray.cluster import LazyRay
 from cpo_ray.config import RunConfig
+from cpo_ray.data import examples
 from cpo_ray.evaluation import reward_pool
 from cpo_ray.run import open_run
 
@@ -43,3 +44,16 @@ def test_the_reward_stage_scores_every_answer_of_every_model_once(tmp_path, monk
         rows = read_jsonl(tmp_path / "generations" / "mle" / "greedy.jsonl")
     each = {"greedy": rows, "top_p": rows}
     assert asked == [({"mle": each, "cpo": each}, "some/model")]
+
+
+def test_data_are_made_again_where_the_tokenizer_in_a_directory_changed(tmp_path, monkeypatch):
+    made: list[Any] = []
+    monkeypatch.setattr(examples, "prepare_examples", lambda config, out: made.append(out) or {})
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    config = RunConfig.model_validate({"name": "x", "data": {"tokenizer": {"path": str(tokenizer)}}})
+    with open_run(config, tmp_path / "run", accept_changes=False) as run:
+        for vocabulary, times in (("a", 1), ("a", 1), ("a b", 2)):
+            (tokenizer / "tokenizer.json").write_text(vocabulary)
+            stages.data(run)
+            assert len(made) == times

@@ -94,12 +94,15 @@ def test_of_two_that_keep_the_same_the_first_stays(tmp_path):
     assert len(list((tmp_path / "store" / "data").iterdir())) == 1
 
 
-def test_an_artifact_that_differs_in_one_key_is_found(two_runs):
+def test_an_artifact_that_differs_in_such_keys_alone_is_found(two_runs):
     one, two = two_runs
     inputs = {"sampling": {"embedder": "minilm", "top_k": 50}, "seed": 1}
     one.make("groups/train", inputs, builder([]))
     other = json.loads(json.dumps(inputs))
     other["sampling"]["embedder"] = "larger"
+    other["embedder"] = "its hash"
+    keys = ("sampling.embedder", "embedder")
     for run in (one, two):
-        assert run.find_like("groups/train", other, but="sampling.embedder").manifest.inputs == inputs
-        assert run.find_like("groups/train", other | {"seed": 2}, but="sampling.embedder") is None
+        assert run.find_like("groups/train", other, *keys).manifest.inputs == inputs
+        assert run.find_like("groups/train", other, "sampling.embedder") is None
+        assert run.find_like("groups/train", other | {"seed": 2}, *keys) is None

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cpo_ray.artifacts import Artifact, Summary, canonical
+from cpo_ray.artifacts import Artifact, Summary, canonical, hash_directories
 from cpo_ray.cluster import Bundle
 from cpo_ray.config import (
     ObjectiveConfig,
@@ -39,7 +39,8 @@ def data(run: Run) -> None:
             run.ray.ensure()
         return prepare_examples(run.config, out)
 
-    run.make("data", {"seed": run.config.seed, "data": stage_inputs(config), "files": files}, build)
+    inputs = {"seed": run.config.seed, "data": stage_inputs(config), "files": files}
+    run.make("data", inputs | hash_directories(tokenizer=config.tokenizer.path), build)
 
 
 def reference(run: Run) -> None:
@@ -50,7 +51,8 @@ def reference(run: Run) -> None:
     config, tokenizer = run.config.model, examples.path / "tokenizer"
     if config.path is not None:
         start = str(Path(config.path).resolve()) if Path(config.path).is_dir() else config.path
-        _train(run, "reference", run.config.reference, start, examples, {"model": config.path})
+        made_from = {"model": config.path} | hash_directories(model_files=config.path)
+        _train(run, "reference", run.config.reference, start, examples, made_from)
         return
     inputs = {"model": stage_inputs(config), "data": examples.fingerprint, "seed": run.config.seed}
     initial = run.make("models/initial", inputs, lambda out: initialize_model(config, tokenizer, run.config.seed, out))
@@ -71,7 +73,7 @@ def sampling(run: Run) -> None:
 
     def make(split: str, config: RunConfig, rows: int, inputs: dict[str, Any]) -> None:
         # What differs in the embedder alone differs in the ranks alone.
-        like = run.find_like(f"groups/{split}", inputs, but="sampling.embedder")
+        like = run.find_like(f"groups/{split}", inputs, "sampling.embedder", "embedder")
 
         def build(out: Path) -> Summary:
             run.ray.ensure(sampling_needs(run.config))
@@ -187,6 +189,7 @@ def _sampling_inputs(
         "precision": run.config.training.precision,
         "data": examples.fingerprint,
         "reference": reference_model.fingerprint,
+        **hash_directories(embedder=sampling.embedder),
     }
 
 
