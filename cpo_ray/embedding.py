@@ -16,6 +16,21 @@ BUNDLED = "minilm"
 BATCH_TEXTS = 32  # on one core the fastest of 8 to 128: larger batches outgrow its cache, smaller ones waste calls
 
 
+def check_embedder(name: str) -> None:
+    """Raise ConfigError where `load_embedder` would find no such model. Loads no weights."""
+    from transformers.utils.hub import has_file
+
+    if name == BUNDLED:
+        return
+    try:
+        if any(has_file(name, file) for file in ("modules.json", "config.json")):
+            return
+        reason = "it has neither modules.json nor config.json, or the hub cannot be reached"
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise _no_embedder(name, reason)
+
+
 def load_embedder(name: str, device: str | None = None) -> "SentenceTransformer":
     """Load `minilm` (all-MiniLM-L6-v2, bundled, no network), a sentence-transformers directory, or a hub id.
 
@@ -31,11 +46,8 @@ def load_embedder(name: str, device: str | None = None) -> "SentenceTransformer"
             return SentenceTransformer(str(folder), local_files_only=True, **options)
     try:
         return SentenceTransformer(name, local_files_only=Path(name).is_dir(), **options)
-    except OSError as error:
-        raise ConfigError(
-            f"embedder {name}: neither `{BUNDLED}`, nor a sentence-transformers directory, nor a model that the hub "
-            f"gives ({error})"
-        ) from None
+    except (OSError, ValueError) as error:
+        raise _no_embedder(name, str(error)) from None
 
 
 def embed_texts(embedder: "SentenceTransformer", texts: list[str]) -> npt.NDArray[np.float32]:
@@ -49,3 +61,10 @@ def embed_texts(embedder: "SentenceTransformer", texts: list[str]) -> npt.NDArra
         texts, batch_size=BATCH_TEXTS, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
     )
     return np.asarray(embeddings, dtype=np.float32)
+
+
+def _no_embedder(name: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"embedder {name}: neither `{BUNDLED}`, nor a sentence-transformers directory, nor a model that the hub gives "
+        f"({reason})"
+    )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cpo_ray.embedding import embed_texts, load_embedder
+from cpo_ray.embedding import check_embedder, embed_texts, load_embedder
 from cpo_ray.errors import ConfigError
 
 
@@ -33,5 +33,14 @@ def test_no_texts_give_no_rows(embedder):
 
 def test_an_unknown_embedder_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ConfigError, match=r"embedder .*missing: neither `minilm`"):
-        load_embedder(str(tmp_path / "missing"))
+    (tmp_path / "empty").mkdir()
+    for name in ("missing", "empty"):
+        for find in (load_embedder, check_embedder):
+            with pytest.raises(ConfigError, match=rf"embedder .*{name}: neither `minilm`"):
+                find(str(tmp_path / name))
+
+
+def test_what_can_be_loaded_passes_the_check(embedder, tmp_path):
+    embedder.save(str(tmp_path / "mine"))
+    for name in ("minilm", str(tmp_path / "mine")):
+        check_embedder(name)
