@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from cpo_ray.artifacts import STATS, Summary, read_table, write_json, write_table
 from cpo_ray.config import RunConfig
+from cpo_ray.embedding import check_embedder
 from cpo_ray.raydata import plain_errors
 from cpo_ray.records import GROUP_SCHEMA
 from cpo_ray.sampling.flow import finished_units
@@ -22,7 +23,7 @@ from cpo_ray.sampling.kinds import load_kinds
 from cpo_ray.sampling.pools import SAMPLING_ACTOR, with_absolute_paths
 from cpo_ray.sampling.reference import Reference, draw_limits, read_reference
 from cpo_ray.sampling.responses import load_tokenizer
-from cpo_ray.sampling.selection import Selection, select_rows
+from cpo_ray.sampling.selection import Batches, Selection, select_rows
 from cpo_ray.sampling.stats import Tally, count_candidates, equal_share, warnings, with_redraws
 from cpo_ray.sampling.unhelpful import add_unhelpful
 from cpo_ray.sampling.units import Unit, draw_unit, read_units
@@ -41,6 +42,10 @@ class Shard:
     start: int
     stop: int
 
+    def rows_of(self, table: pa.Table) -> pa.Table:
+        """Its rows among all."""
+        return table.slice(self.start, self.stop - self.start)
+
 
 def make_groups(
     config: RunConfig, data: Path, reference: Path, out: Path, on_rows: OnRows, *, split: str = "train"
@@ -57,7 +62,7 @@ def make_groups(
     config = with_absolute_paths(config)
     model, selection, asked = prepare(config, data / split, reference, out.parent)
     shards = plan_shards(out, len(selection.table), config.sampling.shard_rows)
-    missing = [shard for shard in shards if not _is_finished(shard, selection.table)]
+    missing = [shard for shard in shards if not is_finished(shard.path, shard.rows_of(selection.table))]
     kept = sum(shard.stop - shard.start for shard in shards if shard not in missing)
     if kept:
         on_rows(kept)
@@ -68,18 +73,21 @@ def make_groups(
     return _summarize(config, selection, shards, out, tally, asked)
 
 
-def prepare(config: RunConfig, rows: Path, reference: Path, folder: Path) -> tuple[Reference, Selection, Summary]:
+def prepare(
+    config: RunConfig, rows: Path, reference: Path, folder: Path, batches: Batches | None = None
+) -> tuple[Reference, Selection, Summary]:
     """Before any actor starts: the reference, the rows with their unhelpful negatives, and what asking for these took.
 
-    rows: examples. folder: where the answers to what was asked are kept.
+    rows: examples. folder: where the answers to what was asked are kept. batches: see `select_rows`.
     """
     load_kinds(config.sampling)  # what is wrong with them is told first
+    check_embedder(config.sampling.embedder)
     model = read_reference(reference.resolve())
-    selection = select_rows(read_table(rows), config, model.context, model.eos)
+    selection = select_rows(read_table(rows), config, model.context, model.eos, batches)
     if not config.sampling.negatives.unhelpful:
         return model, selection, {}
-    selection, asked = add_unhelpful(selection, config, load_tokenizer(model.path), folder / "unhelpful.answers")
-    return model, selection, asked
+    tokenizer, answers = load_tokenizer(model.path), folder / "unhelpful.answers"
+    return model, *add_unhelpful(selection, config, tokenizer, answers, batches)
 
 
 def plan_shards(out: Path, rows: int, shard_rows: int) -> list[Shard]:
@@ -88,9 +96,14 @@ def plan_shards(out: Path, rows: int, shard_rows: int) -> list[Shard]:
         Shard(out / f"part-{number:05d}.parquet", start, min(start + shard_rows, rows))
         for number, start in enumerate(range(0, rows, shard_rows))
     ]
-    for stray in set(out.glob("*.parquet")) - {shard.path for shard in shards}:
-        stray.unlink()
+    delete_strays(out, {shard.path for shard in shards})
     return shards
+
+
+def delete_strays(out: Path, shards: set[Path]) -> None:
+    """Delete the files in `out` that are none of these shards: another plan's."""
+    for stray in set(out.glob("*.parquet")) - shards:
+        stray.unlink()
 
 
 def groups_dataset(config: RunConfig, selection: Selection, reference: Reference, starts: Sequence[int]) -> "Dataset":
@@ -142,12 +155,9 @@ def _finished_units(units: "Dataset") -> Generator[Unit, None, None]:
         yield from read_units(batch)
 
 
-def _is_finished(shard: Shard, table: pa.Table) -> bool:
-    """Whether the shard's file is there and holds these very rows."""
-    if not shard.path.is_file():
-        return False
-    ids = pq.read_table(shard.path, columns=["id"])["id"]
-    return bool(ids.equals(table["id"].slice(shard.start, shard.stop - shard.start)))
+def is_finished(shard: Path, rows: pa.Table) -> bool:
+    """Whether the shard's file is there and holds these very rows, told by their ids."""
+    return shard.is_file() and bool(pq.read_table(shard, columns=["id"])["id"].equals(rows["id"]))
 
 
 def _summarize(

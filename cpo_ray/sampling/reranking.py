@@ -9,9 +9,10 @@ import ray
 
 from cpo_ray.artifacts import STATS, Artifact, Summary, write_json, write_table
 from cpo_ray.config import RunConfig
+from cpo_ray.embedding import check_embedder
 from cpo_ray.raydata import LOGICAL_CPUS, configure, plain_errors
 from cpo_ray.records import GROUP_SCHEMA
-from cpo_ray.sampling.groups import OnRows
+from cpo_ray.sampling.groups import OnRows, delete_strays, is_finished
 from cpo_ray.sampling.pools import SAMPLING_ACTOR, actor_options, with_absolute_paths
 from cpo_ray.sampling.ranking import Ranker
 from cpo_ray.sampling.stats import count_candidates
@@ -21,12 +22,14 @@ from cpo_ray.sampling.units import begin_unit, read_units, write_units
 def rank_again(config: RunConfig, groups: Artifact, reference: Path, out: Path, on_rows: OnRows) -> Summary:
     """Write into `out` the groups artifact `groups` with `similarity` and `rank` by the configured embedder.
 
-    Shards keep their bounds; those that are in `out` already are kept. reference: the model whose tokenizer turns
-    candidates into text. on_rows(n): called as n more rows are done. Ray must be initialised.
+    Shards keep their bounds; those that are in `out` already, with these bounds, are kept. reference: the model whose
+    tokenizer turns candidates into text. on_rows(n): called as n more rows are done. Ray must be initialised.
     """
     config, reference = with_absolute_paths(config), reference.resolve()
+    check_embedder(config.sampling.embedder)
     shards = sorted(groups.path.glob("*.parquet"))
-    missing = [shard for shard in shards if not (out / shard.name).is_file()]
+    delete_strays(out, {out / shard.name for shard in shards})
+    missing = [shard for shard in shards if not is_finished(out / shard.name, pq.read_table(shard, columns=["id"]))]
     on_rows(sum(pq.ParquetFile(shard).metadata.num_rows for shard in shards if shard not in missing))
     tables = [ray.put(pq.read_table(shard)) for shard in missing]
 

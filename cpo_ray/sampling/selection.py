@@ -1,7 +1,7 @@
 """Which training rows become groups, and in what shape their prompts do."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,9 @@ from cpo_ray.sampling.batch import too_few
 from cpo_ray.sampling.truncation import MINIMUM_TOKENS
 from cpo_ray.sampling.units import windows
 
+Batches = Callable[[int], Iterable[tuple[Sequence[int], int]]]
+"""Of n rows: those that exchange responses, and the first that is drawn for; one pair for each unit."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -25,11 +28,14 @@ class Selection:
     left_out: dict[str, int]  # reason -> rows
 
 
-def select_rows(table: pa.Table, config: RunConfig, context: int, eos: int) -> Selection:
+def select_rows(
+    table: pa.Table, config: RunConfig, context: int, eos: int, batches: Batches | None = None
+) -> Selection:
     """Take the first `sampling.rows` rows and set aside those that no group can be made of.
 
     Such a row follows `data.on_bad_row`: DataError naming it, or left out with a count. A prompt that would leave no
     room for `data.max_response_tokens` in the reference's `context` keeps its last tokens, and is counted.
+    batches: those that the rows will be drawn in, if not the ones of `sampling.batch_rows` in a row.
     Raises ConfigError where the context has no room for a prompt at all, DataError where a batch has too few different
     responses for its batch negatives.
     """
@@ -50,12 +56,12 @@ def select_rows(table: pa.Table, config: RunConfig, context: int, eos: int) -> S
     table = table.filter(pa.array(usable)).combine_chunks()
     if len(table) == 0:
         raise DataError(f"no training row is left to make groups of: {left_out}")
-    check_batches(table, config)
+    check_batches(table, config, batches)
     truncated = int((_lengths(table, "prompt_ids") > room).sum())
     return Selection(table, room, truncated, left_out)
 
 
-def check_batches(table: pa.Table, config: RunConfig) -> None:
+def check_batches(table: pa.Table, config: RunConfig, batches: Batches | None = None) -> None:
     """Raise DataError, before any actor starts, for the first row whose batch has too few other responses to draw from."""
     wanted = config.sampling.negatives.batch
     if not wanted:
@@ -63,10 +69,16 @@ def check_batches(table: pa.Table, config: RunConfig) -> None:
     values = table["response_ids"].combine_chunks().values.to_numpy(zero_copy_only=False)
     offsets = _offsets(table, "response_ids")
     responses = [values[start:stop].tobytes() for start, stop in itertools.pairwise(offsets)]
-    for first, start, stop in windows(len(table), config.sampling.batch_rows):
-        others = len(set(responses[first:stop])) - 1
+    for rows, first in (batches or _windows(config))(len(table)):
+        others = len({responses[row] for row in rows}) - 1
         if others < wanted:
-            raise too_few(table["id"][start].as_py(), others)
+            raise too_few(table["id"][first].as_py(), others)
+
+
+def _windows(config: RunConfig) -> Batches:
+    return lambda rows: (
+        (range(first, stop), start) for first, start, stop in windows(rows, config.sampling.batch_rows)
+    )
 
 
 Fault = Callable[[pa.Table], npt.NDArray[np.bool_]]

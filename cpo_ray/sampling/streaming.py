@@ -5,7 +5,7 @@ training that is continued sees what it would have seen.
 """
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +98,14 @@ def open_stream(config: RunConfig, data: Path, reference: Path, folder: Path, or
     config = with_absolute_paths(config)
     batch = config.sampling.model_copy(update={"batch_rows": config.training.prompts_per_step})
     config = config.model_copy(update={"sampling": batch})
-    model, selection, _ = prepare(config, data / "train", reference, folder.parent)
+
+    def batches(rows: int) -> Iterator[tuple[list[int], int]]:
+        at = order(rows)
+        for step in range(config.training.steps):
+            taken = at(step)
+            yield taken, taken[0]
+
+    model, selection, _ = prepare(config, data / "train", reference, folder.parent, batches)
     for each in ("policies", "recorded"):
         (folder / each).mkdir(parents=True, exist_ok=True)
     return Stream(

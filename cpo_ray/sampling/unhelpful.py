@@ -21,7 +21,7 @@ from cpo_ray.progress import say
 from cpo_ray.sampling.budget import Budget, Usage
 from cpo_ray.sampling.responses import Tokenizer, count_tokens, encode_responses
 from cpo_ray.sampling.seeding import draw_seed
-from cpo_ray.sampling.selection import Selection, check_batches
+from cpo_ray.sampling.selection import Batches, Selection, check_batches
 from cpo_ray.sampling.source import Tokens
 from cpo_ray.sampling.units import UNHELPFUL, UNHELPFUL_REDRAWS
 
@@ -58,11 +58,12 @@ class Answered:
 
 
 def add_unhelpful(
-    selection: Selection, config: RunConfig, tokenizer: Tokenizer, journal: Path
+    selection: Selection, config: RunConfig, tokenizer: Tokenizer, journal: Path, batches: Batches | None = None
 ) -> tuple[Selection, Summary]:
     """Ask for `sampling.negatives.unhelpful` responses to each row: they become two columns of the selected rows.
 
     tokenizer: the reference's. journal: the answers on disk, those of earlier attempts at this run included.
+    batches: see `select_rows`.
     An answer that is empty, equals the gold or an earlier one of its row is asked for anew, `sampling.redraws` times at the
     most; what then still repeats is kept. A row with nothing but empty answers, or one that the API refuses to answer (400,
     413 or 422), follows `data.on_bad_row`.
@@ -95,7 +96,7 @@ def add_unhelpful(
             "Set data.on_bad_row: quarantine to leave such rows out of the groups, with a count."
         )
     selection = _with_columns(selection, answered, lacking)
-    check_batches(selection.table, config)  # rows may have been left out
+    check_batches(selection.table, config, batches)  # rows may have been left out
     return selection, writer.summary(time.monotonic() - began)
 
 

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from cpo_ray.artifacts import read_table
+from cpo_ray.artifacts import read_table, write_table
 from cpo_ray.cluster import ray_cluster
 from cpo_ray.config import ClusterConfig, ObjectiveConfig, RunConfig
-from cpo_ray.errors import ConfigError
+from cpo_ray.errors import ConfigError, DataError
 from cpo_ray.objective.logprobs import candidate_logps
 from cpo_ray.objective.packing import pack_groups
 from cpo_ray.sampling.streaming import open_stream, write_recorded
@@ -20,6 +20,7 @@ from cpo_ray.training import trainer
 from cpo_ray.training.batches import Batches
 from cpo_ray.training.task import Task
 from tests.engines import engine_processes
+from tests.sampling.made_rows import make_table
 from tests.sampling.small_world import CONTEXT, MAX_RESPONSE, ROWS
 from tests.training.world import tampered
 
@@ -175,6 +176,20 @@ def test_a_refreshed_stream_samples_from_the_policy_and_scores_with_the_referenc
         under_policy = candidate_logps(policy, pack_groups([p for p, _ in samples], [[s] for _, s in samples]))
         under_reference = sum(group["ref_logps"][1] for group in groups)
         assert (under_policy.sum() > under_reference) == (step in (4, 5))
+
+
+def test_a_step_whose_rows_are_too_much_alike_is_told_before_anything_starts(reference, cluster, tmp_path):
+    """Every sixth row has the same response: no sixteen in a row are alike, but the third step takes those alone."""
+    table = make_table([[5, 0] if number % 6 == 0 else [6 + number, 0] for number in range(6 * PROMPTS)])
+    write_table(tmp_path / "train" / "part-00000.parquet", table)
+    config = make_config(negatives={"batch": 3, "meanfield": 0, "truncation": 0})
+
+    def alike_at(wanted):
+        return lambda rows: lambda step: list(range(0, rows, 6)) if step == wanted else list(range(PROMPTS))
+
+    with pytest.raises(DataError, match="have 0 different responses"):
+        open_stream(config, tmp_path, reference, tmp_path / "stream", alike_at(2))
+    open_stream(config, tmp_path, reference, tmp_path / "stream", alike_at(STEPS))
 
 
 def test_what_is_wrong_with_a_kind_is_told_before_anything_starts(stream):

@@ -41,6 +41,15 @@ def test_too_few_different_responses_name_the_row():
         select_rows(table, make_config(), context=32, eos=EOS)  # before any actor starts
 
 
+def test_the_rows_of_other_batches_are_looked_at_where_those_are_drawn():
+    """Ten rows of one response and ten of others: halves will not do, every second row will."""
+    table, config = make_table([*responses(1) * 10, *responses(10)]), make_config()
+    with pytest.raises(DataError, match=f"row {0:016x}: .* have 0 different responses"):
+        select_rows(table, config, 32, EOS, lambda rows: [(range(10), 0), (range(10, rows), 10)])
+    evenly = [(range(0, 20, 2), 0), (range(1, 20, 2), 1)]
+    assert len(select_rows(table, config, 32, EOS, lambda _: evenly).table) == 20
+
+
 def test_fewer_rows_than_batch_negatives_need_are_refused_before_anything_starts():
     with pytest.raises(DataError, match=r"have 2 different responses, .* Raise sampling\.batch_rows or lower"):
         select_rows(make_table(responses(3)), make_config(), context=32, eos=EOS)
