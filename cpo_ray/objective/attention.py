@@ -16,7 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from cpo_ray.objective.branches import Branch, BranchAttention, find_branches
-from cpo_ray.objective.packing import PackedGroups, drop_padding
+from cpo_ray.objective.packing import PackedGroups, drop_padding, widen
 
 TREE = "cpo_ray_tree"  # the name under which transformers finds `tree_attention` ...
 BRANCHES = "cpo_ray_branches"  # ... and `branch_attention`
@@ -52,6 +52,7 @@ def arrange(model: PreTrainedModel, packed: PackedGroups) -> tuple[PackedGroups,
     """The groups in the rows that suit the model's attention, and the mask in its form, as arguments of its decoder."""
     attention = model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
     if attention == TREE:
+        packed = widen(packed, BLOCK)
         return packed, {"attention_mask": tree_block_mask(packed.subtree_end_RN)}
     if attention == BRANCHES:
         one_row = drop_padding(packed)
@@ -125,13 +126,29 @@ def branch_attention(
 
 @cache
 def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=False)
+    return compile_kernel("inductor")
+
+
+def compile_kernel(backend: Any) -> Any:
+    """FlexAttention, compiled for a shape and then, once another one comes, for every number and length of rows.
+
+    Where it had to be compiled over and over, torch would give up and go on uncompiled, with every score in memory: that
+    is an error here.
+    """
+    compiled = torch.compile(flex_attention, backend=backend)
+
+    def attend(*tensors: Tensor, **options: Any) -> Any:
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # noqa: SLF001 - torch's documented knob
+            return compiled(*tensors, **options)
+
+    return attend
 
 
 def _try_kernel(heads: int, keys: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
-    """One forward and backward pass of the kernel in this shape."""
-    mask = tree_block_mask(torch.full((1, BLOCK), BLOCK, device=device))
-    shape = (1, heads, BLOCK, size), (1, keys, BLOCK, size), (1, keys, BLOCK, size)
-    query, key, value = (torch.zeros(s, dtype=dtype, device=device, requires_grad=True) for s in shape)
-    out, _ = tree_attention(nn.Module(), query, key, value, mask)
-    out.sum().backward()
+    """Forward and backward passes of the kernel, in one shape and then in others."""
+    for rows, width in ((1, BLOCK), (2, 2 * BLOCK), (3, 4 * BLOCK)):
+        mask = tree_block_mask(torch.full((rows, width), width, device=device))
+        shapes = ((rows, n, width, size) for n in (heads, keys, keys))
+        query, key, value = (torch.zeros(s, dtype=dtype, device=device, requires_grad=True) for s in shapes)
+        out, _ = tree_attention(nn.Module(), query, key, value, mask)
+        out.sum().backward()

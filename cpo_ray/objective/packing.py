@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 Tokens = list[int]
 
@@ -157,6 +158,22 @@ def pack_groups(
         member_candidate_M=torch.tensor(member_candidate),
         groups=len(prompts),
         candidates=k_candidates,
+    )
+
+
+def widen(packed: PackedGroups, multiple: int) -> PackedGroups:
+    """The same rows, padded to a length that is a multiple of so many tokens: for kernels that take blocks of them."""
+    rows, width = packed.input_ids_RN.shape
+    wide = -(-width // multiple) * multiple
+    extra = (0, wide - width)
+    alone = torch.arange(1, wide + 1, device=packed.source_S.device).repeat(rows, 1)
+    alone[:, :width] = packed.subtree_end_RN
+    return replace(
+        packed,
+        input_ids_RN=pad(packed.input_ids_RN, extra),
+        position_ids_RN=pad(packed.position_ids_RN, extra),
+        subtree_end_RN=alone,
+        source_S=packed.source_S // width * wide + packed.source_S % width,
     )
 
 

@@ -1,8 +1,19 @@
 import pytest
 import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AttentionInterface
 
-from cpo_ray.objective.attention import BRANCHES, TREE, tree_attention, tree_block_mask, tree_mask, use_tree_attention
+from cpo_ray.objective.attention import (
+    BLOCK,
+    BRANCHES,
+    TREE,
+    compile_kernel,
+    tree_attention,
+    tree_block_mask,
+    tree_mask,
+    use_tree_attention,
+)
 from cpo_ray.objective.logprobs import candidate_logps
 from cpo_ray.objective.packing import pack_groups
 from tests.objective.conftest import random_groups, tiny_model
@@ -43,6 +54,31 @@ def test_grouped_query_heads():
     torch.testing.assert_close(flex, dense.transpose(1, 2), rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_any_number_and_length_of_rows_takes_a_few_compilations():
+    """By default every microbatch has a length of its own. Compiled shape by shape, torch would give up after eight."""
+    counter = CompileCounterWithBackend("aot_eager")
+    attend = compile_kernel(counter)
+    for rows, blocks in [(4, 1), (3, 2), *((rows, blocks) for rows in (1, 2, 5) for blocks in (1, 3, 4, 6, 7))]:
+        width = blocks * BLOCK
+        query, key, value = torch.randn(3, rows, 2, width, 16)
+        attend(query, key, value, block_mask=tree_block_mask(torch.full((rows, width), width)))
+    assert counter.frame_count <= 5
+
+
+def test_a_kernel_that_torch_would_leave_uncompiled_is_an_error():
+    attend = compile_kernel("eager")
+
+    def attend_to(width):
+        query = torch.randn(1, 2, width, 16)
+        return attend(query, query, query, block_mask=tree_block_mask(torch.full((1, width), width)))
+
+    with torch._dynamo.config.patch(recompile_limit=1):
+        attend_to(BLOCK)
+        with pytest.raises(FailOnRecompileLimitHit):
+            attend_to(2 * BLOCK)
+
+
 def test_without_cuda_the_model_attends_by_branches():
     model = tiny_model("llama", torch.float32)
     assert use_tree_attention(model) is None
@@ -52,8 +88,9 @@ def test_without_cuda_the_model_attends_by_branches():
 @pytest.mark.gpu
 def test_the_compiled_kernel_agrees_with_sdpa(model_name):
     prompts, candidates = random_groups(seed=11)
-    packed = pack_groups(prompts, candidates, row_tokens=256).to("cuda")
+    shapes = [pack_groups(prompts, candidates, row_tokens=tokens).to("cuda") for tokens in (256, 384, 512, 700, 1024)]
     model = tiny_model(model_name, torch.float32).cuda()
-    dense = candidate_logps(model, packed)
+    dense = [candidate_logps(model, packed) for packed in shapes]
     assert use_tree_attention(model) is None
-    torch.testing.assert_close(candidate_logps(model, packed), dense, rtol=1e-3, atol=1e-3)
+    for packed, expected in zip(shapes, dense, strict=True):
+        torch.testing.assert_close(candidate_logps(model, packed), expected, rtol=1e-3, atol=1e-3)
