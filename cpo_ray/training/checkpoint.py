@@ -15,7 +15,7 @@ from typing import Any
 
 import ray.train
 import torch.distributed as dist
-from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
 from cpo_ray.artifacts import hash_file
 from cpo_ray.training.engine import to_universal
@@ -46,9 +46,9 @@ def save_checkpoint(
     """Save engine and cursor on every worker and report them to Ray Train, which makes them the latest checkpoint.
 
     metrics: `finished` (optimizer steps done) and, where it was measured, `validation_loss`. wait: return only when the
-    checkpoint is in the storage; else it is uploaded while training goes on. refuse(reason): called where the storage
-    is full. until_known: see `storage.uploader`. export(folder): called on rank 0, puts the model as it is now into the
-    checkpoint.
+    checkpoint is in the storage and Ray Train would begin from it; else it is uploaded while training goes on.
+    refuse(reason): called where the storage is full. until_known: see `storage.uploader`. export(folder): called on rank
+    0, puts the model as it is now into the checkpoint.
     """
     folder = Path(tempfile.mkdtemp(prefix=_scratch()))
     engine.save_checkpoint(str(folder), tag=TAG)
@@ -65,6 +65,8 @@ def save_checkpoint(
         delete_local_checkpoint_after_upload=True,
         checkpoint_upload_fn=uploader(refuse, until_known),
     )
+    if wait:  # Ray Train's controller hears of it later, and may be lost with its machine before that
+        ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
 
 
 def clear_scratch() -> None:

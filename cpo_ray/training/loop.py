@@ -10,9 +10,11 @@ import ray
 import torch
 import torch.distributed as dist
 
+from cpo_ray.config import TrainingConfig
 from cpo_ray.devices import peak_flops
 from cpo_ray.training.batches import deal
 from cpo_ray.training.checkpoint import clear_scratch, find_checkpoint, load_checkpoint, save_checkpoint
+from cpo_ray.training.departures import Departures
 from cpo_ray.training.engine import export_final, optimizer_step, set_learning_rate, start_engine
 from cpo_ray.training.memory import out_of_memory, peak_memory_gib
 from cpo_ray.training.microbatch import microbatch_loss
@@ -40,7 +42,8 @@ class Step:
 
     number: int  # from 1
     metrics: dict[str, Any]
-    save: bool  # a checkpoint is wanted now: the machine may go away
+    save: bool  # a checkpoint is wanted now, and then the end: the driver's machine may go away
+    ask: bool  # it is time to ask whether a worker's machine is about to go away
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -64,7 +67,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 
 
 def train(task: Task, board: Any) -> None:
-    """From the newest whole checkpoint to the last step, or to the step after which the machine may go away."""
+    """From the newest whole checkpoint to the last step, or to the step at which the driver was told to end."""
 
     def tell(line: str) -> None:
         if dist.get_rank() == 0:
@@ -79,7 +82,7 @@ def train(task: Task, board: Any) -> None:
     ray.get(board.begin.remote(finished, dist.get_rank()))
     if task.cuda:
         warn_of_slow_network(tell)
-    letter = board.save_wanted.remote()
+    letter, departures = board.save_wanted.remote(), Departures()
 
     def save_wanted() -> bool:
         return bool(ray.get(letter))
@@ -89,19 +92,25 @@ def train(task: Task, board: Any) -> None:
         open_source(task, finished) as source,
         profiling(task.profile, task.training.profile_steps, dist.get_rank(), tell) as step_is_over,
     ):
-        for step in training_steps(engine, source, task, finished, save_wanted):
+        for step in training_steps(engine, source, task, finished, save_wanted, departures.due):
             if dist.get_rank() == 0:
                 letter = board.record.remote({"stage": task.stage, "step": step.number, **step.metrics})
-            if step.save or step.number == task.training.steps or step.number % task.training.checkpoint_every == 0:
-                checkpoint(engine, held_out, task, step, board)
+            leaving = departures.ask() if step.ask else 0
+            if step.save or leaving or checkpoint_due(step.number, task.training):
+                checkpoint(engine, held_out, task, step, board, leaving)
             publish(engine, task, step.number)
             step_is_over()
             if step.save:
                 return
 
 
-def checkpoint(engine: Any, held_out: Rows | None, task: Task, step: Step, board: Any) -> None:
-    """Measure the validation loss, save, and tell the board."""
+def checkpoint_due(step: int, training: TrainingConfig) -> bool:
+    """Whether a checkpoint follows this step, whatever happens."""
+    return step == training.steps or step % training.checkpoint_every == 0
+
+
+def checkpoint(engine: Any, held_out: Rows | None, task: Task, step: Step, board: Any, leaving: int) -> None:
+    """Measure the validation loss, save, and tell the board. leaving: of the workers' machines, how many soon will."""
     last, first_worker = step.number == task.training.steps, dist.get_rank() == 0
     report: dict[str, Any] = {"finished": step.number}
     if held_out is not None:
@@ -118,7 +127,7 @@ def checkpoint(engine: Any, held_out: Rows | None, task: Task, step: Step, board
     save_checkpoint(
         engine,
         report,
-        wait=last or step.save,
+        wait=last or step.save or leaving > 0,
         refuse=lambda reason: ray.get(board.refuse.remote(reason)),
         until_known=until_known,
         export=(lambda folder: export_final(engine, task.model, folder)) if export else None,
@@ -127,12 +136,20 @@ def checkpoint(engine: Any, held_out: Rows | None, task: Task, step: Step, board
         board.reach.remote(step.number)
     if step.save and first_worker:
         ray.get(board.saved.remote(step.number))
+    if leaving and first_worker:
+        notice = f"{leaving} of the workers' machines will go away soon: saved at step {step.number}, going on"
+        ray.get(board.tell.remote(notice))
 
 
 def training_steps(
-    engine: Any, source: Source, task: Task, finished: int, save_wanted: Callable[[], bool] = lambda: False
+    engine: Any,
+    source: Source,
+    task: Task,
+    finished: int,
+    save_wanted: Callable[[], bool] = lambda: False,
+    asking_due: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step]:
-    """Take the optimizer steps after `finished`. save_wanted: asked once a step, on rank 0."""
+    """Take the optimizer steps after `finished`. save_wanted, asking_due: called once a step, on rank 0, for all."""
     config, workers = task.training, dist.get_world_size()
     microbatches = config.prompts_per_step // (workers * config.prompts_per_microbatch)
     shape, peak = engine.module.shape, peak_flops(config.precision) if task.cuda else None
@@ -148,7 +165,8 @@ def training_steps(
             engine.backward(microbatch_loss(engine, rows, microbatch, task, step, part, tally))
             if number == microbatches:
                 tally.add(broken_gradients=engine.module.broken_gradients)
-                tally.add(save=save_wanted() if dist.get_rank() == 0 else False)
+                if dist.get_rank() == 0:
+                    tally.add(save=save_wanted(), ask=asking_due())
                 sums = tally.over_workers()
                 check_step(sums, tally, rows, task, step, batch)
                 set_learning_rate(engine, learning_rate(config, step))
@@ -168,7 +186,7 @@ def training_steps(
             metrics["mfu"] = 3 * sum(costs) / (seconds * workers * peak)
         if step == 0 and task.objective is not None:
             metrics["expected_loss"] = sums["expected"] / len(batch)
-        yield Step(step + 1, metrics, bool(sums["save"]))
+        yield Step(step + 1, metrics, bool(sums["save"]), bool(sums["ask"]))
 
 
 def check_step(sums: dict[str, float], mine: Tally, rows: Rows, task: Task, step: int, batch: list[int]) -> None:

@@ -11,7 +11,7 @@ from cpo_ray.config import ObjectiveConfig
 from cpo_ray.objective.losses import gold_first, initial_cpo_loss, rank_accuracy, reward_margin
 
 NAMES = ["prompts", "targets", "tokens", "loss", "gold_logp", "gold_drift", "margin", "first", "order", "masked"]
-NAMES += ["expected", "broken", "broken_gradients", "save"]
+NAMES += ["expected", "broken", "broken_gradients", "save", "ask"]
 GOLD = "gold"
 
 

@@ -1,6 +1,7 @@
-"""A driver to be killed: `python -m tests.training.driver WORLD FOLDER STRUCK` trains into FOLDER/model.
+"""A driver to be killed: `python -m tests.training.driver WORLD FOLDER STRUCK [PAUSE SETTINGS]` trains into FOLDER/model.
 
-STRUCK is the JSON of a list of moments, [what, step, rank], at which a worker kills this process.
+STRUCK is the JSON of a list of moments, [what, step, rank], at which a worker kills this process. PAUSE: seconds that every
+step takes longer. SETTINGS: of the training, as JSON.
 """
 
 import json
@@ -16,9 +17,11 @@ from tests.training.world import make_task, tampered
 if __name__ == "__main__":
     world, folder = map(Path, sys.argv[1:3])
     struck = {(what, step): rank for what, step, rank in json.loads(sys.argv[3])}
-    trainer.train_worker = tampered(struck, folder, victim=os.getpid())
+    pause, settings = (float(sys.argv[4]), json.loads(sys.argv[5])) if sys.argv[4:] else (0.0, {})
+    trainer.train_worker = tampered(struck, folder, victim=os.getpid(), pause=pause)
     cluster = ClusterConfig(local_cpus=4, object_store_gib=0.2)
     with ray_cluster(cluster) as lazy:
         lazy.ensure()
         (folder / "model").mkdir(exist_ok=True)
-        trainer.train_model(make_task(world), cluster, folder / "checkpoints", folder / "model", print, print)
+        task = make_task(world, **settings)
+        trainer.train_model(task, cluster, folder / "checkpoints", folder / "model", print, print)
