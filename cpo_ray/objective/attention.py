@@ -135,9 +135,9 @@ def compile_kernel(backend: Any) -> Any:
     Where it had to be compiled over and over, torch would give up and go on uncompiled, with every score in memory: that
     is an error here.
     """
-    compiled = torch.compile(flex_attention, backend=backend)
+    compiled: Any = torch.compile(flex_attention, backend=backend)
 
-    def attend(*tensors: Tensor, **options: Any) -> Any:
+    def attend(*tensors: Tensor, **options: object) -> Any:
         with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # noqa: SLF001 - torch's documented knob
             return compiled(*tensors, **options)
 

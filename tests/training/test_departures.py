@@ -121,7 +121,7 @@ def drain(nodes, ip):
     asked = subprocess.run(
         [sys.executable, "-c", code, ip], env=environment, capture_output=True, text=True, check=True
     )
-    why = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=60"]
+    why = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=30"]
     command = [RAY, "drain-node", f"--address={nodes.gcs}", f"--node-id={asked.stdout.split()[-1]}", *why]
     subprocess.run(command, env=environment, check=True)
 
