@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cpo_ray.objective import logprobs
-from cpo_ray.objective.logprobs import candidate_logps, gold_logits, lm_head_weight, sample_edges
+from cpo_ray.objective.logprobs import EdgeLogProbs, candidate_logps, gold_logits, lm_head_weight, sample_edges
 from cpo_ray.objective.packing import pack_groups
 from tests.objective.conftest import random_groups, separate_logps, tiny_model
 
@@ -51,6 +51,17 @@ def test_log_probs_are_float32_under_bf16():
         packed = candidate_logps(model, pack_groups(prompts, candidates))
     assert packed.dtype == torch.float32
     torch.testing.assert_close(packed.double(), separate_logps(model, prompts, candidates), rtol=2e-2, atol=0.5)
+
+
+def test_logits_are_not_rounded_to_bf16():
+    """Near 100, bf16 knows every second half alone: a log-prob of such logits would be off by tenths of a nat."""
+    torch.manual_seed(6)
+    hidden, weight = torch.randn(20, 64).bfloat16(), torch.randn(50, 64).bfloat16()
+    hidden[:, 0], weight[:, 0] = 10, 10
+    source, target = torch.arange(20), torch.arange(20)
+    logp = EdgeLogProbs.apply(hidden, weight, source, target)
+    exact = (hidden.double() @ weight.double().T).log_softmax(-1)[source, target]
+    torch.testing.assert_close(logp.double(), exact, rtol=0, atol=1e-4)
 
 
 def test_gold_logits_predict_the_asked_positions(model_name):

@@ -8,12 +8,12 @@ import torch
 
 from cpo_ray.config import ObjectiveConfig, ScheduledSamplingConfig
 from cpo_ray.training.engine import start_engine
-from cpo_ray.training.loop import check_step, training_steps
+from cpo_ray.training.loop import check_step, initial_loss_tolerance, training_steps
 from cpo_ray.training.source import Stored
 from cpo_ray.training.tally import Tally
 from cpo_ray.training.task import Refusal, Rows
 from cpo_ray.training.validation import validate
-from tests.training.world import make_task
+from tests.training.world import make_task, write_groups
 
 pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.e2e]
 
@@ -49,6 +49,21 @@ def test_the_first_step_of_cpo(plain):
     assert last["rank_accuracy"] > 0.5
     assert last["memory_gib"] > 0.05
     assert "mfu" not in last  # a CPU's peak is not known
+
+
+def test_in_bf16_the_first_loss_passes_the_check_and_then_falls(world, tmp_path):
+    """The reference scored in bf16 too, its rows packed otherwise than a microbatch packs them."""
+    write_groups(world / "tied", tmp_path / "groups", precision="bf16")
+    first, *_, last = run(make_task(world, groups=tmp_path / "groups", workers=1, steps=4, precision="bf16"))[0]
+    assert first["loss"] == pytest.approx(math.lgamma(8), abs=0.2)
+    assert last["loss"] < first["loss"]
+
+
+def test_the_tolerance_grows_with_what_multiplies_the_noise():
+    ranked, plain = ObjectiveConfig(beta=5.0), ObjectiveConfig(beta=0.1, ranked=False)
+    assert initial_loss_tolerance("fp32", ranked, 12) == pytest.approx(1e-3 + 2 * 11 * 5 * 1e-5)
+    assert initial_loss_tolerance("bf16", ranked, 12) == pytest.approx(1e-3 + 2 * 11 * 5 * 0.03)
+    assert initial_loss_tolerance("bf16", plain, 2) == pytest.approx(1e-3 + 2 * 0.1 * 0.03)
 
 
 @pytest.mark.parametrize(

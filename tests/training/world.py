@@ -39,11 +39,11 @@ def make_world(root: Path) -> Path:
     return root
 
 
-def write_groups(model, folder, *, change=lambda rows: rows):
+def write_groups(model, folder, *, change=lambda rows: rows, precision="fp32"):
     """Random groups with their log-probs under `model`, and what `change` makes of the rows."""
     prompts, candidates = random_groups(seed=7, groups=32)
     with torch.no_grad():
-        logps = candidate_logps(load_model(model, "fp32"), pack_groups(prompts, candidates))
+        logps = candidate_logps(load_model(model, precision), pack_groups(prompts, candidates))
     rows = [
         {
             "id": f"row-{i}",
