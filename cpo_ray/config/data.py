@@ -64,8 +64,9 @@ class DataConfig(Section):
     """`synthetic` is embedded and needs no file; `dolly` reads databricks-dolly-15k's JSONL, `instructions` any JSONL with
     the fields named in `fields`, `wikidump` MediaWiki dumps (.xml.bz2), `text` plain text, from `path`."""
     path: str | None = None
-    """The data: a file, a folder, a pattern (`dumps/*.xml*.bz2`) or an fsspec URL of one (`s3://...`, `hf://datasets/...`).
-    Needed by every source but `synthetic`. Several large files are read in parallel."""
+    """The data: a file, a folder, a pattern (`dumps/*.xml*.bz2`) or an fsspec URL of one (`s3://...`, `hf://datasets/...`);
+    for `dolly` and `instructions` also a data set on the Hugging Face hub (`owner/name`). Needed by every source but
+    `synthetic`. Several large files are read in parallel."""
     fields: FieldsConfig = FieldsConfig()
     """Only for `instructions`."""
     passages: PassagesConfig = PassagesConfig()

@@ -1,4 +1,4 @@
-"""From `data.path` to the files it names, its parts: on this machine or behind an fsspec URL."""
+"""From `data.path` to the files it names, its parts: on this machine, behind an fsspec URL, or a data set on the hub."""
 
 import contextlib
 import glob
@@ -10,9 +10,10 @@ from typing import IO, Any, cast
 
 from cpo_ray.errors import DataError
 
+ROWS = (".jsonl",)
 SUFFIXES = {
-    "dolly": (".jsonl",),
-    "instructions": (".jsonl",),
+    "dolly": ROWS,
+    "instructions": ROWS,
     "wikidump": (".bz2", ".xml"),
     "text": (".txt", ".tokens", ".raw"),
 }
@@ -24,9 +25,14 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 def list_parts(path: str, source: str) -> list[str]:
     """The files that `path` names, sorted by name: itself, a folder's, or a pattern's. A missing file is `open_part`'s to tell.
 
-    Raises DataError where a folder or pattern names none, or where a URL cannot be listed.
+    A data set on the hub is fetched and has one part. Raises DataError where a folder or pattern names none, or where a URL
+    cannot be listed.
     """
     suffixes = SUFFIXES[source]
+    if suffixes == ROWS and _names_data_set(path):
+        from cpo_ray.data.hub import fetch_rows
+
+        return [str(fetch_rows(path))]
     with _told(path):
         parts = _list_remote(path, suffixes) if "://" in path else _list_local(path, suffixes)
     if not parts:
@@ -134,18 +140,24 @@ def _told(part: str, hint: str = "") -> Iterator[None]:
 
 
 def _unreadable(part: str) -> tuple[type[Exception], ...]:
-    """What is raised for a file that cannot be read; from a web server also what fsspec lets through."""
-    if not part.startswith(("http://", "https://")):
-        return (OSError,)
-    from aiohttp import ClientError
+    """What is raised for a file that cannot be read; from a web server or the hub also what fsspec lets through."""
+    if part.startswith(("http://", "https://")):
+        from aiohttp import ClientError
 
-    return (OSError, ClientError)
+        return (OSError, ClientError)
+    if part.startswith("hf://"):
+        from httpx2 import HTTPError
+
+        return (OSError, HTTPError)
+    return (OSError,)
+
+
+def _names_data_set(path: str) -> bool:
+    """Whether it is `owner/name` and nothing here is called so."""
+    return bool(HUB_ID.fullmatch(path)) and not path.endswith(sum(SUFFIXES.values(), ())) and not Path(path).exists()
 
 
 def _hub_advice(part: str) -> str:
-    if not HUB_ID.fullmatch(part) or part.endswith(sum(SUFFIXES.values(), ())):
+    if not _names_data_set(part):
         return ""
-    return (
-        f" If {part} is meant as a data set on the Hugging Face hub: the package datasets is not among this project's "
-        f"dependencies, so name its files instead, for instance data.path=hf://datasets/{part}/*.jsonl"
-    )
+    return f" Of a data set on the Hugging Face hub, name the files: data.path=hf://datasets/{part}/*.txt"

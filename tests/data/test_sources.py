@@ -96,7 +96,7 @@ def test_a_folder_without_such_files(place: str, tmp_path: Path) -> None:
         ),
         (
             "databricks/databricks-dolly-15k",
-            r"Hugging Face hub: the package datasets is not .*=hf://datasets/databricks/",
+            r"Of a data set on the Hugging Face hub, name the files: data\.path=hf://datasets/databricks/",
         ),
         ("memory://nowhere/here.jsonl", r"no data file memory://nowhere/here\.jsonl"),
         ("odd://x.jsonl", "data.path: odd://x.jsonl: Protocol not known: odd"),
