@@ -1,7 +1,7 @@
 """Where it runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,9 @@ class ClusterConfig(Section):
     `tensor_parallel` GPUs."""
     threads_per_worker: Annotated[int, Field(ge=1)] = 1
     """CPU threads of each training worker."""
+    placement: Literal["PACK", "SPREAD"] = "PACK"
+    """How training workers lie on the machines: on as few as will do, where they exchange gradients fastest, or over as many
+    as there are."""
     checkpoint_storage: str | None = None
     """Where training checkpoints go: a folder that all nodes see, or `s3://bucket/prefix` (through fsspec). Default: the run
     directory."""

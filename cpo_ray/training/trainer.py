@@ -106,7 +106,10 @@ def _trainer(task: Task, cluster: ClusterConfig, checkpoints: Path, board: Any) 
         train_loop_config={"task": task, "board": board},
         torch_config=Rendezvous(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=task.training.workers, use_gpu=use_gpu, resources_per_worker=resources
+            num_workers=task.training.workers,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+            placement_strategy=cluster.placement,
         ),
         run_config=RunConfig(
             name=checkpoints.name,

@@ -345,6 +345,16 @@ def test_once_there_is_room_the_same_command_goes_on(world, cluster, undisturbed
     assert_same_weights(undisturbed[0], full[1])
 
 
+@pytest.mark.parametrize("placement", ["PACK", "SPREAD"])
+def test_workers_lie_as_the_configuration_says(world, tmp_path, monkeypatch, placement):
+    asked = {}
+    monkeypatch.setattr(trainer, "ScalingConfig", lambda **options: asked.update(options) or ScalingConfig(**options))
+    monkeypatch.setattr(TorchTrainer, "fit", lambda _: (_ for _ in ()).throw(TrainingError("seen")))
+    with pytest.raises(TrainingError, match="seen"):
+        train(world, ClusterConfig(local_cpus=4, placement=placement), tmp_path / "model")
+    assert asked["placement_strategy"] == placement
+
+
 def test_nothing_is_left_running(cluster, tmp_path_factory):
     """Ray Train has told the driver how it ended before all of it is taken down."""
     assert eventually(lambda: training_workers() == [])
