@@ -170,7 +170,8 @@ def _missing(run: Run) -> list[str]:
         "verdicts": run.verdicts,
         "MAUVE scores (mauve/scores.json)": run.mauve,
     }
-    return [name for name, part in parts.items() if not part]
+    outdated = [f"{name} (made from an earlier {source})" for name, source in run.outdated.items()]
+    return [name for name, part in parts.items() if not part] + outdated
 
 
 def _judges(run: Run) -> list[str | None]:

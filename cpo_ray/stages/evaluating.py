@@ -174,10 +174,8 @@ def report(run: Run) -> None:
     from cpo_ray.evaluation.card import place_cards
     from cpo_ray.evaluation.report import show_report, write_report
 
-    names = ["data", "groups/train", "reward", "mauve"]
-    names += [
-        f"{kind}/{name}" for kind in ("models", "generations", "verdicts") for name in run.config.evaluated_models
-    ]
+    names = ["data", "groups/train", "reward", "mauve", *(f"models/{name}" for name in run.config.models)]
+    names += [f"{kind}/{name}" for kind in ("generations", "verdicts") for name in run.config.evaluated_models]
     inputs: dict[str, Any] = {
         name: artifact.fingerprint for name in names if (artifact := find_artifact(run.root, name)) is not None
     }

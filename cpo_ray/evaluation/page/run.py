@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from cpo_ray.artifacts import read_jsonl
 from cpo_ray.errors import ArtifactError
 from cpo_ray.evaluation.page.method import name_base, name_method, name_source
+from cpo_ray.evaluation.page.present import Present, find_present
 from cpo_ray.evaluation.statistics import INVALID, SCORES
 from cpo_ray.records import Generation, Verdict
 
@@ -49,6 +50,9 @@ class Run:
     verdicts: ByModel
     mauve: dict[str, dict[str, dict[str, Any]]]  # model -> decoding -> scores
     reward: dict[str, dict[str, dict[str, Any]]]  # the same of a reward model, where one was asked
+    outdated: dict[
+        str, str
+    ]  # answers, verdicts and scores that are left out -> what they were made from, since made again
 
     @property
     def setting(self) -> tuple[str, str]:
@@ -108,25 +112,34 @@ def shared_decodings(runs: Sequence[Run]) -> list[str]:
 
 
 def read_run(root: Path) -> Run:
-    """Read a run directory. Raises ArtifactError where it is not there, or a file in it is damaged (naming the file)."""
+    """Read a run directory: what its present configuration asks for, made from what is there now.
+
+    Raises ArtifactError where it is not there, or a file in it is damaged (naming the file).
+    """
     if not root.is_dir():
         raise ArtifactError(f"no run directory {root}. `cpo-ray run CONFIG` makes one.")
     groups = root / "groups" / "train"
-    config = _read_object(root / "config.json")
+    config, manifests = _read_object(root / "config.json"), _read_manifests(root)
+    present = find_present(config, manifests)
     return Run(
         root=root,
         label=str(config.get("name") or root.resolve().name),
         config=config,
         environment=_read_object(root / "environment.json"),
         curves=_read_curves(root / "metrics.jsonl"),
-        manifests=_read_manifests(root),
+        manifests={
+            name: manifest
+            for name, manifest in manifests.items()
+            if present.asks_for(name) and name not in present.outdated
+        },
         kinds=_read_object(groups / "stats.json"),
         groups=_read_first(groups),
         categories=_read_categories(root / "data"),
-        generations=_read_answers(root / "generations", Generation.__required_keys__),
-        verdicts=_read_answers(root / "verdicts", Verdict.__required_keys__),
-        mauve=_read_object(root / "mauve" / "scores.json"),
-        reward=_read_object(root / "reward" / "scores.json"),
+        generations=_read_answers(root / "generations", Generation.__required_keys__, present),
+        verdicts=_read_answers(root / "verdicts", Verdict.__required_keys__, present),
+        mauve=_read_scores(root / "mauve", present),
+        reward=_read_scores(root / "reward", present),
+        outdated=dict(present.outdated),
     )
 
 
@@ -194,11 +207,12 @@ def _read_categories(data: Path) -> dict[str, str]:
     return categories
 
 
-def _read_answers(folder: Path, keys: AbstractSet[str]) -> ByModel:
+def _read_answers(folder: Path, keys: AbstractSet[str], present: Present) -> ByModel:
     """<model>/<decoding>.jsonl, by model and decoding."""
     answers: ByModel = {}
     for path in sorted(folder.glob("*/*.jsonl")):
-        if not path.parent.name.startswith("."):
+        model, decoding = path.parent.name, path.stem
+        if not model.startswith(".") and present.counts(folder.name, model, decoding):
             rows = read_jsonl(path)
             for number, row in enumerate(rows, 1):
                 lacking = sorted(keys - row.keys()) if isinstance(row, dict) else sorted(keys)
@@ -206,5 +220,14 @@ def _read_answers(folder: Path, keys: AbstractSet[str]) -> ByModel:
                     raise ArtifactError(f"{path}:{number} lacks {', '.join(lacking)}")
                 if row.get("outcome", INVALID) not in {*SCORES, INVALID}:
                     raise ArtifactError(f"{path}:{number}: outcome {row['outcome']!r} is none of {[*SCORES, INVALID]}")
-            answers.setdefault(path.parent.name, {})[path.stem] = rows
+            answers.setdefault(model, {})[decoding] = rows
     return answers
+
+
+def _read_scores(folder: Path, present: Present) -> dict[str, dict[str, dict[str, Any]]]:
+    """scores.json, by model and decoding."""
+    found = {
+        model: {name: score for name, score in scores.items() if present.counts(folder.name, model, name)}
+        for model, scores in _read_object(folder / "scores.json").items()
+    }
+    return {model: scores for model, scores in found.items() if scores}
