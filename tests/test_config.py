@@ -72,6 +72,9 @@ def test_an_unknown_key_of_a_decoding_names_the_nearest():
         ({"sampling": {"batch_rows": 3, "shard_rows": 9}}, ["sampling.negatives.batch 3", "batch_rows is 3"]),
         ({"sampling": {"shard_rows": 100}}, ["sampling.shard_rows 100", "multiple", "64"]),
         ({"generation": {"decodings": {}}}, ["generation", "decodings", "at least one"]),
+        ({"generation": {"decodings": {"top/k": {}}}}, ["generation", "decodings: 'top/k' is to name a file"]),
+        ({"generation": {"decodings": {"greedy": {}, "../x": {}}}}, ["decodings: '../x' is to name a file"]),
+        ({"generation": {"decodings": {"alpha": {}}}}, ["the report has another figure named 'alpha'"]),
         ({"name": "Two Words"}, ["name", "pattern", "'Two Words'"]),
     ],
 )

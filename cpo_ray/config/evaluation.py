@@ -1,10 +1,19 @@
 """Stages `generation`, `judging`, `reward` and `mauve`."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from cpo_ray.config.section import EXECUTION, Section
+
+DECODING = re.compile(r"[a-z0-9][a-z0-9_-]*")
+FIGURES = {
+    "alpha",
+    "decodings",
+    "negatives",
+    "reward",
+}  # the report's own, beside one per decoding: win-rate-<name>.svg
 
 
 class DecodingConfig(Section):
@@ -41,7 +50,7 @@ class GenerationConfig(Section):
     models: tuple[str, ...] | None = None
     """Which models answer. Default: `reference`, `mle`, `cpo` and every merged one (`merged-0.30`)."""
     decodings: dict[str, DecodingConfig] = Field(default={"greedy": DecodingConfig()})
-    """Name to settings. The first is the one that the summary table shows."""
+    """Name to settings. The first is the one that the summary table shows. A name is a file's too: `greedy.jsonl`."""
     concurrency: Annotated[int, Field(ge=1)] = Field(default=32, json_schema_extra=EXECUTION)
     """Requests under way at once."""
 
@@ -49,6 +58,15 @@ class GenerationConfig(Section):
     def _check(self) -> "GenerationConfig":
         if not self.decodings:
             raise ValueError("decodings needs at least one entry, for instance {greedy: {temperature: 0}}")
+        for name in self.decodings:
+            if not DECODING.fullmatch(name):
+                raise ValueError(
+                    f"decodings: {name!r} is to name a file, so it takes a-z, 0-9, _ and -, and begins with neither sign"
+                )
+            if name in FIGURES:
+                raise ValueError(
+                    f"decodings: the report has another figure named {name!r}; call the decoding otherwise"
+                )
         return self
 
 
