@@ -59,7 +59,8 @@ def test_what_stands_in_the_way_is_never_replaced(models: tuple[Path, Path], tmp
         (("--mle", "a", "--cpo", "b", "--alpha", "0.1", "1.5"), "less than or equal to 1"),
         (("--mle", "a", "--cpo", "b", "--alpha", "-1"), "greater than or equal to 0"),
         (("--mle", "a", "--cpo", "b", "--alpha", "nan"), "--alpha nan"),
-        (("--mle", "a", "--cpo", "b", "--alpha", "0.101", "0.102"), "name one model twice"),
+        (("--mle", "a", "--cpo", "b", "--alpha", "0.3", "0.30"), "name one model twice"),
+        (("--mle", "a", "--cpo", "b", "--alpha", "0.125"), "first two decimals"),
         (("--model", "a=half"), "expected DIR=WEIGHT"),
     ],
 )
