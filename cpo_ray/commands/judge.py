@@ -161,6 +161,8 @@ def tell_summary(summary: dict[str, Any]) -> list[str]:
         lengths += f"; at equal lengths {controlled['rate']:.1%} ({controlled['low']:.1%} to {controlled['high']:.1%})"
     lines.append(lengths)
     bias = summary["position_bias"]
+    if bias is None:
+        return [*lines, "both responses of every pair are the same: nothing was asked"]
     lean = "no significant preference" if bias["p_value"] >= SIGNIFICANT else f"a preference, p = {bias['p_value']:.2g}"
     flips = "" if summary["flip_rate"] is None else f"{summary['flip_rate']:.1%} of the pairs flipped with the order; "
     lines.append(f"{flips}the first position was chosen {bias['rate']:.1%} of the time ({lean})")

@@ -150,6 +150,15 @@ def test_what_cannot_work_is_said_before_anything_is_asked(
     assert complaint in seen.stderr
 
 
+def test_files_of_the_same_answers_are_told_so(answers: tuple[Path, Path], tmp_path: Path) -> None:
+    with serve_flaky(prefer_good) as service:
+        seen = judge((answers[0], answers[0]), service.url, tmp_path / "out", "--yes")
+        assert service.answered == []
+    assert seen.exit_code == 0, seen.output
+    assert "win rate 50.0%" in seen.stdout
+    assert "the same: nothing was asked" in seen.stdout
+
+
 def test_a_lean_to_a_position_is_told() -> None:
     summary = {"n": 50, "wins": 20, "losses": 4, "ties": 26, "invalid": 0, "win_rate": 0.66, "ci95": [0.56, 0.75]}
     summary |= {"flip_rate": 0.4, "mean_length_candidate": 3.0, "mean_length_reference": 3.0}
@@ -188,7 +197,7 @@ def test_the_recorded_judge_gives_the_recorded_win_rate(annotated: Any, tmp_path
         seen = judge(files, service.url, steady, "--yes", "--concurrency", "2")
         assert seen.exit_code == 0, seen.output
         total = len(service.answered)
-        assert total == 1610 - 16  # some answers are the same: in both orders one question
+        assert total == 1610 - 32  # the answers to 16 instructions are the same
         assert {"429", "500", "drop"} <= set(service.failures)
     with serve_flaky(answer, failing=0.1) as service:
         kept = kill_half_way(words(files, service.url, killed, "--yes", "--concurrency", "32"), killed, service)

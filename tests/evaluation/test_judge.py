@@ -80,6 +80,7 @@ def test_decisions() -> None:
     assert decide([None, None], [True, False]) == ("invalid", False)
     assert decide(["B"], [False]) == ("win", False)
     assert decide(["A"], [False]) == ("loss", False)
+    assert decide([], []) == ("tie", False)
 
 
 def test_both_orders_are_asked_and_a_flip_is_a_tie(tmp_path: Path) -> None:
@@ -157,6 +158,22 @@ def test_equal_pairs_are_asked_about_once(tmp_path: Path) -> None:
     with serve_flaky(by_wish) as service:
         assert judge(service, tmp_path / "greedy.jsonl", rows)["wins"] == 10
         assert len(service.answered) == 2
+
+
+def test_the_same_answer_twice_is_a_tie_that_says_nothing_of_the_judge(tmp_path: Path) -> None:
+    rows = [row(0, "gold"), row(1, "win"), row(2, "gold")]
+    with serve_flaky(by_wish) as service:
+        assert estimate_cost(rows, settings(service), 17, tmp_path / "greedy.jsonl").requests == 2
+        summary = judge(service, tmp_path / "greedy.jsonl", rows)
+        assert len(service.answered) == 2
+        assert judge(service, tmp_path / "same.jsonl", rows[:1])["position_bias"] is None
+        judge(service, tmp_path / "paper.jsonl", rows[:1], order="paper", max_invalid_fraction=1)
+        assert len(service.answered) == 3, "asked as the paper did"
+    assert [summary[key] for key in ("n", "ties", "wins", "invalid", "flip_rate")] == [3, 2, 1, 0, 0]
+    assert summary["win_rate"] == 2 / 3
+    assert summary["position_bias"]["n"] == 1
+    verdict = json.loads((tmp_path / "greedy.jsonl").read_text().splitlines()[0])
+    assert (verdict["outcome"], verdict["answers"], verdict["flipped"]) == ("tie", [], False)
 
 
 def test_the_papers_order_asks_once_on_a_seeded_side(tmp_path: Path) -> None:

@@ -69,6 +69,9 @@ def test_table_holds_rates_differences_and_scores(run, written):
     assert difference["excluded"] == expected.excluded > 0
     others = [paired_difference(read_outcomes(run, name), mle, seed=0).p_value for name in MODELS if name != "mle"]
     assert difference["p_adjusted"] == holm(others)[1]
+    verdicts = [item for item in read_jsonl(run / "verdicts" / "cpo" / "greedy.jsonl") if item["outcome"] != "invalid"]
+    assert len(verdicts) < 500
+    assert row["flip_rate"] == sum(item["flipped"] for item in verdicts) / len(verdicts)
     assert row["mauve_deviation"] == 0.011
     answers = read_jsonl(run / "generations" / "cpo" / "greedy.jsonl")
     assert row["mean_length"] == sum(len(answer["response"].split()) for answer in answers) / 500
