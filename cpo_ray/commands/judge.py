@@ -140,7 +140,8 @@ def judge(
         except KeyboardInterrupt:
             say("Stopped. The same command goes on, and asks nothing twice.")
             raise typer.Exit(INTERRUPTED) from None
-        write_json(summary_file, summary | {"seed": seed, "template": read_template(template), "inputs": inputs})
+        asked = {"judge_url": config.url, "seed": seed, "template": read_template(template), "inputs": inputs}
+        write_json(summary_file, summary | asked)
     for line in tell_summary(summary):
         say(escape(line))
     say(f"[bold]{escape(str(summary_file))}[/]")

@@ -78,7 +78,7 @@ class Estimate:
 
 def estimate_cost(pairs: Sequence[Pair], config: JudgeConfig, seed: int, out: Path) -> Estimate:
     """What `judge_answers` with the same arguments would ask for, failures aside. Asks nothing."""
-    bodies = {content_key(body): body for bodies in _frame(pairs, config, seed)[0] for body in bodies}
+    bodies = {_key(body, config): body for bodies in _frame(pairs, config, seed)[0] for body in bodies}
     with Journal(journal_path(out)) as journal:
         missing = [body for key, body in bodies.items() if key not in journal]
     return Estimate(
@@ -102,7 +102,8 @@ def judge_answers(
     """Judge every response against its `reference` and write records.Verdict rows to `out`, in the given order.
 
     `url` ends in /v1; `config.url` and the key's variable are the caller's to resolve. Temperature is 0, but for judges
-    that think first. Answers are kept by content in `<stem>.answers` beside `out`: a rerun asks nothing twice. A row that
+    that think first. Answers are kept by `config.url` and content in `<stem>.answers` beside `out`: a rerun asks nothing
+    twice, and another judge anew. A row that
     the judge refuses (too long for it, or filtered) is invalid, and is asked about again by a rerun. `on_row()` is called
     once per row.
 
@@ -124,7 +125,7 @@ def judge_answers(
         journal.sort()
         said = journal.entries | refused
     verdicts = [
-        _to_verdict(row, [said[content_key(body)] for body in bodies], order)
+        _to_verdict(row, [said[_key(body, config)] for body in bodies], order)
         for row, bodies, order in zip(generations, questions, orders, strict=True)
     ]
     summary = _summarise(verdicts, config)
@@ -183,6 +184,11 @@ def _ask_about(pair: Pair, candidate_first: bool, template: str, config: JudgeCo
     return {"model": config.model} | asked | limits
 
 
+def _key(body: Body, config: JudgeConfig) -> str:
+    """By what an answer is found again: who was asked, and what. Two APIs may serve two models under one name."""
+    return content_key([config.url.rstrip("/"), body])
+
+
 def _text(body: Body) -> str:
     return str(body["prompt"] if "prompt" in body else body["messages"][0]["content"])
 
@@ -201,7 +207,7 @@ async def _ask_all(
 
     async def ask(bodies: list[Body]) -> None:
         for body in bodies:
-            key = content_key(body)
+            key = _key(body, config)
             async with asking.setdefault(key, asyncio.Lock()):  # equal pairs are asked about once
                 if key not in journal and key not in refused:
                     try:

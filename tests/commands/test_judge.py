@@ -75,6 +75,7 @@ def test_verdicts_and_a_summary_are_written(answers: tuple[Path, Path], tmp_path
     assert summary["ci95"] == pytest.approx([0.4902, 0.9433], abs=1e-4)  # Wilson's
     assert [summary[what] for what in ("n", "wins", "losses", "ties", "invalid", "flip_rate")] == [10, 8, 2, 0, 0, 0]
     assert (summary["mean_length_candidate"], summary["mean_length_reference"]) == (0.8, 1.0)
+    assert summary["judge_url"] == service.url
     assert summary["inputs"]["candidates"]["file"] == str(answers[0])
     assert summary["template"].format(prompt=1, response_a=2, response_b=3) == DOLLY_TEMPLATE.format(1, 2, 3)
     verdicts = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
@@ -193,13 +194,13 @@ def test_the_recorded_judge_gives_the_recorded_win_rate(annotated: Any, tmp_path
     """In one go and one by one, then killed half-way with many requests under way: the same to the byte."""
     files, answer = annotated
     steady, killed = tmp_path / "steady", tmp_path / "killed"
-    with serve_flaky(answer, failing=0.1) as service:
+    with serve_flaky(answer, failing=0.1) as service:  # one for both: its URL is written down
         seen = judge(files, service.url, steady, "--yes", "--concurrency", "2")
         assert seen.exit_code == 0, seen.output
         total = len(service.answered)
         assert total == 1610 - 32  # the answers to 16 instructions are the same
         assert {"429", "500", "drop"} <= set(service.failures)
-    with serve_flaky(answer, failing=0.1) as service:
+        service.answered.clear()
         kept = kill_half_way(words(files, service.url, killed, "--yes", "--concurrency", "32"), killed, service)
         asked = len(service.answered)
         assert 805 - 32 <= kept < total
