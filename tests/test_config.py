@@ -76,6 +76,11 @@ def test_an_unknown_key_of_a_decoding_names_the_nearest():
         ({"generation": {"decodings": {"top/k": {}}}}, ["generation", "decodings: 'top/k' is to name a file"]),
         ({"generation": {"decodings": {"greedy": {}, "../x": {}}}}, ["decodings: '../x' is to name a file"]),
         ({"generation": {"decodings": {"alpha": {}}}}, ["the report has another figure named 'alpha'"]),
+        ({"judge": {"url": "http://localhost:80a/v1"}}, ["judge", "url 'http://localhost:80a/v1' is no URL", "'80a'"]),
+        ({"judge": {"url": "http:///v1"}}, ["judge", "url 'http:///v1': expected http:// or https:// and a host"]),
+        ({"judge": {"url": "http://host:99999/v1"}}, ["judge", "port 99999 is above 65535"]),
+        ({"judge": {"url": "http://me:secret@host/v1"}}, ["judge", "url holds a user or password"]),
+        ({"sampling": {"unhelpful": {"url": "host/v1"}}}, ["sampling.unhelpful", "expected http:// or https://"]),
         ({"name": "Two Words"}, ["name", "pattern", "'Two Words'"]),
     ],
 )
@@ -84,6 +89,12 @@ def test_values_out_of_bounds_name_field_bound_and_value(tree, words):
         parse(**tree)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_password_in_a_url_is_not_told_again():
+    with pytest.raises(ConfigError) as caught:
+        parse(judge={"url": "http://me:secret@host/v1"})
+    assert "secret" not in str(caught.value)
 
 
 def test_k_of_one_is_refused():

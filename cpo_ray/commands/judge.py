@@ -119,7 +119,8 @@ def judge(
             max_invalid_fraction=max_invalid_fraction,
         )
     except ValidationError as error:
-        raise ConfigError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from None
+        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors())
+        raise ConfigError("; ".join(problems)) from None
     key = _read_key(config)
 
     from cpo_ray.artifacts import lock_run, write_json

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from cpo_ray.config.section import EXECUTION, Section
+from cpo_ray.config.urls import check_api_url
 
 DECODING = re.compile(r"[a-z0-9][a-z0-9_-]*")
 FIGURES = {
@@ -101,6 +102,8 @@ class JudgeConfig(Section):
     def _check(self) -> "JudgeConfig":
         if self.url == "oracle" and (self.api != "chat" or self.template not in {"dolly", "wiki"}):
             raise ValueError("the oracle reads the templates `dolly` and `wiki` over `api: chat`, and nothing else")
+        if self.url != "oracle":
+            check_api_url("url", self.url)
         if self.thinking_tokens and self.api == "completions":
             raise ValueError("thinking_tokens goes with `api: chat`: a base model does not think first")
         return self
