@@ -119,20 +119,20 @@ def read_run(root: Path) -> Run:
     if not root.is_dir():
         raise ArtifactError(f"no run directory {root}. `cpo-ray run CONFIG` makes one.")
     groups = root / "groups" / "train"
-    config, manifests = _read_object(root / "config.json"), _read_manifests(root)
+    config, manifests = read_object(root / "config.json"), _read_manifests(root)
     present = find_present(config, manifests)
     return Run(
         root=root,
         label=str(config.get("name") or root.resolve().name),
         config=config,
-        environment=_read_object(root / "environment.json"),
+        environment=read_object(root / "environment.json"),
         curves=_read_curves(root / "metrics.jsonl"),
         manifests={
             name: manifest
             for name, manifest in manifests.items()
             if present.asks_for(name) and name not in present.outdated
         },
-        kinds=_read_object(groups / "stats.json"),
+        kinds=read_object(groups / "stats.json"),
         groups=_read_first(groups),
         categories=_read_categories(root / "data"),
         generations=_read_answers(root / "generations", Generation.__required_keys__, present),
@@ -143,13 +143,7 @@ def read_run(root: Path) -> Run:
     )
 
 
-def _model_order(model: str) -> tuple[int, float, str]:
-    merged = MERGED.match(model)
-    first = {"reference": 0, "mle": 1, "cpo": 2}
-    return (3, float(merged[1]), model) if merged else (first.get(model, 4), 0.0, model)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one where there is no such file."""
     if not path.is_file():
         return {}
@@ -160,6 +154,12 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ArtifactError(f"{path} holds no JSON object")
     return value
+
+
+def _model_order(model: str) -> tuple[int, float, str]:
+    merged = MERGED.match(model)
+    first = {"reference": 0, "mle": 1, "cpo": 2}
+    return (3, float(merged[1]), model) if merged else (first.get(model, 4), 0.0, model)
 
 
 def _read_curves(path: Path) -> dict[str, Curve]:
@@ -187,7 +187,7 @@ def _read_manifests(root: Path) -> dict[str, dict[str, Any]]:
     for path in [*root.glob("*/manifest.json"), *root.glob("*/*/manifest.json")]:
         name = path.parent.relative_to(root)
         if not any(part.startswith(".") for part in name.parts) and name.parts[0] != "report":
-            found[name.as_posix()] = _read_object(path)
+            found[name.as_posix()] = read_object(path)
     return dict(sorted(found.items(), key=lambda item: (str(item[1].get("created", "")), item[0])))
 
 
@@ -228,6 +228,6 @@ def _read_scores(folder: Path, present: Present) -> dict[str, dict[str, dict[str
     """scores.json, by model and decoding."""
     found = {
         model: {name: score for name, score in scores.items() if present.counts(folder.name, model, name)}
-        for model, scores in _read_object(folder / "scores.json").items()
+        for model, scores in read_object(folder / "scores.json").items()
     }
     return {model: scores for model, scores in found.items() if scores}
