@@ -84,7 +84,7 @@ class Verdict(TypedDict):
 
     id: str
     outcome: Literal["win", "loss", "tie", "invalid"]  # of the candidate
-    answers: list[str]  # what the judge said, one per order asked
+    answers: list[str]  # what the judge said, one per order asked; none where both responses are the same
     flipped: bool  # the two orders disagreed
     candidate_words: int  # whitespace-separated
     reference_words: int

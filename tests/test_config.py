@@ -54,7 +54,8 @@ def test_an_unknown_key_of_a_decoding_names_the_nearest():
         ({"objective": {"beta": -1.5}}, ["objective.beta", "greater than 0", "got -1.5"]),
         ({"objective": {"beta": float("nan")}}, ["objective.beta", "got nan"]),
         ({"merging": {"alphas": [0.5, 1.2]}}, ["merging.alphas.1", "less than or equal to 1", "got 1.2"]),
-        ({"merging": {"alphas": [0.301, 0.302]}}, ["0.301", "0.302", "name one model twice", "merged-0.30"]),
+        ({"merging": {"alphas": [0.3, 0.30]}}, ["alphas [0.3, 0.3]", "name one model twice", "merged-0.30"]),
+        ({"merging": {"alphas": [0.5, 0.125]}}, ["alphas [0.125]", "first two decimals (merged-0.12)"]),
         ({"training": {"steps": 0}}, ["training.steps", "greater than or equal to 1", "got 0"]),
         ({"training": {"zero_stage": 4}}, ["training.zero_stage", "less than or equal to 3", "got 4"]),
         ({"training": {"precision": "fp8"}}, ["training.precision", "'fp32' or 'bf16'", "got 'fp8'"]),
@@ -72,6 +73,14 @@ def test_an_unknown_key_of_a_decoding_names_the_nearest():
         ({"sampling": {"batch_rows": 3, "shard_rows": 9}}, ["sampling.negatives.batch 3", "batch_rows is 3"]),
         ({"sampling": {"shard_rows": 100}}, ["sampling.shard_rows 100", "multiple", "64"]),
         ({"generation": {"decodings": {}}}, ["generation", "decodings", "at least one"]),
+        ({"generation": {"decodings": {"top/k": {}}}}, ["generation", "decodings: 'top/k' is to name a file"]),
+        ({"generation": {"decodings": {"greedy": {}, "../x": {}}}}, ["decodings: '../x' is to name a file"]),
+        ({"generation": {"decodings": {"alpha": {}}}}, ["the report has another figure named 'alpha'"]),
+        ({"judge": {"url": "http://localhost:80a/v1"}}, ["judge", "url 'http://localhost:80a/v1' is no URL", "'80a'"]),
+        ({"judge": {"url": "http:///v1"}}, ["judge", "url 'http:///v1': expected http:// or https:// and a host"]),
+        ({"judge": {"url": "http://host:99999/v1"}}, ["judge", "port 99999 is above 65535"]),
+        ({"judge": {"url": "http://me:secret@host/v1"}}, ["judge", "url holds a user or password"]),
+        ({"sampling": {"unhelpful": {"url": "host/v1"}}}, ["sampling.unhelpful", "expected http:// or https://"]),
         ({"name": "Two Words"}, ["name", "pattern", "'Two Words'"]),
     ],
 )
@@ -80,6 +89,12 @@ def test_values_out_of_bounds_name_field_bound_and_value(tree, words):
         parse(**tree)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_password_in_a_url_is_not_told_again():
+    with pytest.raises(ConfigError) as caught:
+        parse(judge={"url": "http://me:secret@host/v1"})
+    assert "secret" not in str(caught.value)
 
 
 def test_k_of_one_is_refused():

@@ -24,3 +24,11 @@ def test_a_card_that_was_deleted_comes_back(tmp_path):
         run_pipeline(RunConfig(name="x"), tmp_path, first="report", last="report", command="x.yaml")
         assert card.is_file()
         card.unlink()
+
+
+def test_the_report_is_made_again_for_the_card_of_a_model_that_is_not_evaluated(tmp_path, capsys):
+    config = RunConfig.model_validate({"name": "x", "generation": {"models": ["mle"]}})
+    for seed in (1, 2):
+        make_artifact(tmp_path, "models/cpo", {"seed": seed}, lambda out: {})
+        run_pipeline(config, tmp_path, first="report", last="report", command="x.yaml")
+        assert "made report" in capsys.readouterr().out

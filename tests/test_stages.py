@@ -1,11 +1,14 @@
 from typing import Any
 
+import pytest
+
 from cpo_ray import stages
 from cpo_ray.artifacts import read_jsonl
 from cpo_ray.client import write_rows
 from cpo_ray.cluster import LazyRay
 from cpo_ray.config import RunConfig
 from cpo_ray.data import examples
+from cpo_ray.errors import ArtifactError
 from cpo_ray.evaluation import reward_pool
 from cpo_ray.run import open_run
 
@@ -57,3 +60,17 @@ def test_data_are_made_again_where_the_tokenizer_in_a_directory_changed(tmp_path
             (tokenizer / "tokenizer.json").write_text(vocabulary)
             stages.data(run)
             assert len(made) == times
+
+
+@pytest.mark.parametrize("stage", [stages.judging, stages.reward, stages.mauve])
+def test_a_stage_that_finds_no_answers_says_so(stage, tmp_path, monkeypatch):
+    monkeypatch.setattr(LazyRay, "ensure", lambda _: None)
+    monkeypatch.setattr("cpo_ray.evaluation.features.load_featurizer", lambda _: None)
+    tree = {"name": "x", "generation": {"models": ["mle"]}, "reward": {"model": "some/model"}}
+    tree["judge"] = {"url": "http://127.0.0.1:9/v1", "model": "some-judge"}
+    monkeypatch.setenv("CPO_RAY_JUDGE_KEY", "some-key")
+    with open_run(RunConfig.model_validate(tree), tmp_path, accept_changes=False) as run:
+        for name in ("data", "generations/mle"):
+            run.make(name, {}, lambda out: {})
+        with pytest.raises(ArtifactError, match=r"generations/mle holds no answers\."):
+            stage(run)

@@ -118,7 +118,8 @@ def judge(
             max_invalid_fraction=max_invalid_fraction,
         )
     except ValidationError as error:
-        raise ConfigError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from None
+        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors())
+        raise ConfigError("; ".join(problems)) from None
     key = _read_key(config)
 
     from cpo_ray.artifacts import lock_run, write_json
@@ -139,7 +140,8 @@ def judge(
         except KeyboardInterrupt:
             say("Stopped. The same command goes on, and asks nothing twice.")
             raise typer.Exit(INTERRUPTED) from None
-        write_json(summary_file, summary | {"seed": seed, "template": read_template(template), "inputs": inputs})
+        asked = {"judge_url": config.url, "seed": seed, "template": read_template(template), "inputs": inputs}
+        write_json(summary_file, summary | asked)
     for line in tell_summary(summary):
         say(escape(line))
     say(f"[bold]{escape(str(summary_file))}[/]")
@@ -160,6 +162,8 @@ def tell_summary(summary: dict[str, Any]) -> list[str]:
         lengths += f"; at equal lengths {controlled['rate']:.1%} ({controlled['low']:.1%} to {controlled['high']:.1%})"
     lines.append(lengths)
     bias = summary["position_bias"]
+    if bias is None:
+        return [*lines, "both responses of every pair are the same: nothing was asked"]
     lean = "no significant preference" if bias["p_value"] >= SIGNIFICANT else f"a preference, p = {bias['p_value']:.2g}"
     flips = "" if summary["flip_rate"] is None else f"{summary['flip_rate']:.1%} of the pairs flipped with the order; "
     lines.append(f"{flips}the first position was chosen {bias['rate']:.1%} of the time ({lean})")

@@ -1,14 +1,13 @@
 """`cpo-ray merge`: weighted means of models, made like a stage's artifacts: whole or not at all, reused when the same."""
 
-import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
-from cpo_ray.artifacts import MANIFEST, find_artifact, make_artifact
+from cpo_ray.artifacts import find_artifact, hash_file, make_artifact
 from cpo_ray.config import MergingConfig
 from cpo_ray.errors import ArtifactError, ConfigError
 from cpo_ray.progress import say
@@ -78,12 +77,10 @@ def _parse_model(text: str) -> tuple[Path, float]:
         raise ConfigError(f"--model {text}: expected DIR=WEIGHT, for instance models/cpo=0.7") from None
 
 
-def _hash_files(folder: Path) -> dict[str, Any]:
+def _hash_files(folder: Path) -> dict[str, str]:
     """SHA-256 of everything that a merge reads, by name."""
+    from cpo_ray.serving.merging import files_read
+
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is not a model directory: it is not there")
-    hashes = {}
-    for file in sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST):
-        with file.open("rb") as handle:
-            hashes[file.name] = hashlib.file_digest(handle, "sha256").hexdigest()
-    return hashes
+    return {file.name: hash_file(file) for file in files_read(folder)}

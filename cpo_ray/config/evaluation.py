@@ -1,10 +1,20 @@
 """Stages `generation`, `judging`, `reward` and `mauve`."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from cpo_ray.config.section import EXECUTION, Section
+from cpo_ray.config.urls import check_api_url
+
+DECODING = re.compile(r"[a-z0-9][a-z0-9_-]*")
+FIGURES = {
+    "alpha",
+    "decodings",
+    "negatives",
+    "reward",
+}  # the report's own, beside one per decoding: win-rate-<name>.svg
 
 
 class DecodingConfig(Section):
@@ -41,7 +51,7 @@ class GenerationConfig(Section):
     models: tuple[str, ...] | None = None
     """Which models answer. Default: `reference`, `mle`, `cpo` and every merged one (`merged-0.30`)."""
     decodings: dict[str, DecodingConfig] = Field(default={"greedy": DecodingConfig()})
-    """Name to settings. The first is the one that the summary table shows."""
+    """Name to settings. The first is the one that the summary table shows. A name is a file's too: `greedy.jsonl`."""
     concurrency: Annotated[int, Field(ge=1)] = Field(default=32, json_schema_extra=EXECUTION)
     """Requests under way at once."""
 
@@ -49,6 +59,15 @@ class GenerationConfig(Section):
     def _check(self) -> "GenerationConfig":
         if not self.decodings:
             raise ValueError("decodings needs at least one entry, for instance {greedy: {temperature: 0}}")
+        for name in self.decodings:
+            if not DECODING.fullmatch(name):
+                raise ValueError(
+                    f"decodings: {name!r} is to name a file, so it takes a-z, 0-9, _ and -, and begins with neither sign"
+                )
+            if name in FIGURES:
+                raise ValueError(
+                    f"decodings: the report has another figure named {name!r}; call the decoding otherwise"
+                )
         return self
 
 
@@ -83,6 +102,8 @@ class JudgeConfig(Section):
     def _check(self) -> "JudgeConfig":
         if self.url == "oracle" and (self.api != "chat" or self.template not in {"dolly", "wiki"}):
             raise ValueError("the oracle reads the templates `dolly` and `wiki` over `api: chat`, and nothing else")
+        if self.url != "oracle":
+            check_api_url("url", self.url)
         if self.thinking_tokens and self.api == "completions":
             raise ValueError("thinking_tokens goes with `api: chat`: a base model does not think first")
         return self

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, model_validator
 
 from cpo_ray.config.section import EXECUTION, Section
+from cpo_ray.config.urls import check_api_url
 
 
 class NegativeCounts(Section):
@@ -81,6 +82,8 @@ class UnhelpfulConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "UnhelpfulConfig":
+        if self.url is not None:
+            check_api_url("url", self.url)
         if self.max_price is not None and (self.input_price is None or self.output_price is None):
             raise ValueError(f"max_price {self.max_price:g} needs input_price and output_price, per million tokens")
         return self

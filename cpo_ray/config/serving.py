@@ -13,10 +13,16 @@ class MergingConfig(Section):
     """Stage `merging`: the weight-space ensemble `theta = alpha * theta_MLE + (1 - alpha) * theta_CPO`."""
 
     alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.3, 0.7)
-    """One merged model per alpha (the paper: 0.1, 0.3, 0.5, 0.7, 0.9)."""
+    """One merged model per alpha, of at most two decimals (the paper: 0.1, 0.3, 0.5, 0.7, 0.9)."""
 
     @model_validator(mode="after")
     def _check(self) -> "MergingConfig":
+        finer = [alpha for alpha in self.alphas if alpha != round(alpha, 2)]
+        if finer:
+            raise ValueError(
+                f"alphas {finer}: a merged model is named by its alpha's first two decimals ({self.model_name(finer[0])}), "
+                "so an alpha has no more"
+            )
         names = [self.model_name(alpha) for alpha in self.alphas]
         if len(set(names)) != len(names):
             raise ValueError(f"alphas {list(self.alphas)} name one model twice: {names}")

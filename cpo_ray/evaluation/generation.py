@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpo_ray.artifacts import Summary
+from cpo_ray.artifacts import Summary, read_jsonl
 from cpo_ray.client import Client, Journal, content_key, run_bounded, write_rows
 from cpo_ray.config import DecodingConfig
 from cpo_ray.errors import ServiceError
@@ -31,13 +31,21 @@ def generate_answers(
 
     `examples` have the fields of records.Example. Answers are at most `max_tokens` tokens, EOS included. Row i's draws
     are seeded by (`seed`, its id), so they do not depend on `concurrency` or on what was asked before. Finished rows
-    wait in `<out>.partial` and are not asked again after a kill; `out` appears whole, in the order of `examples`.
-    `on_row()` is called once per row. Returns {"rows", "tokens", "mean_tokens", "truncated", "empty"}.
+    wait in `<out>.partial` and are not asked again after a kill; `out` appears whole, in the order of `examples`, and where
+    it is there already, from the same arguments, nothing is asked. `on_row()` is called once per row.
+
+    Returns {"rows", "tokens", "mean_tokens", "truncated", "empty"}.
 
     Raises ServiceError where the endpoint refuses or keeps failing.
     """
-    bodies = [_ask_for(example, model, decoding, max_tokens, seed) for example in examples]
     journal_path = out.with_name(f"{out.name}.partial")
+    if out.exists():  # a kill came later, in another decoding
+        journal_path.unlink(missing_ok=True)
+        rows = read_jsonl(out)
+        for _ in rows:
+            on_row()
+        return _summarise(rows)
+    bodies = [_ask_for(example, model, decoding, max_tokens, seed) for example in examples]
     with Journal(journal_path) as journal:
         asyncio.run(_ask_all(Client(url, key, RETRIES), bodies, journal, concurrency, on_row))
         rows = [_to_row(example, journal[content_key(body)]) for example, body in zip(examples, bodies, strict=True)]

@@ -1,8 +1,8 @@
 """The pairwise judge: which response is more helpful, the model's or the ground truth's?
 
 Any OpenAI-compatible model judges. By default each pair is asked in both orders, because judges prefer a position: a judge
-that changes its mind with the order has no opinion, so a flip is a tie, and is counted. An answer that is neither A nor B
-is never a verdict.
+that changes its mind with the order has no opinion, so a flip is a tie, and is counted. Where both responses are the same
+text there is one order and nothing to ask: a tie. An answer that is neither A nor B is never a verdict.
 """
 
 import asyncio
@@ -43,7 +43,10 @@ def decide(answers: Sequence[Answer | None], candidate_first: Sequence[bool]) ->
     """The outcome for the candidate, and whether the orders disagreed.
 
     `answers[i]` is the judge's word where the candidate stood first (as A) or, with `candidate_first[i]` false, second.
+    Without any, the two were the same.
     """
+    if not answers:
+        return "tie", False
     if None in answers:
         return "invalid", False
     preferred = {(answer == "A") == first for answer, first in zip(answers, candidate_first, strict=True)}
@@ -75,7 +78,7 @@ class Estimate:
 
 def estimate_cost(pairs: Sequence[Pair], config: JudgeConfig, seed: int, out: Path) -> Estimate:
     """What `judge_answers` with the same arguments would ask for, failures aside. Asks nothing."""
-    bodies = {content_key(body): body for bodies in _frame(pairs, config, seed)[0] for body in bodies}
+    bodies = {_key(body, config): body for bodies in _frame(pairs, config, seed)[0] for body in bodies}
     with Journal(journal_path(out)) as journal:
         missing = [body for key, body in bodies.items() if key not in journal]
     return Estimate(
@@ -99,15 +102,16 @@ def judge_answers(
     """Judge every response against its `reference` and write records.Verdict rows to `out`, in the given order.
 
     `url` ends in /v1; `config.url` and the key's variable are the caller's to resolve. Temperature is 0, but for judges
-    that think first. Answers are kept by content in `<stem>.answers` beside `out`: a rerun asks nothing twice. A row that
+    that think first. Answers are kept by `config.url` and content in `<stem>.answers` beside `out`: a rerun asks nothing
+    twice, and another judge anew. A row that
     the judge refuses (too long for it, or filtered) is invalid, and is asked about again by a rerun. `on_row()` is called
     once per row.
 
     Returns {"judge", "order", "n", "wins", "losses", "ties", "invalid", "flip_rate", "mean_length_candidate",
     "mean_length_reference", "win_rate", "ci95", "length_controlled", "position_bias"}: lengths in words, win_rate =
     (wins + ties / 2) / valid with its 95% interval [low, high], flip_rate = flips / valid; the last two are what
-    statistics.LengthControlled and PositionBias hold. None where nothing is valid or can be computed, and flip_rate
-    where one order was asked.
+    statistics.LengthControlled and PositionBias hold, the latter of the pairs that were asked about. None where nothing is
+    valid or can be computed, and flip_rate where one order was asked.
 
     Raises ConfigError for a template that cannot be used; ServiceError where the judge refuses all or keeps failing, or
     more than `config.max_invalid_fraction` of the rows are invalid; ArtifactError where there is nothing to judge.
@@ -121,7 +125,7 @@ def judge_answers(
         journal.sort()
         said = journal.entries | refused
     verdicts = [
-        _to_verdict(row, [said[content_key(body)] for body in bodies], order)
+        _to_verdict(row, [said[_key(body, config)] for body in bodies], order)
         for row, bodies, order in zip(generations, questions, orders, strict=True)
     ]
     summary = _summarise(verdicts, config)
@@ -148,13 +152,20 @@ def candidate_orders(order: str, seed: int, row_id: str) -> tuple[bool, ...]:
 
 
 def _frame(pairs: Sequence[Pair], config: JudgeConfig, seed: int) -> tuple[list[list[Body]], list[tuple[bool, ...]]]:
-    """The questions about each pair, as requests, and for each whether the candidate stands first."""
+    """The questions about each pair, as requests, and for each whether the candidate stands first.
+
+    None where both orders make one request: any judge would seem to change its mind.
+    """
     template = read_template(config.template)
-    orders = [candidate_orders(config.order, seed, pair["id"]) for pair in pairs]
-    return [
-        [_ask_about(pair, first, template, config) for first in order]
-        for pair, order in zip(pairs, orders, strict=True)
-    ], orders
+    questions: list[list[Body]] = []
+    orders: list[tuple[bool, ...]] = []
+    for pair in pairs:
+        order = candidate_orders(config.order, seed, pair["id"])
+        bodies = [_ask_about(pair, first, template, config) for first in order]
+        same = len(bodies) > 1 and bodies[0] == bodies[1]
+        questions.append([] if same else bodies)
+        orders.append(() if same else order)
+    return questions, orders
 
 
 def _ask_about(pair: Pair, candidate_first: bool, template: str, config: JudgeConfig) -> Body:
@@ -171,6 +182,11 @@ def _ask_about(pair: Pair, candidate_first: bool, template: str, config: JudgeCo
     else:
         limits = {"temperature": 0, "max_tokens": LONGEST_ANSWER}
     return {"model": config.model} | asked | limits
+
+
+def _key(body: Body, config: JudgeConfig) -> str:
+    """By what an answer is found again: who was asked, and what. Two APIs may serve two models under one name."""
+    return content_key([config.url.rstrip("/"), body])
 
 
 def _text(body: Body) -> str:
@@ -191,7 +207,7 @@ async def _ask_all(
 
     async def ask(bodies: list[Body]) -> None:
         for body in bodies:
-            key = content_key(body)
+            key = _key(body, config)
             async with asking.setdefault(key, asyncio.Lock()):  # equal pairs are asked about once
                 if key not in journal and key not in refused:
                     try:
@@ -233,6 +249,7 @@ def _summarise(verdicts: list[Verdict], config: JudgeConfig) -> Summary:
     valid = [row for row in verdicts if row["outcome"] != INVALID]
     flips = sum(row["flipped"] for row in verdicts)
     rate, low, high = win_rate_interval([row["outcome"] for row in valid]) if valid else (None, None, None)
+    letters = [_letters(row) for row in valid if row["answers"]]
     return {
         "judge": config.model,
         "order": config.order,
@@ -247,7 +264,7 @@ def _summarise(verdicts: list[Verdict], config: JudgeConfig) -> Summary:
         "win_rate": rate,
         "ci95": [low, high] if valid else None,
         "length_controlled": _control_length(valid),
-        "position_bias": asdict(position_bias([_letters(row) for row in valid])) if valid else None,
+        "position_bias": asdict(position_bias(letters)) if letters else None,
     }
 
 

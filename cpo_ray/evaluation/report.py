@@ -14,13 +14,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from cpo_ray.artifacts import Summary, write_atomically, write_json
-from cpo_ray.evaluation.card import write_cards
+from cpo_ray.evaluation.card import CARD, write_cards
 from cpo_ray.evaluation.figures import standalone
 from cpo_ray.evaluation.page.charts import draw_charts, first_step_loss
 from cpo_ray.evaluation.page.findings import TableRow, find_results, mean_words, signed, tell_headline
 from cpo_ray.evaluation.page.paper import lay_out
 from cpo_ray.evaluation.page.provenance import tell_command
-from cpo_ray.evaluation.page.run import Run, read_runs, shared_decodings
+from cpo_ray.evaluation.page.run import Run, read_object, read_runs, shared_decodings
 from cpo_ray.evaluation.page.samples import collect_samples
 from cpo_ray.evaluation.page.sections import render_page
 from cpo_ray.progress import console, say
@@ -28,6 +28,8 @@ from cpo_ray.progress import console, say
 
 def write_report(roots: Sequence[Path], out: Path) -> Summary:
     """Read the run directories `roots`; write index.html, report.json, figures/*.svg and cards/ into `out`.
+
+    Figures and cards of a report that stands there are removed first.
 
     Returns the `headline`, the results `table`, the `decoding` that `format_table` shows, and what is `missing`.
 
@@ -49,6 +51,7 @@ def write_report(roots: Sequence[Path], out: Path) -> Summary:
         "runs": facts,
     }
     report = _without_nan(report)
+    _clear(out)
     for name, svg in charts.items():
         write_text(out / "figures" / f"{name}.svg", standalone(svg))
     write_json(out / "report.json", report)
@@ -90,6 +93,20 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _clear(out: Path) -> None:
+    """Remove the figures and cards of the report that stands in `out`, if one does; what else lies there stays."""
+    before = out / "report.json"
+    if not before.is_file():
+        return
+    for name in read_object(before).get("figures", []):
+        (out / "figures" / Path(name).name).unlink(missing_ok=True)
+    for path in sorted((out / "cards").rglob("*"), reverse=True):  # what lies in a folder before the folder
+        if path.name == CARD:
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
 
 
 def _told_rate(row: TableRow) -> str:
@@ -170,7 +187,8 @@ def _missing(run: Run) -> list[str]:
         "verdicts": run.verdicts,
         "MAUVE scores (mauve/scores.json)": run.mauve,
     }
-    return [name for name, part in parts.items() if not part]
+    outdated = [f"{name} (made from an earlier {source})" for name, source in run.outdated.items()]
+    return [name for name, part in parts.items() if not part] + outdated
 
 
 def _judges(run: Run) -> list[str | None]:

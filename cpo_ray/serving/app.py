@@ -48,13 +48,14 @@ def serve_models(
 
     `max_model_len` is in tokens, prompt and answer together; `gpus_per_engine` 0 means CPU. `on_ready(name)` is called
     as each model answers its first token. Every route needs the key. With `config.in_place` one engine serves them all,
-    its weights changed as they are asked. Raises ServiceError for a host that needs a key of yours, a Serve instance that
-    already runs on the cluster, or a model that is not up within `config.start_timeout_s`, naming it and the reason where
-    Serve knows one; ArtifactError for models that cannot share an engine, listing the differences.
+    its weights changed as they are asked. Raises ServiceError for a host that needs a key of yours, a port that is taken, a
+    Serve instance that already runs on the cluster, or a model that is not up within `config.start_timeout_s`, naming it
+    and the reason where Serve knows one; ArtifactError for models that cannot share an engine, listing the differences.
     """
     if not models:
         raise ServiceError("no models to serve")
     key, control = choose_key(config.host, config.key_variable, config.key_file), secrets.token_urlsafe(32)
+    port = choose_port(config.host, config.port)
     deployments = {name: f"LLMServer:{part}" for name, part in name_deployments(models, config.in_place).items()}
     vocabularies = {name: read_vocabulary(path) for name, path in models.items()}
     gate = GateSettings(vocabularies, deployments, max_model_len, config.limits)
@@ -70,7 +71,6 @@ def serve_models(
             "Ray Serve already runs on this cluster, so its endpoint cannot be given this run's key. "
             "Wait for the other run, or end it with `serve shutdown`."
         )
-    port = config.port or find_free_port(config.host)
     deadline = time.monotonic() + config.start_timeout_s
     try:
         serve.start(
@@ -110,11 +110,23 @@ def drain(endpoint: Endpoint, timeout_s: float) -> int:
             time.sleep(POLL_S / 4)
 
 
-def find_free_port(host: str) -> int:
-    """A TCP port that nothing listens on now."""
+def choose_port(host: str, port: int) -> int:
+    """A TCP port of this machine that nothing listens on now: `port`, or any where that is 0.
+
+    Raises ServiceError where the endpoint could not listen there.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as Serve does: connections that linger are no listener
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServiceError(
+                f"the endpoint cannot listen on {host}, port {port}: {error.strerror}. Choose another --port or --host "
+                "(serving.port, serving.host); port 0 takes a free one."
+            ) from None
         return int(probe.getsockname()[1])
 
 

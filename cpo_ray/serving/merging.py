@@ -13,7 +13,8 @@ from cpo_ray.serving.sameness import refuse_differences
 from cpo_ray.serving.weightfiles import Shard, StoredTensor, read_shards, read_tensors
 
 CARD = "README.md"  # tells of another model than the merged one
-WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack"}
+SAFETENSORS = ".safetensors"
+OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".h5", ".msgpack"}
 WEIGHTS_TOLERANCE = 1e-6  # of their sum: 0.1 + 0.2 + 0.7 is not 1 in binary
 
 
@@ -59,6 +60,18 @@ def average_models(models: Sequence[tuple[Path, float]], out: Path) -> Summary:
         parameters += sum(tensor.numel for tensor in shard.tensors.values())
     _copy_other_files(template, out)
     return {"tensors": len(tensors[0]), "parameters": parameters, "shards": len(shards)}
+
+
+def files_read(model: Path) -> list[Path]:
+    """What a merge reads of a model directory, by name: not its manifest and its card, and weights as safetensors alone."""
+    return [
+        file
+        for file in sorted(model.iterdir())
+        if file.is_file()
+        and file.suffix not in OTHER_WEIGHTS
+        and file.name not in (MANIFEST, CARD)
+        and not file.name.startswith(".")
+    ]
 
 
 def average_tensor(name: str, stored: Sequence[StoredTensor], weights: Sequence[float]) -> Iterator[torch.Tensor]:
@@ -108,11 +121,8 @@ def _average_shard(
 
 
 def _copy_other_files(source: Path, out: Path) -> None:
-    """Config, tokenizer, index: everything directly in `source` but its weights, its manifest and its model card."""
-    for file in sorted(source.iterdir()):
-        kept = (
-            file.suffix not in WEIGHT_SUFFIXES and file.name not in (MANIFEST, CARD) and not file.name.startswith(".")
-        )
-        if kept and file.is_file():
+    """Config, tokenizer, index: everything that a merge reads but the weights."""
+    for file in files_read(source):
+        if file.suffix != SAFETENSORS:
             with write_atomically(out / file.name) as temporary:
                 shutil.copyfile(file, temporary)

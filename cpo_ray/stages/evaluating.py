@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from cpo_ray.artifacts import Artifact, Summary, find_artifact, read_jsonl, read_table, write_json
 from cpo_ray.config import JudgeConfig, stage_inputs
-from cpo_ray.errors import ConfigError
+from cpo_ray.errors import ArtifactError, ConfigError
 from cpo_ray.meters import bar
 from cpo_ray.needs import serving_needs
 from cpo_ray.progress import say
@@ -85,7 +85,7 @@ def judging(run: Run) -> None:
             answers = run.need(f"generations/{name}", "generation")
 
             def build(out: Path, answers: Artifact = answers) -> Summary:
-                files = sorted(answers.path.glob("*.jsonl"))
+                files = _answer_files(answers)
                 total = sum(answers.manifest.files[file.name]["rows"] for file in files)
                 summary: Summary = {}
                 for file in files:
@@ -127,7 +127,7 @@ def reward(run: Run) -> None:
 
         run.ray.ensure()
         rows = {
-            name: {file.stem: read_jsonl(file) for file in sorted(artifact.path.glob("*.jsonl"))}
+            name: {file.stem: read_jsonl(file) for file in _answer_files(artifact)}
             for name, artifact in answers.items()
         }
         with bar("reward", len(collect_questions(rows)), "texts") as progress:
@@ -149,7 +149,7 @@ def mauve(run: Run) -> None:
         from cpo_ray.evaluation.mauve import score_mauve
 
         featurize = load_featurizer(run.config.mauve)
-        files = [(name, file) for name, artifact in answers.items() for file in sorted(artifact.path.glob("*.jsonl"))]
+        files = [(name, file) for name, artifact in answers.items() for file in _answer_files(artifact)]
         scores: dict[str, dict[str, Summary]] = {name: {} for name in answers}
         with bar("mauve", len(files), "files") as progress:
             for name, file in files:
@@ -173,10 +173,8 @@ def report(run: Run) -> None:
     from cpo_ray.evaluation.card import place_cards
     from cpo_ray.evaluation.report import show_report, write_report
 
-    names = ["data", "groups/train", "reward", "mauve"]
-    names += [
-        f"{kind}/{name}" for kind in ("models", "generations", "verdicts") for name in run.config.evaluated_models
-    ]
+    names = ["data", "groups/train", "reward", "mauve", *(f"models/{name}" for name in run.config.models)]
+    names += [f"{kind}/{name}" for kind in ("generations", "verdicts") for name in run.config.evaluated_models]
     inputs: dict[str, Any] = {
         name: artifact.fingerprint for name in names if (artifact := find_artifact(run.root, name)) is not None
     }
@@ -184,6 +182,14 @@ def report(run: Run) -> None:
     page = run.make("report", inputs, lambda out: write_report([run.root], out))
     place_cards(page.path / "cards", run.root / "models")
     show_report(page.manifest.summary, page.path)
+
+
+def _answer_files(answers: Artifact) -> list[Path]:
+    """One per decoding."""
+    files = sorted(answers.path.glob("*.jsonl"))
+    if not files:
+        raise ArtifactError(f"{answers.path} holds no answers. Delete it, and run the stage `generation` again.")
+    return files
 
 
 @contextlib.contextmanager

@@ -75,6 +75,7 @@ def test_verdicts_and_a_summary_are_written(answers: tuple[Path, Path], tmp_path
     assert summary["ci95"] == pytest.approx([0.4902, 0.9433], abs=1e-4)  # Wilson's
     assert [summary[what] for what in ("n", "wins", "losses", "ties", "invalid", "flip_rate")] == [10, 8, 2, 0, 0, 0]
     assert (summary["mean_length_candidate"], summary["mean_length_reference"]) == (0.8, 1.0)
+    assert summary["judge_url"] == service.url
     assert summary["inputs"]["candidates"]["file"] == str(answers[0])
     assert summary["template"].format(prompt=1, response_a=2, response_b=3) == DOLLY_TEMPLATE.format(1, 2, 3)
     verdicts = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
@@ -135,6 +136,8 @@ def test_too_many_invalid_answers_fail_and_leave_no_summary(answers: tuple[Path,
         (["--template", "doly"], "template doly: neither `dolly` nor `wiki`"),
         (["--key-variable", "NO_SUCH_KEY"], "needs its key in the environment variable NO_SUCH_KEY"),
         (["--judge-url", "localhost:8000"], "expected http:// or https://"),
+        (["--judge-url", "oracle"], "expected http:// or https://"),
+        (["--judge-url", "http://host:80a/v1"], "'http://host:80a/v1' is no URL: Invalid port: '80a'"),
         (["--requests-per-minute", "0"], "requests_per_minute: Input should be greater than 0"),
         (["--price-answers", "3"], "--price-answers needs --price"),
         (["--references", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
@@ -148,6 +151,15 @@ def test_what_cannot_work_is_said_before_anything_is_asked(
         assert service.answered == []
     assert seen.exit_code in {1, 2}
     assert complaint in seen.stderr
+
+
+def test_files_of_the_same_answers_are_told_so(answers: tuple[Path, Path], tmp_path: Path) -> None:
+    with serve_flaky(prefer_good) as service:
+        seen = judge((answers[0], answers[0]), service.url, tmp_path / "out", "--yes")
+        assert service.answered == []
+    assert seen.exit_code == 0, seen.output
+    assert "win rate 50.0%" in seen.stdout
+    assert "the same: nothing was asked" in seen.stdout
 
 
 def test_a_lean_to_a_position_is_told() -> None:
@@ -184,13 +196,13 @@ def test_the_recorded_judge_gives_the_recorded_win_rate(annotated: Any, tmp_path
     """In one go and one by one, then killed half-way with many requests under way: the same to the byte."""
     files, answer = annotated
     steady, killed = tmp_path / "steady", tmp_path / "killed"
-    with serve_flaky(answer, failing=0.1) as service:
+    with serve_flaky(answer, failing=0.1) as service:  # one for both: its URL is written down
         seen = judge(files, service.url, steady, "--yes", "--concurrency", "2")
         assert seen.exit_code == 0, seen.output
         total = len(service.answered)
-        assert total == 1610 - 16  # some answers are the same: in both orders one question
+        assert total == 1610 - 32  # the answers to 16 instructions are the same
         assert {"429", "500", "drop"} <= set(service.failures)
-    with serve_flaky(answer, failing=0.1) as service:
+        service.answered.clear()
         kept = kill_half_way(words(files, service.url, killed, "--yes", "--concurrency", "32"), killed, service)
         asked = len(service.answered)
         assert 805 - 32 <= kept < total

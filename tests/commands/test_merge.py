@@ -30,6 +30,18 @@ def test_one_model_per_alpha_and_a_second_time_nothing_is_done(models: tuple[Pat
     assert type_in(*words).stdout.count("reused") == 3
 
 
+def test_what_a_merge_does_not_read_does_not_make_it_another_one(tmp_path: Path) -> None:
+    models = write_tiny_llama(tmp_path / "mle", seed=1), write_tiny_llama(tmp_path / "cpo", seed=2)
+    words = ("merge", "--mle", models[0], "--cpo", models[1], "--alpha", 0.5, "--out", tmp_path / "out")
+    assert type_in(*words).stdout.count("made") == 1
+    for model in models:
+        (model / "README.md").write_text("stage `report` has written its card")
+        (model / "optimizer.pt").write_bytes(b"not the model's")
+    assert type_in(*words).stdout.count("reused") == 1
+    write_tiny_llama(models[0], seed=3)
+    assert type_in(*words).exit_code == 1
+
+
 def test_models_with_weights_go_into_the_directory_itself(models: tuple[Path, Path], tmp_path: Path) -> None:
     seen = type_in("merge", "--model", f"{models[0]}=0.25", "--model", f"{models[1]}=0.75", "--out", tmp_path / "soup")
     assert seen.exit_code == 0, seen.output
@@ -59,7 +71,8 @@ def test_what_stands_in_the_way_is_never_replaced(models: tuple[Path, Path], tmp
         (("--mle", "a", "--cpo", "b", "--alpha", "0.1", "1.5"), "less than or equal to 1"),
         (("--mle", "a", "--cpo", "b", "--alpha", "-1"), "greater than or equal to 0"),
         (("--mle", "a", "--cpo", "b", "--alpha", "nan"), "--alpha nan"),
-        (("--mle", "a", "--cpo", "b", "--alpha", "0.101", "0.102"), "name one model twice"),
+        (("--mle", "a", "--cpo", "b", "--alpha", "0.3", "0.30"), "name one model twice"),
+        (("--mle", "a", "--cpo", "b", "--alpha", "0.125"), "first two decimals"),
         (("--model", "a=half"), "expected DIR=WEIGHT"),
     ],
 )

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pyarrow as pa
 
-from cpo_ray.artifacts import write_json, write_table
+from cpo_ray.artifacts import Manifest, write_json, write_table
 from cpo_ray.records import EXAMPLE_SCHEMA, GROUP_SCHEMA
 
 MODELS = {"reference": 0.36, "mle": 0.41, "cpo": 0.45, "merged-0.30": 0.47, "merged-0.70": 0.44}
@@ -45,13 +45,13 @@ def make_fake_run(root, rows=500, steps=300, decodings=("greedy", "top_p"), mode
     tests[0]["prompt"] = tests[0]["response"] = HOSTILE
     write_table(root / "data" / "test" / "rows.parquet", pa.Table.from_pylist(tests, EXAMPLE_SCHEMA))
     counts = {"train_rows": 3000, "validation_rows": 0, "test_rows": rows, "truncated_responses": 12}
-    _manifest(root / "data", 2.1, {"train/rows.parquet": 3000, "test/rows.parquet": rows}, 0, counts)
+    data = _manifest(root / "data", 2.1, {"train/rows.parquet": 3000, "test/rows.parquet": rows}, 0, counts)
     _groups(root / "groups" / "train", rng)
     _metrics(root / "metrics.jsonl", steps)
-    mauve = {}
+    mauve, answers = {}, {}
     for order, (model, rate) in enumerate(models.items()):
-        _manifest(root / "models" / model, 81.4 if order < 3 else 0.4, {"model.safetensors": 0}, 4 + order)
-        _answers(root, model, rate, tests, decodings, order, judge)
+        made = _manifest(root / "models" / model, 81.4 if order < 3 else 0.4, {"model.safetensors": 0}, 4 + order)
+        answers[model] = _answers(root, model, rate, tests, decodings, order, judge, data=data, model=made)
         mean = round(0.6 + rate / 2 + rng.uniform(-0.02, 0.02), 4)
         scores = {"mean": mean, "deviation": 0.011, "scores": [mean] * 3, "rows": rows}
         mauve[model] = {name: {**scores, "mean": mean - 0.03 * index} for index, name in enumerate(decodings)}
@@ -61,7 +61,8 @@ def make_fake_run(root, rows=500, steps=300, decodings=("greedy", "top_p"), mode
         for model, rate in models.items()
     }
     write_json(root / "reward" / "scores.json", preferred)
-    _manifest(root / "mauve", 31.0, {"scores.json": 0}, 30)
+    for stage in ("reward", "mauve"):
+        _manifest(root / stage, 31.0, {"scores.json": 0}, 30, generations=answers)
 
 
 def merge(before, after):
@@ -88,13 +89,20 @@ def _example(rng, index):
     }
 
 
-def _manifest(folder, seconds, rows, order, summary=None):
+def _manifest(folder, seconds, rows, order, summary=None, **inputs):
     files = {
         name: {"sha256": "0" * 64, "bytes": 1000, **({"rows": count} if count else {})} for name, count in rows.items()
     }
     created = f"2026-01-02T03:{order:02d}:05Z"
-    parts = {"inputs": {"seed": 17}, "files": files, "summary": summary or {}, "seconds": seconds, "created": created}
+    parts = {
+        "inputs": {"seed": 17, **inputs},
+        "files": files,
+        "summary": summary or {},
+        "seconds": seconds,
+        "created": created,
+    }
     write_json(folder / "manifest.json", {**parts, "version": "0.1.0"})
+    return Manifest(**parts).fingerprint
 
 
 def _groups(folder, rng):
@@ -173,9 +181,9 @@ def _metrics(path, steps):
     path.write_text("".join(json.dumps(line) + "\n" for line in [restarted, *lines]), encoding="utf-8")
 
 
-def _answers(root, model, rate, tests, decodings, order, judge):
+def _answers(root, name, rate, tests, decodings, order, judge, **inputs):
     for decoding in decodings:
-        rng = random.Random(zlib.crc32(f"{model}{decoding}".encode()))
+        rng = random.Random(zlib.crc32(f"{name}{decoding}".encode()))
         generations, verdicts = [], []
         for example in tests:
             outcome = rng.choices(["win", "tie", "loss", "invalid"], [rate - 0.1, 0.2, 0.9 - rate, 0.01])[0]
@@ -195,10 +203,11 @@ def _answers(root, model, rate, tests, decodings, order, judge):
             verdict = {"id": example["id"], "outcome": outcome, "answers": ["A", "B"], "flipped": flipped}
             verdicts.append({**verdict, "candidate_words": len(text.split()), "reference_words": len(words)})
         for folder, rows in (("generations", generations), ("verdicts", verdicts)):
-            path = root / folder / model / f"{decoding}.jsonl"
+            path = root / folder / name / f"{decoding}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     judged = {decoding: {"n": len(tests), "judge": judge, **BIASES} for decoding in decodings}
-    files = {f"{name}.jsonl": len(tests) for name in decodings}
-    _manifest(root / "generations" / model, 12.5, files, 10 + order)
-    _manifest(root / "verdicts" / model, 9.5, files, 20 + order, judged)
+    files = {f"{decoding}.jsonl": len(tests) for decoding in decodings}
+    made = _manifest(root / "generations" / name, 12.5, files, 10 + order, **inputs)
+    _manifest(root / "verdicts" / name, 9.5, files, 20 + order, judged, data=inputs["data"], generations=made)
+    return made

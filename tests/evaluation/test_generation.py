@@ -158,6 +158,19 @@ def test_a_killed_run_keeps_its_rows(tmp_path: Path) -> None:
     assert not journal.exists()
 
 
+def test_a_decoding_that_was_finished_before_the_kill_is_not_asked_again(tmp_path: Path) -> None:
+    seen: list[int] = []
+    with serve_flaky(complete) as service:
+        first = generate(service, tmp_path / "greedy.jsonl")
+        (tmp_path / "greedy.jsonl.partial").touch()  # the kill may come between the two
+        content = (tmp_path / "greedy.jsonl").read_bytes()
+        assert generate(service, tmp_path / "greedy.jsonl", on_row=lambda: seen.append(1)) == first
+        assert len(service.answered) == len(EXAMPLES)
+    assert len(seen) == len(EXAMPLES)
+    assert (tmp_path / "greedy.jsonl").read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["greedy.jsonl"]
+
+
 def test_another_decoding_does_not_reuse_the_journal(tmp_path: Path) -> None:
     with serve_flaky(complete) as service:
         with pytest.raises(ZeroDivisionError):

@@ -21,6 +21,9 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "FIRST_WAIT_S", 0.0002)
 
 
+ONE_URL = "http://one-judge/v1"  # what the configuration names, wherever the server of a test listens
+
+
 def row(number: int, response: str, reference: str = "gold") -> Generation:
     return Generation(
         id=f"row{number}",
@@ -80,6 +83,7 @@ def test_decisions() -> None:
     assert decide([None, None], [True, False]) == ("invalid", False)
     assert decide(["B"], [False]) == ("win", False)
     assert decide(["A"], [False]) == ("loss", False)
+    assert decide([], []) == ("tie", False)
 
 
 def test_both_orders_are_asked_and_a_flip_is_a_tie(tmp_path: Path) -> None:
@@ -141,15 +145,25 @@ def test_a_rerun_asks_nothing_twice_and_files_do_not_depend_on_failures(tmp_path
     for name, failing, concurrency in (("a", 0.0, 1), ("b", 0.3, 16)):
         out = tmp_path / name / "greedy.jsonl"
         with serve_flaky(by_wish, failing=failing) as service:
-            first = judge(service, out, rows, concurrency=concurrency, retries=10)
+            first = judge(service, out, rows, url=ONE_URL, concurrency=concurrency, retries=10)
             asked = len(service.answered)
             assert asked == 60
-            assert judge(service, out, [*rows, row(99, "win")], concurrency=concurrency)["n"] == 31
+            assert judge(service, out, [*rows, row(99, "win")], url=ONE_URL, concurrency=concurrency)["n"] == 31
             assert len(service.answered) == asked + 2
-            assert judge(service, out, rows, concurrency=concurrency) == first
+            assert judge(service, out, rows, url=ONE_URL, concurrency=concurrency) == first
             assert len(service.answered) == asked + 2
         files.append((out.read_bytes(), (out.parent / "greedy.answers").read_bytes()))
     assert files[0] == files[1]
+
+
+def test_another_judge_of_the_same_name_is_asked_for_itself(tmp_path: Path) -> None:
+    out = tmp_path / "greedy.jsonl"
+    with serve_flaky(by_wish) as one, serve_flaky(lambda _: say("B")) as two:
+        assert judge(one, out, [row(0, "win")])["wins"] == 1
+        assert estimate_cost([row(0, "win")], settings(two), 17, out).known == 0
+        assert judge(two, out, [row(0, "win")])["ties"] == 1
+        assert judge(one, out, [row(0, "win")], url=f"{one.url}/")["wins"] == 1
+        assert (len(one.answered), len(two.answered)) == (2, 2)
 
 
 def test_equal_pairs_are_asked_about_once(tmp_path: Path) -> None:
@@ -157,6 +171,22 @@ def test_equal_pairs_are_asked_about_once(tmp_path: Path) -> None:
     with serve_flaky(by_wish) as service:
         assert judge(service, tmp_path / "greedy.jsonl", rows)["wins"] == 10
         assert len(service.answered) == 2
+
+
+def test_the_same_answer_twice_is_a_tie_that_says_nothing_of_the_judge(tmp_path: Path) -> None:
+    rows = [row(0, "gold"), row(1, "win"), row(2, "gold")]
+    with serve_flaky(by_wish) as service:
+        assert estimate_cost(rows, settings(service), 17, tmp_path / "greedy.jsonl").requests == 2
+        summary = judge(service, tmp_path / "greedy.jsonl", rows)
+        assert len(service.answered) == 2
+        assert judge(service, tmp_path / "same.jsonl", rows[:1])["position_bias"] is None
+        judge(service, tmp_path / "paper.jsonl", rows[:1], order="paper", max_invalid_fraction=1)
+        assert len(service.answered) == 3, "asked as the paper did"
+    assert [summary[key] for key in ("n", "ties", "wins", "invalid", "flip_rate")] == [3, 2, 1, 0, 0]
+    assert summary["win_rate"] == 2 / 3
+    assert summary["position_bias"]["n"] == 1
+    verdict = json.loads((tmp_path / "greedy.jsonl").read_text().splitlines()[0])
+    assert (verdict["outcome"], verdict["answers"], verdict["flipped"]) == ("tie", [], False)
 
 
 def test_the_papers_order_asks_once_on_a_seeded_side(tmp_path: Path) -> None:

@@ -69,6 +69,9 @@ def test_table_holds_rates_differences_and_scores(run, written):
     assert difference["excluded"] == expected.excluded > 0
     others = [paired_difference(read_outcomes(run, name), mle, seed=0).p_value for name in MODELS if name != "mle"]
     assert difference["p_adjusted"] == holm(others)[1]
+    verdicts = [item for item in read_jsonl(run / "verdicts" / "cpo" / "greedy.jsonl") if item["outcome"] != "invalid"]
+    assert len(verdicts) < 500
+    assert row["flip_rate"] == sum(item["flipped"] for item in verdicts) / len(verdicts)
     assert row["mauve_deviation"] == 0.011
     answers = read_jsonl(run / "generations" / "cpo" / "greedy.jsonl")
     assert row["mean_length"] == sum(len(answer["response"].split()) for answer in answers) / 500
@@ -135,10 +138,12 @@ def test_page_is_accessible(run, written):
 
 
 def test_hostile_text_stays_text(run, small):
+    image = "<img src=x onerror=alert(1)>"
     for folder in ("generations", "verdicts"):
-        (small / folder / "cpo").rename(small / folder / "<img src=x onerror=alert(1)>")
+        (small / folder / "cpo").rename(small / folder / image)
     (small / "environment.json").write_text(json.dumps({"git_revision": HOSTILE, "python": HOSTILE}))
     config = {**CONFIG, "name": "<script>alert(1)</script>", "judge": {"model": HOSTILE}}
+    config["generation"] = {**CONFIG["generation"], "models": [*MODELS, image]}
     (small / "config.json").write_text(json.dumps(config))
     write_report([small], small / "report")
     elements = Elements((small / "report" / "index.html").read_text(encoding="utf-8"))
@@ -192,6 +197,56 @@ def test_what_is_absent_is_said(small, part):
         assert all(row["win_rate"] is None for row in summary["table"])
         assert summary["table"][0]["mauve"] is not None
     Console(quiet=True).print(format_table(summary))
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_what_the_configuration_no_longer_asks_for_is_left_out(tmp_path):
+    root = tmp_path / "run"
+    make_fake_run(root, rows=30, steps=20)
+    decodings = {"greedy": {}}
+    edit_json(root / "config.json", merging={"alphas": [0.7]}, generation={"models": None, "decodings": decodings})
+    summary = write_report([root], tmp_path / "out")
+    assert [row["label"] for row in summary["table"]] == ["reference", "mle", "cpo", "merged-0.70"]
+    assert "(the best of 2 models trained with CPO)" in summary["headline"]
+    assert "corrected for 3 comparisons" in summary["headline"]
+    assert not (tmp_path / "out" / "cards" / "merged-0.30").exists()
+    edit_json(root / "config.json", generation={"models": ["mle", "cpo"], "decodings": decodings})
+    assert [row["label"] for row in write_report([root], tmp_path / "out")["table"]] == ["mle", "cpo"]
+    assert (tmp_path / "out" / "cards" / "reference").exists(), "the run makes it, though it is not asked"
+
+
+def test_a_configuration_that_does_not_say_which_models_shows_what_is_there(small):
+    edit_json(small / "config.json", merging={}, generation={})
+    assert [row["label"] for row in write_report([small], small / "report")["table"]] == list(MODELS)
+
+
+def test_verdicts_and_scores_of_answers_that_were_replaced_are_missing(small):
+    edit_json(small / "generations" / "cpo" / "manifest.json", files={})
+    summary = write_report([small], small / "report")
+    earlier = "(made from an earlier generations/cpo)"
+    assert summary["missing"] == [f"{name}/cpo {earlier}" for name in ("verdicts", "reward", "mauve")]
+    row = next(row for row in summary["table"] if row["model"] == "cpo")
+    for name in ("win_rate", "judge", "length_controlled", "reward_rate", "mauve", "difference_to_mle"):
+        assert row[name] is None, name
+    assert row["mean_length"] is not None
+    assert f"verdicts/cpo {earlier}" in (small / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_answers_of_a_model_that_was_trained_again_are_missing_with_all_that_follows(small):
+    edit_json(small / "models" / "cpo" / "manifest.json", files={})
+    summary = write_report([small], small / "report")
+    assert [line.split(" ")[0] for line in summary["missing"]] == [
+        "generations/cpo", "verdicts/cpo", "reward/cpo", "mauve/cpo",
+    ]  # fmt: skip
+    assert "cpo" not in [row["model"] for row in summary["table"]]
+
+
+def test_without_a_reward_model_old_rewards_are_left_out(small):
+    edit_json(small / "config.json", reward={"model": None})
+    assert {row["reward_rate"] for row in write_report([small], small / "report")["table"]} == {None}
 
 
 def test_an_empty_run_directory_is_reported_as_such(tmp_path):

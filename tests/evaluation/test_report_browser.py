@@ -79,6 +79,23 @@ def test_search_narrows_and_clear_restores(page):
     page.wait_for(f"{COUNT} === '1 to 20 of 500 prompts'")
 
 
+def test_a_sample_opened_while_a_search_is_typed_is_the_one_that_was_clicked(page):
+    page.evaluate("document.getElementById('search').focus()")
+    page.evaluate("""
+        const search = document.getElementById("search");
+        search.value = "no such words anywhere";
+        search.dispatchEvent(new Event("input"));
+        document.querySelectorAll("#list button")[5].click();
+    """)
+    page.evaluate("new Promise((resolve) => setTimeout(resolve, 300))")
+    assert page.evaluate("document.getElementById('sample-title').textContent") == "Sample 6 of 500"
+    page.press("ArrowRight", 39)
+    page.wait_for("document.getElementById('sample-title').textContent === 'Sample 7 of 500'")
+    page.press("Escape", 27)
+    page.wait_for(f"{COUNT} === 'No prompt fits these filters.'")
+    assert page.evaluate("document.activeElement.id") == "search"
+
+
 def test_filters_by_category_verdict_and_disagreement(page):
     choose(page, "category", "counting")
     assert page.evaluate(COUNT) == "1 to 20 of 100 prompts (500 in all)"

@@ -149,6 +149,18 @@ def test_cards_of_several_runs_do_not_meet(written):
     assert {"1-mixnr/cpo/README.md", "2-anr/cpo/README.md", "3-pss/mle/README.md"} <= cards
 
 
+def test_a_report_leaves_nothing_of_the_one_before_it(roots, tmp_path):
+    write_report(roots, tmp_path)
+    assert (tmp_path / "figures" / "win-rate-negatives.svg").is_file()
+    (tmp_path / "figures" / "mine.svg").write_text("not the report's")
+    write_report([roots[0], roots[2]], tmp_path)
+    assert {path.name for path in (tmp_path / "cards").iterdir()} == {"1-mixnr", "2-pss"}
+    report = json.loads((tmp_path / "report.json").read_text())
+    kept = {f"figures/{path.name}" for path in (tmp_path / "figures").iterdir()}
+    assert kept == {*report["figures"], "figures/mine.svg"}
+    assert "figures/win-rate-negatives.svg" not in kept
+
+
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     for folder in ("a", "b"):
         make_fake_run(tmp_path / folder, models={"cpo": 0.5}, **SMALL)

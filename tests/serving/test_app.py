@@ -1,6 +1,7 @@
 import json
 import random
 import shutil
+import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from cpo_ray.config import DecodingConfig, ServingConfig
 from cpo_ray.errors import ArtifactError, ServiceError
 from cpo_ray.evaluation.generation import generate_answers
-from cpo_ray.serving.app import Endpoint, drain, serve_models
+from cpo_ray.serving.app import Endpoint, choose_port, drain, serve_models
 from cpo_ray.serving.deployments import build_application, engine_options, read_context, read_vocabulary
 from tests.engines import engine_processes
 from tests.serving.tiny_llama import write_tiny_llama
@@ -68,6 +69,18 @@ def test_nothing_to_serve_and_open_hosts_are_refused(model: Path, monkeypatch: p
     everywhere = CONFIG.model_copy(update={"host": "0.0.0.0"})
     with pytest.raises(ServiceError, match=CONFIG.key_variable), serve_models({"tiny": model}, everywhere, 256, 0):
         pass
+
+
+def test_a_port_that_is_taken_is_told_before_serve_starts(model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        taken = CONFIG.model_copy(update={"port": port})
+        complaint = rf"cannot listen on 127.0.0.1, port {port}: Address already in use\. Choose another --port"
+        with pytest.raises(ServiceError, match=complaint), serve_models({"tiny": model}, taken, 256, 0):
+            pass
+    assert choose_port("127.0.0.1", port) == port
+    with pytest.raises(ServiceError, match=r"cannot listen on 192\.0\.2\.1, port 0"):
+        choose_port("192.0.2.1", 0)
 
 
 @pytest.mark.e2e

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from cpo_ray.errors import ServiceError
-from cpo_ray.serving.app import Endpoint, find_free_port
+from cpo_ray.serving.app import Endpoint, choose_port
 from cpo_ray.serving.keys import KeyGuard, choose_key, digest, is_loopback
 
 
@@ -88,5 +88,5 @@ def test_a_key_file_is_read_where_the_environment_has_none(monkeypatch: pytest.M
 def test_small_things() -> None:
     assert is_loopback("127.1.2.3")
     assert not is_loopback("localhost.example.org")
-    assert 1024 <= find_free_port("127.0.0.1") <= 65535
+    assert 1024 <= choose_port("127.0.0.1", 0) <= 65535
     assert "secret" not in repr(Endpoint("http://127.0.0.1:1/v1", "secret"))

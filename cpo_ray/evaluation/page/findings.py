@@ -41,7 +41,9 @@ class TableRow(TypedDict):
     ties: int
     losses: int
     invalid: int
-    flip_rate: float | None  # share of prompts whose two orders disagreed; None where each was asked about once
+    flip_rate: (
+        float | None
+    )  # share of prompts with a valid verdict whose two orders disagreed; None where each was asked about once
     length_controlled: dict[str, float] | None  # rate, low, high: at equal lengths, where the judging computed it
     position_bias: dict[str, float] | None  # rate, low, high: how often the judge takes what it reads first
     difference_to_mle: DifferenceRow | None
@@ -111,9 +113,10 @@ def _measure(run: Run, model: str, decoding: str, *, several: bool) -> TableRow:
 
 
 def _flip_rate(verdicts: Sequence[Mapping[str, Any]], judging: Mapping[str, Any]) -> float | None:
-    if not verdicts or judging.get("order", "both") != "both":
+    valid = [row for row in verdicts if row["outcome"] != INVALID]
+    if not valid or judging.get("order", "both") != "both":
         return None
-    return sum(row["flipped"] for row in verdicts) / len(verdicts)
+    return sum(row["flipped"] for row in valid) / len(valid)
 
 
 def label_of(run: Run, model: str, *, several: bool) -> str:

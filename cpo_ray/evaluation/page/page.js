@@ -38,6 +38,7 @@ function startSamples() {
   let found = [];
   let page = 0;
   let open = -1; // position in `found`
+  let typing = 0; // timer of a search that has not been applied yet
 
   const addOption = (select, value, text) => {
     const option = element("option", "", text);
@@ -134,6 +135,8 @@ function startSamples() {
   }
 
   function filter() {
+    clearTimeout(typing);
+    typing = 0;
     found = data.rows.map((_, index) => index).filter((index) => matches(data.rows[index], index));
     page = 0;
     renderList();
@@ -150,6 +153,7 @@ function startSamples() {
   }
 
   function openSample(position) {
+    clearTimeout(typing); // what is opened, and walked from there, is of the list as it stands
     open = position;
     const row = data.rows[found[position]];
     byId("sample-title").textContent = `Sample ${position + 1} of ${found.length}`;
@@ -185,6 +189,11 @@ function startSamples() {
   }
 
   function afterClose() {
+    if (typing) {
+      filter();
+      controls.search.focus();
+      return;
+    }
     // The list follows, so that focus returns to the sample that was open last.
     if (Math.floor(open / PAGE) !== page) {
       page = Math.floor(open / PAGE);
@@ -199,8 +208,7 @@ function startSamples() {
     byId("count").scrollIntoView({ block: "nearest" });
   }
 
-  let timer = 0;
-  controls.search.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(filter, 120); });
+  controls.search.addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(filter, 120); });
   ["category", "decoding", "model", "verdict", "compare"].forEach((id) => controls[id].addEventListener("change", filter));
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   byId("filters").addEventListener("reset", () => setTimeout(filter));

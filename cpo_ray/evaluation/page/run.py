@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from cpo_ray.artifacts import read_jsonl
 from cpo_ray.errors import ArtifactError
 from cpo_ray.evaluation.page.method import name_base, name_method, name_source
+from cpo_ray.evaluation.page.present import Present, find_present
 from cpo_ray.evaluation.statistics import INVALID, SCORES
 from cpo_ray.records import Generation, Verdict
 
@@ -49,6 +50,9 @@ class Run:
     verdicts: ByModel
     mauve: dict[str, dict[str, dict[str, Any]]]  # model -> decoding -> scores
     reward: dict[str, dict[str, dict[str, Any]]]  # the same of a reward model, where one was asked
+    outdated: dict[
+        str, str
+    ]  # answers, verdicts and scores that are left out -> what they were made from, since made again
 
     @property
     def setting(self) -> tuple[str, str]:
@@ -108,35 +112,38 @@ def shared_decodings(runs: Sequence[Run]) -> list[str]:
 
 
 def read_run(root: Path) -> Run:
-    """Read a run directory. Raises ArtifactError where it is not there, or a file in it is damaged (naming the file)."""
+    """Read a run directory: what its present configuration asks for, made from what is there now.
+
+    Raises ArtifactError where it is not there, or a file in it is damaged (naming the file).
+    """
     if not root.is_dir():
         raise ArtifactError(f"no run directory {root}. `cpo-ray run CONFIG` makes one.")
     groups = root / "groups" / "train"
-    config = _read_object(root / "config.json")
+    config, manifests = read_object(root / "config.json"), _read_manifests(root)
+    present = find_present(config, manifests)
     return Run(
         root=root,
         label=str(config.get("name") or root.resolve().name),
         config=config,
-        environment=_read_object(root / "environment.json"),
+        environment=read_object(root / "environment.json"),
         curves=_read_curves(root / "metrics.jsonl"),
-        manifests=_read_manifests(root),
-        kinds=_read_object(groups / "stats.json"),
+        manifests={
+            name: manifest
+            for name, manifest in manifests.items()
+            if present.asks_for(name) and name not in present.outdated
+        },
+        kinds=read_object(groups / "stats.json"),
         groups=_read_first(groups),
         categories=_read_categories(root / "data"),
-        generations=_read_answers(root / "generations", Generation.__required_keys__),
-        verdicts=_read_answers(root / "verdicts", Verdict.__required_keys__),
-        mauve=_read_object(root / "mauve" / "scores.json"),
-        reward=_read_object(root / "reward" / "scores.json"),
+        generations=_read_answers(root / "generations", Generation.__required_keys__, present),
+        verdicts=_read_answers(root / "verdicts", Verdict.__required_keys__, present),
+        mauve=_read_scores(root / "mauve", present),
+        reward=_read_scores(root / "reward", present),
+        outdated=dict(present.outdated),
     )
 
 
-def _model_order(model: str) -> tuple[int, float, str]:
-    merged = MERGED.match(model)
-    first = {"reference": 0, "mle": 1, "cpo": 2}
-    return (3, float(merged[1]), model) if merged else (first.get(model, 4), 0.0, model)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one where there is no such file."""
     if not path.is_file():
         return {}
@@ -147,6 +154,12 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ArtifactError(f"{path} holds no JSON object")
     return value
+
+
+def _model_order(model: str) -> tuple[int, float, str]:
+    merged = MERGED.match(model)
+    first = {"reference": 0, "mle": 1, "cpo": 2}
+    return (3, float(merged[1]), model) if merged else (first.get(model, 4), 0.0, model)
 
 
 def _read_curves(path: Path) -> dict[str, Curve]:
@@ -174,7 +187,7 @@ def _read_manifests(root: Path) -> dict[str, dict[str, Any]]:
     for path in [*root.glob("*/manifest.json"), *root.glob("*/*/manifest.json")]:
         name = path.parent.relative_to(root)
         if not any(part.startswith(".") for part in name.parts) and name.parts[0] != "report":
-            found[name.as_posix()] = _read_object(path)
+            found[name.as_posix()] = read_object(path)
     return dict(sorted(found.items(), key=lambda item: (str(item[1].get("created", "")), item[0])))
 
 
@@ -194,11 +207,12 @@ def _read_categories(data: Path) -> dict[str, str]:
     return categories
 
 
-def _read_answers(folder: Path, keys: AbstractSet[str]) -> ByModel:
+def _read_answers(folder: Path, keys: AbstractSet[str], present: Present) -> ByModel:
     """<model>/<decoding>.jsonl, by model and decoding."""
     answers: ByModel = {}
     for path in sorted(folder.glob("*/*.jsonl")):
-        if not path.parent.name.startswith("."):
+        model, decoding = path.parent.name, path.stem
+        if not model.startswith(".") and present.counts(folder.name, model, decoding):
             rows = read_jsonl(path)
             for number, row in enumerate(rows, 1):
                 lacking = sorted(keys - row.keys()) if isinstance(row, dict) else sorted(keys)
@@ -206,5 +220,14 @@ def _read_answers(folder: Path, keys: AbstractSet[str]) -> ByModel:
                     raise ArtifactError(f"{path}:{number} lacks {', '.join(lacking)}")
                 if row.get("outcome", INVALID) not in {*SCORES, INVALID}:
                     raise ArtifactError(f"{path}:{number}: outcome {row['outcome']!r} is none of {[*SCORES, INVALID]}")
-            answers.setdefault(path.parent.name, {})[path.stem] = rows
+            answers.setdefault(model, {})[decoding] = rows
     return answers
+
+
+def _read_scores(folder: Path, present: Present) -> dict[str, dict[str, dict[str, Any]]]:
+    """scores.json, by model and decoding."""
+    found = {
+        model: {name: score for name, score in scores.items() if present.counts(folder.name, model, name)}
+        for model, scores in read_object(folder / "scores.json").items()
+    }
+    return {model: scores for model, scores in found.items() if scores}
