@@ -36,17 +36,22 @@ def test_the_reward_stage_scores_every_answer_of_every_model_once(tmp_path, monk
             write_rows(out / f"{decoding}.jsonl", [row])
         return {}
 
+    model = tmp_path / "reward-model"
+    model.mkdir()
     config = RunConfig.model_validate(
-        {"name": "x", "generation": {"models": ["mle", "cpo"]}, "reward": {"model": "some/model"}}
+        {"name": "x", "generation": {"models": ["mle", "cpo"]}, "reward": {"model": str(model)}}
     )
-    with open_run(config, tmp_path, accept_changes=False) as run:
+    with open_run(config, tmp_path / "run", accept_changes=False) as run:
         for name in ("mle", "cpo"):
             run.make(f"generations/{name}", {}, answer)
         stages.reward(run)
         stages.reward(run)
-        rows = read_jsonl(tmp_path / "generations" / "mle" / "greedy.jsonl")
-    each = {"greedy": rows, "top_p": rows}
-    assert asked == [({"mle": each, "cpo": each}, "some/model")]
+        rows = read_jsonl(tmp_path / "run" / "generations" / "mle" / "greedy.jsonl")
+        each = {"greedy": rows, "top_p": rows}
+        assert asked == [({"mle": each, "cpo": each}, str(model))]
+        (model / "model.safetensors").write_text("other weights")
+        stages.reward(run)
+        assert len(asked) == 2
 
 
 def test_data_are_made_again_where_the_tokenizer_in_a_directory_changed(tmp_path, monkeypatch):

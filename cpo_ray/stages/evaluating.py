@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from cpo_ray.artifacts import Artifact, Summary, find_artifact, read_jsonl, read_table, write_json
+from cpo_ray.artifacts import Artifact, Summary, find_artifact, hash_directories, read_jsonl, read_table, write_json
 from cpo_ray.config import JudgeConfig, stage_inputs
 from cpo_ray.errors import ArtifactError, ConfigError
 from cpo_ray.meters import bar
@@ -136,6 +136,7 @@ def reward(run: Run) -> None:
     inputs = {
         "reward": stage_inputs(run.config.reward),
         "generations": {name: artifact.fingerprint for name, artifact in answers.items()},
+        **hash_directories(model=run.config.reward.model),
     }
     run.make("reward", inputs, build)
 
@@ -164,6 +165,7 @@ def mauve(run: Run) -> None:
         "mauve": stage_inputs(run.config.mauve),
         "seed": run.config.seed,
         "generations": {name: artifact.fingerprint for name, artifact in answers.items()},
+        **hash_directories(embedder=run.config.mauve.embedder),
     }
     run.make("mauve", inputs, build)
 
