@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import requests
 import yaml
 
 from cpo_ray.artifacts import git_revision
@@ -32,6 +34,9 @@ POLL_S = 2.0
 PATIENCE_S = 600.0  # how long the cluster may be out of reach while a job is followed
 START_S = 120.0  # how long a cluster may take until it takes jobs
 NOT_YET = "No available agent"
+THERE = "already exists"
+# What Ray's client raises where the way to the cluster is broken, or where what answers is a tunnel or a head that starts.
+OUT_OF_REACH = (aiohttp.ClientError, requests.RequestException, TimeoutError, RuntimeError)
 CHATTY = (  # loggers that tell of every package and every connection
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -152,8 +157,9 @@ def send(client: Any, config: RunConfig, command: str, include: Sequence[Path]) 
 
 
 def _submit(client: Any, command: str, job: str, working_dir: str, metadata: dict[str, str]) -> None:
-    """Submit, patiently: a cluster that has just started answers before it can take jobs."""
+    """Submit, patiently: a cluster that has just started answers before it can take jobs, and connections break."""
     until = time.monotonic() + START_S
+    away: float | None = None
     sent = False
     while not sent:
         try:
@@ -161,8 +167,12 @@ def _submit(client: Any, command: str, job: str, working_dir: str, metadata: dic
                 entrypoint=command, submission_id=job, runtime_env={"working_dir": working_dir}, metadata=metadata
             )
             sent = True
+        except requests.RequestException as error:
+            away = _bear(error, away)
+            time.sleep(POLL_S)
         except RuntimeError as error:
-            if NOT_YET not in str(error) or time.monotonic() > until:
+            sent = away is not None and THERE in str(error)  # it had arrived before the connection broke
+            if not sent and (NOT_YET not in str(error) or time.monotonic() > until):
                 raise ClusterError(f"the cluster does not take the job {job}: {error}") from None
             time.sleep(POLL_S)
 
@@ -173,17 +183,15 @@ def follow(client: Any, job: str, write: Write) -> Outcome:
     Raises ClusterError where the cluster cannot be reached for PATIENCE_S.
     """
     asyncio.run(_follow_log(client, job, write))
-    info = client.get_job_info(job)
+    info = _patiently(lambda: client.get_job_info(job))
     stopped = str(info.status.value) == "STOPPED"
     code = 0 if str(info.status.value) == "SUCCEEDED" else 143 if stopped else info.driver_exit_code or 1
     return Outcome(job, code, info.message or "")
 
 
 async def _follow_log(client: Any, job: str, write: Write) -> None:
-    import aiohttp
-    import requests
-
-    written, reached = 0, time.monotonic()
+    written = 0
+    away: float | None = None
     while True:
         passed = 0  # a log is told from its beginning at each connection
         try:
@@ -193,24 +201,52 @@ async def _follow_log(client: Any, job: str, write: Write) -> None:
                 if fresh:
                     write(fresh)
                     written += len(fresh)
-            if client.get_job_status(job).is_terminal():
+            away = None
+        except OUT_OF_REACH as error:
+            # One connection carries the log for hours: where it has told anything, it stood until now.
+            away = _bear(error, None if passed else away)
+        else:
+            if _patiently(lambda: client.get_job_status(job)).is_terminal():
                 return
-            reached = time.monotonic()
-        except (aiohttp.ClientError, requests.RequestException, RuntimeError) as error:
-            if time.monotonic() - reached > PATIENCE_S:
-                raise ClusterError(f"the cluster cannot be reached for {PATIENCE_S:.0f} s: {error}") from error
         await asyncio.sleep(POLL_S)
+
+
+def _patiently(ask: Callable[[], Any]) -> Any:
+    """What the cluster answers. Raises ClusterError where it cannot be reached for PATIENCE_S."""
+    away: float | None = None
+    while True:
+        try:
+            return ask()
+        except OUT_OF_REACH as error:
+            away = _bear(error, away)
+        time.sleep(POLL_S)
+
+
+def _bear(error: Exception, away: float | None) -> float:
+    """Since when the cluster is out of reach: `away`, or now where it was in reach (None) until this error.
+
+    Raises ClusterError after PATIENCE_S.
+    """
+    now = time.monotonic()
+    since = now if away is None else away
+    if now - since > PATIENCE_S:
+        raise ClusterError(
+            f"the cluster cannot be reached for {PATIENCE_S:.0f} s: {error}. What was submitted goes on without this "
+            "command; once the tunnel stands again (`ray dashboard cluster.yaml`), the same command follows it"
+        ) from error
+    return since
 
 
 def fetch_report(client: Any, job: str, config: RunConfig, run_dir: str | None, target: Path) -> None:
     """Bring the run's report to `target`, by a job that writes it to its log. Raises ClusterError, ArtifactError."""
-    environment = client.get_job_info(job).runtime_env
+    environment = _patiently(lambda: client.get_job_info(job)).runtime_env
     command = shlex.join(["python", "-m", "cpo_ray.parcel", config.name, *([run_dir] if run_dir else [])])
     errand = f"{job}-report-{time.strftime('%H%M%S', time.gmtime())}"
     _submit(client, command, errand, environment["working_dir"], {})
-    while not client.get_job_status(errand).is_terminal():
+    while not _patiently(lambda: client.get_job_status(errand)).is_terminal():
         time.sleep(POLL_S / 4)
-    log = re.sub(r"\r\n?", "\n", client.get_job_logs(errand))
+    log = re.sub(r"\r\n?", "\n", _patiently(lambda: client.get_job_logs(errand)))
     target.parent.mkdir(parents=True, exist_ok=True)
     unpack(log, target)
-    client.delete_job(errand)
+    with contextlib.suppress(requests.RequestException):  # the report is here; one line more in a list of jobs
+        client.delete_job(errand)

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+import requests
 
-from cpo_ray import submission
+from cpo_ray import parcel, submission
 from cpo_ray.configfile import load_config, parse_config
 from cpo_ray.errors import ClusterError, ConfigError
 from tests.ray_nodes import HEAD_IP, WORKER_IP, two_nodes
@@ -103,11 +104,89 @@ def test_a_log_is_followed_across_a_broken_connection(monkeypatch, status, code,
     assert (outcome.code, outcome.message) == (expected, "the last words")
 
 
-def test_a_cluster_that_stays_away_is_given_up(monkeypatch):
-    monkeypatch.setattr(submission, "POLL_S", 0)
-    monkeypatch.setattr(submission, "PATIENCE_S", -1)
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only where a test or a wait says so."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(submission.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(submission.time, "sleep", lambda seconds: setattr(clock, "now", clock.now + seconds))
+
+    async def pause(seconds):
+        clock.now += seconds
+
+    monkeypatch.setattr(submission.asyncio, "sleep", pause)
+    return clock
+
+
+def breaks(times, answer=None):
+    """A call whose first `times` answers are lost with the connection; then `answer`, or what it raises."""
+    seen = iter(range(times))
+
+    def call(*_, **__):
+        if next(seen, None) is not None:
+            raise requests.ConnectionError("Connection refused")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return call
+
+
+def test_the_time_of_a_log_is_no_time_out_of_reach(clock):
+    """One connection carries it all: it breaks after two hours, of which the last one was silent."""
+    client, written = FakeClient(["one\n", "two\n", "three\n"]), []
+
+    def write(text):
+        written.append(text)
+        clock.now += 3600
+
+    assert submission.follow(client, "job", write).code == 0
+    assert "".join(written) == "one\ntwo\nthree\n"
+
+
+def test_a_cluster_that_stays_away_is_given_up(clock):
+    client = FakeClient(["one\n", "two\n", "three\n"])
+
+    async def tail_job_logs(job):
+        client.connections += 1
+        if client.connections == 1:
+            yield "one\n"
+            clock.now += 3600
+        raise requests.ConnectionError("Connection refused")
+
+    client.tail_job_logs = tail_job_logs
+    with pytest.raises(ClusterError, match=r"cannot be reached for 600 s.*goes on.*the same command follows it"):
+        submission.follow(client, "job", lambda _: None)
+    assert 4200 < clock.now < 4210
+
+
+def test_the_end_of_a_job_is_asked_for_again_too(clock):
+    client = FakeClient(["one\n"], "FAILED", 2)
+    client.get_job_info = breaks(2, client.get_job_info("job"))
+    client.get_job_status = breaks(2, SimpleNamespace(is_terminal=lambda: True))
+    assert submission.follow(client, "job", lambda _: None).code == 2
+    client.get_job_info = breaks(1000)
     with pytest.raises(ClusterError, match="cannot be reached"):
-        submission.follow(FakeClient(["a", "b", "c"]), "job", lambda _: None)
+        submission.follow(client, "job", lambda _: None)
+
+
+def test_a_report_comes_home_across_broken_connections(clock, tmp_path):
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "index.html").write_text("<p>all of it</p>")
+    client = SimpleNamespace(
+        get_job_info=breaks(1, SimpleNamespace(runtime_env={"working_dir": "gcs://code.zip"})),
+        submit_job=breaks(1, RuntimeError("Job with submission_id job-report already exists.")),
+        get_job_status=breaks(2, SimpleNamespace(is_terminal=lambda: True)),
+        get_job_logs=breaks(2, parcel.pack(report)),
+        delete_job=breaks(1),
+    )
+    submission.fetch_report(client, "job", config(), None, tmp_path / "home")
+    assert (tmp_path / "home" / "index.html").read_text() == "<p>all of it</p>"
+    client.get_job_status = breaks(1000)
+    client.submit_job = breaks(0)
+    with pytest.raises(ClusterError, match="cannot be reached"):
+        submission.fetch_report(client, "job", config(), None, tmp_path / "home")
 
 
 def test_a_cluster_that_has_just_started_is_waited_for(monkeypatch):
