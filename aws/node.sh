@@ -65,8 +65,10 @@ install_timer() {
 
 check_idle() {
   . "$HOME_OF_ALL/environment"
+  local jobs
   # A cluster that does not answer counts as idle: a head without Ray earns nothing.
-  if ray job list 2>/dev/null | grep -qE 'JobStatus\.(RUNNING|PENDING)|status=.?(RUNNING|PENDING)'; then
+  jobs=$(ray job list 2>/dev/null || true)  # no pipe: grep leaves at the match, and ray would fail of it
+  if grep -qE 'JobStatus\.(RUNNING|PENDING)|status=.?(RUNNING|PENDING)' <<<"$jobs"; then
     date +%s >"$HOME_OF_ALL/last-job"
   fi
   if [ $(($(date +%s) - $(cat "$HOME_OF_ALL/last-job"))) -gt $(($1 * 60)) ]; then
