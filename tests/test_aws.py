@@ -222,5 +222,30 @@ RUNNING = """echo "[JobDetails(status=<JobStatus.RUNNING: 'RUNNING'>),"; yes "Jo
 def test_a_head_ends_itself_only_without_a_job(machine, ray, ends):
     """However long the list: what reads it may not stop at the running job, or the list's writer fails."""
     machine.put("ray", ray)
-    (machine.home / "last-job").write_text("0")
+    (machine.home / "last-needed").write_text("0")
     assert ("shutdown -h now" in machine("check-idle", "120")) == ends
+
+
+@pytest.mark.parametrize(("pgrep", "ends"), [('[ "$*" = "-x raylet" ]', False), ("exit 1", True)])
+def test_a_worker_ends_itself_only_without_a_head(machine, pgrep, ends):
+    """Ray's own process there ends by itself once the head is lost."""
+    machine.put("pgrep", pgrep)
+    (machine.home / "last-needed").write_text("0")
+    assert ("shutdown -h now" in machine("check-head", "30")) == ends
+
+
+@pytest.mark.parametrize(("stop", "check"), [("stop-when-idle", "check-idle"), ("stop-without-head", "check-head")])
+def test_a_machine_has_its_time_from_the_timers_start(machine, stop, check):
+    for command in ("ray", "pgrep"):
+        machine.put(command, "exit 1")
+    assert f"{machine.home}/aws/node.sh {check} 30\n" in machine(stop, "30")
+    assert "shutdown" not in machine(check, "30")
+
+
+def test_whoever_ends_itself_is_terminated(bootstrapped, launcher):
+    """And workers have their timer before anything else that may fail or last."""
+    types = bootstrapped["available_node_types"]
+    assert {types[name]["node_config"]["InstanceInitiatedShutdownBehavior"] for name in types} == {"terminate"}
+    assert "stop-when-idle" in launcher["head_start_ray_commands"][-1]
+    (timer,) = types["a100"]["initialization_commands"]
+    assert "stop-without-head" in timer
