@@ -120,6 +120,39 @@ def test_an_open_manifest(tmp_path, home, name, find, put, failing):
     assert found.name.endswith(failing)
 
 
+def documents(name):
+    """A manifest's, by their kinds."""
+    return {each["kind"]: each["spec"] for each in yaml.safe_load_all((ROOT / "kuberay" / name).read_text())}
+
+
+def sources(policy):
+    """Whom a network policy lets in, per rule: None for everybody."""
+    return [(rule.get("from"), rule.get("ports")) for rule in policy["ingress"]]
+
+
+OPERATOR = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kuberay-system"}}}
+
+
+def test_a_network_policy_keeps_strangers_from_each_kind_of_pod():
+    cluster = documents("cluster.yaml")["NetworkPolicy"]
+    own = {"podSelector": {"matchLabels": {"ray.io/cluster": "cpo-ray"}}}  # what KubeRay gives a RayCluster's pods
+    assert cluster["podSelector"] == own["podSelector"]
+    assert sources(cluster) == [([own, OPERATOR], None)]
+    service = documents("service.yaml")
+    labels = service["NetworkPolicy"]["podSelector"]["matchLabels"]
+    ray = service["RayService"]["rayClusterConfig"]
+    for group in (ray["headGroupSpec"], *ray["workerGroupSpecs"]):
+        assert group["template"]["metadata"]["labels"].items() >= labels.items()
+    assert sources(service["NetworkPolicy"]) == [
+        ([{"podSelector": {"matchLabels": labels}}, OPERATOR], None),
+        (None, [{"port": 8000}]),  # where every route needs the key
+    ]
+
+
+def test_a_job_is_sent_by_whom_the_policy_lets_in():
+    assert documents("job.yaml")["RayJob"]["submissionMode"] == "HTTPMode"
+
+
 def test_the_manifests_hold_no_secret_and_name_this_ray():
     pin = re.search(r"^ray\[.*\]==(.*)$", (ROOT / "requirements" / "base.in").read_text(), re.MULTILINE)[1]
     for file in (ROOT / "kuberay").glob("*.yaml"):
