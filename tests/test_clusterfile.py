@@ -153,6 +153,15 @@ def test_a_job_is_sent_by_whom_the_policy_lets_in():
     assert documents("job.yaml")["RayJob"]["submissionMode"] == "HTTPMode"
 
 
+def test_what_is_shown_for_clusters_asks_for_gpus():
+    """The configurations are a laptop's too; on a node without a GPU the image's engine would find no device."""
+    shown = [documents("job.yaml")["RayJob"]["entrypoint"]]
+    page = (ROOT / "docs" / "cluster.md").read_text().replace("\\\n", " ")
+    shown += re.findall(r"^    .*cpo-ray submit configs/.*", page, re.MULTILINE)
+    assert len(shown) == 3
+    assert all("--set cluster.gpus_per_worker=1" in command for command in shown), shown
+
+
 def test_the_manifests_hold_no_secret_and_name_this_ray():
     pin = re.search(r"^ray\[.*\]==(.*)$", (ROOT / "requirements" / "base.in").read_text(), re.MULTILINE)[1]
     for file in (ROOT / "kuberay").glob("*.yaml"):
