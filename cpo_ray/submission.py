@@ -23,6 +23,7 @@ import requests
 import yaml
 
 from cpo_ray.artifacts import git_revision
+from cpo_ray.cluster import ADMISSION
 from cpo_ray.config import RunConfig
 from cpo_ray.configfile import SECRET_KEY
 from cpo_ray.errors import ClusterError, ConfigError
@@ -114,13 +115,20 @@ def upload_folder(config: RunConfig, include: Sequence[Path]) -> Iterator[Path]:
 
 
 def connect(address: str | None) -> Any:
-    """Ray's client for jobs. Raises ClusterError where nobody answers, or where the token is missing or wrong."""
+    """Ray's client for jobs.
+
+    Raises ConfigError for an address that is no URL, and ClusterError where no dashboard answers there, or where the
+    token is missing or wrong.
+    """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every package and every connection
     url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DASHBOARD
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"{url!r} is not the URL of a dashboard: give one as {DASHBOARD}")
+    os.environ["RAY_API_SERVER_ADDRESS"] = url  # this, or RAY_ADDRESS, the client prefers to what it is given
     try:
         return JobSubmissionClient(url)
     except ConnectionError:
@@ -128,9 +136,11 @@ def connect(address: str | None) -> Any:
             f"nobody answers at {url}: is the tunnel open (`ray dashboard cluster.yaml`), or give --address"
         ) from None
     except AuthenticationError as error:
-        reason = str(error).strip().splitlines()[0]
+        raise ClusterError(f"{url}: {str(error).strip().splitlines()[0]}. {ADMISSION}") from None
+    except (requests.RequestException, RuntimeError, KeyError, TypeError) as error:  # an answer, but not Ray's
         raise ClusterError(
-            f"{url}: {reason}. The cluster's token must be in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
+            f"what answers at {url} is not Ray's dashboard ({type(error).__name__}: {error}): "
+            "is the cluster up, and does the tunnel or --address lead to its port 8265?"
         ) from None
 
 

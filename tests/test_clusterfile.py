@@ -83,6 +83,37 @@ def test_what_ray_or_a_stranger_would_trip_over(tmp_path, home, find, put, faili
     assert [check.name for check in checks if check.verdict == "fail"] == [failing]
 
 
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "just text\n", "- a\n- b\n", "12\n", "a: 1\n---\n- b\n"])
+def test_what_describes_no_cluster_is_refused(tmp_path, home, text):
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"cluster\.yaml is no cluster's description"):
+        examine_cluster(file, home)
+
+
+@pytest.mark.parametrize(
+    "section", ["auth", "provider", "file_mounts", "head_start_ray_commands", "available_node_types"]
+)
+@pytest.mark.parametrize("value", ["", "text", "5"])
+def test_a_section_that_is_none_fails_by_the_schema(tmp_path, home, section, value):
+    text = re.sub(rf"^{section}:.*\n(?:[ #].*\n)*", f"{section}: {value}\n", LAUNCHER.read_text(), flags=re.MULTILINE)
+    file = tmp_path / "cluster.yaml"
+    file.write_text(edited(text))
+    (failing,) = [check for check in examine_cluster(file, home) if check.verdict == "fail"]
+    assert failing.name == "cluster.yaml schema"
+    assert section in failing.seen
+
+
+@pytest.mark.parametrize("spec", ["", "text", "{headGroupSpec: }", "{rayClusterConfig: {headGroupSpec: text}}"])
+def test_a_manifest_without_a_head_is_no_cluster(tmp_path, home, spec):
+    file = tmp_path / "cluster.yaml"
+    file.write_text(f"apiVersion: ray.io/v1\nkind: RayService\nspec: {spec}\n---\napiVersion: v1\nkind: X\nspec:\n")
+    (failing,) = [check for check in examine_cluster(file, home) if check.verdict == "fail"]
+    assert failing.name == "cluster.yaml RayService head"
+    file.write_text("apiVersion: ray.io/v1\nkind: RayCluster\nspec: {authOptions: , headGroupSpec: {serviceType: }}\n")
+    assert [check.verdict for check in examine_cluster(file, home)] == ["ok", "fail"]
+
+
 def test_a_token_that_is_not_made_yet(tmp_path):
     token = next(check for check in examine_cluster(LAUNCHER, tmp_path) if check.name == "Ray token")
     assert (token.verdict, token.remedy) == ("fail", "ray get-auth-token --generate")

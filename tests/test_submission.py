@@ -1,7 +1,9 @@
+import http.server
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -218,10 +220,55 @@ def test_a_run_that_is_under_way_is_followed_not_started_twice():
     assert submission.send(client, config(), "python x", []) == ("x-2", False)
 
 
-def test_nobody_at_the_address(monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # for the commands after this one too, so not to be left behind here
-    with pytest.raises(ClusterError, match="is the tunnel open"):
+@pytest.fixture
+def dashboard(monkeypatch):
+    """Connects to it once it has answers: (status, body)."""
+    for name in (
+        "RAY_AUTH_MODE",
+        "RAY_API_SERVER_ADDRESS",
+    ):  # for the commands after this one too: not left behind here
+        monkeypatch.setenv(name, "token" if name == "RAY_AUTH_MODE" else "")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, body = self.server.answer
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_nobody_at_the_address(dashboard, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")  # which Ray's client prefers to what it is given
+    with pytest.raises(ClusterError, match=r"nobody answers at http://127\.0\.0\.1:9: is the tunnel open"):
         submission.connect("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    "answer", [(200, b"hello"), (200, b"[]"), (200, b"{}"), (404, b"no such page"), (502, b"bad gateway")]
+)
+def test_what_is_not_ray_is_said(dashboard, answer):
+    dashboard.answer = answer
+    with pytest.raises(
+        ClusterError, match=r"what answers at http://127\.0\.0\.1:\d+ is not Ray's dashboard.*port 8265"
+    ):
+        submission.connect(f"http://127.0.0.1:{dashboard.server_port}")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8265", "localhost", "ray://head:10001"])
+def test_an_address_is_a_url(dashboard, address):
+    with pytest.raises(ConfigError, match=r"is not the URL of a dashboard: give one as http://127\.0\.0\.1:8265"):
+        submission.connect(address)
 
 
 @pytest.fixture(scope="module")
