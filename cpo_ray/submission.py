@@ -6,6 +6,7 @@ environment of Ray's processes on the head, where the job finds it (docs/cluster
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 import re
@@ -22,11 +23,11 @@ import aiohttp
 import requests
 import yaml
 
-from cpo_ray.artifacts import git_revision
+from cpo_ray.artifacts import canonical, git_revision
 from cpo_ray.cluster import ADMISSION
 from cpo_ray.config import RunConfig
 from cpo_ray.configfile import SECRET_KEY
-from cpo_ray.errors import ClusterError, ConfigError
+from cpo_ray.errors import ClusterError, ConfigError, RunInUseError
 from cpo_ray.parcel import unpack
 
 CHECKOUT = Path(__file__).parent.parent
@@ -144,26 +145,42 @@ def connect(address: str | None) -> Any:
         ) from None
 
 
-def send(client: Any, config: RunConfig, command: str, include: Sequence[Path]) -> tuple[str, bool]:
-    """Submit the job; its id, and False where this run is under way already: then that job's id.
+def send(
+    client: Any, config: RunConfig, command: str, include: Sequence[Path], run_dir: str | None
+) -> tuple[str, bool]:
+    """Submit the job; its id, and False where this very run is under way already: then that job's id.
 
-    Raises ConfigError for a secret in what would be sent.
+    Raises ConfigError for a secret in what would be sent, and RunInUseError where a job with another command or
+    configuration is at work on the same run.
     """
-    running = next(
-        (
-            job.submission_id
-            for job in client.list_jobs()
-            if (job.metadata or {}).get("run") == config.name and not job.status.is_terminal()
-        ),
-        None,
-    )
-    if running is not None:
-        return running, False
+    resolved = canonical(config.model_dump(mode="json"))
+    metadata = {
+        "run": config.name,
+        "run_dir": run_dir or "",
+        "command": command,
+        "configuration": hashlib.sha256(resolved.encode()).hexdigest()[:16],
+    }
+    for job in client.list_jobs():
+        there = job.metadata or {}
+        if job.status.is_terminal() or any(there.get(key) != metadata[key] for key in ("run", "run_dir")):
+            continue
+        _refuse_another(job.submission_id, there, metadata)
+        return job.submission_id, False
     with upload_folder(config, include) as folder:
         refuse_secrets(command, folder, known_secrets(os.environ, config))
-        job = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-        _submit(client, command, job, str(folder), {"run": config.name})
-    return job, True
+        job_id = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+        _submit(client, command, job_id, str(folder), metadata)
+    return job_id, True
+
+
+def _refuse_another(job: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Raise RunInUseError naming what differs between a job under way and the one that would be sent."""
+    lines = [f"  {key}: {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
+    if lines:
+        raise RunInUseError(
+            f"{job} is at work on this run, but is another job:\n" + "\n".join(lines) + "\n"
+            f"Wait for it, end it (`ray job stop {shlex.quote(job)}`), or give another --run-dir."
+        )
 
 
 def _submit(client: Any, command: str, job: str, working_dir: str, metadata: dict[str, str]) -> None:

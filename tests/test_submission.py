@@ -13,7 +13,7 @@ import requests
 
 from cpo_ray import parcel, submission
 from cpo_ray.configfile import load_config, parse_config
-from cpo_ray.errors import ClusterError, ConfigError
+from cpo_ray.errors import ClusterError, ConfigError, RunInUseError
 from tests.ray_nodes import HEAD_IP, WORKER_IP, two_nodes
 
 ROOT = Path(__file__).parent.parent
@@ -201,23 +201,58 @@ def test_a_cluster_that_has_just_started_is_waited_for(monkeypatch):
             raise RuntimeError(answer)
 
     client.submit_job = submit_job
-    job, new = submission.send(client, config(), "python x", [])
+    job, new = submission.send(client, config(), "python x", [], None)
     assert new
     assert job.startswith("x-")
     with pytest.raises(ClusterError, match="400: no such folder"):
-        submission.send(client, config(), "python x", [])
+        submission.send(client, config(), "python x", [], None)
 
 
-def test_a_run_that_is_under_way_is_followed_not_started_twice():
+@pytest.fixture
+def busy():
+    """A cluster that keeps what it is sent, and a way to send."""
     client = FakeClient([])
-    ended, running = (
-        SimpleNamespace(
-            submission_id=name, metadata={"run": "x"}, status=SimpleNamespace(is_terminal=lambda end=end: end)
-        )
-        for name, end in (("x-1", True), ("x-2", False))
-    )
-    client.jobs = [SimpleNamespace(submission_id="y", metadata=None, status=ended.status), ended, running]
-    assert submission.send(client, config(), "python x", []) == ("x-2", False)
+
+    def submit_job(submission_id, metadata, **_):
+        assert all(isinstance(value, str) for value in metadata.values())
+        status = SimpleNamespace(is_terminal=lambda: submission_id in client.ended)
+        client.jobs.append(SimpleNamespace(submission_id=submission_id, metadata=metadata, status=status))
+
+    def send(*, until=None, run_dir=None, **sections):
+        run = config(**sections)
+        command = submission.job_command(run, run_dir, first=None, last=until, accept_changes=False)
+        return submission.send(client, run, command, [], run_dir)
+
+    client.submit_job, client.ended, client.send = submit_job, set(), send
+    client.jobs = [SimpleNamespace(submission_id="y", metadata=None, status=SimpleNamespace(is_terminal=lambda: False))]
+    return client
+
+
+def test_a_run_that_is_under_way_is_followed_not_started_twice(busy):
+    job, new = busy.send(until="data", run_dir="/mnt/a")
+    assert new
+    assert busy.send(until="data", run_dir="/mnt/a") == (job, False)
+    busy.ended.add(job)
+    assert busy.send(until="data", run_dir="/mnt/a")[1]
+
+
+def test_another_job_on_the_same_run_is_refused_with_what_differs(busy):
+    job, _ = busy.send(until="data", run_dir="/mnt/a")
+    with pytest.raises(
+        RunInUseError, match=rf"{job} is at work.*\n  configuration: \w+ there, \w+ here\n.*job stop {job}"
+    ):
+        busy.send(until="data", run_dir="/mnt/a", seed=99)
+    with pytest.raises(
+        RunInUseError, match=r"another job:\n  command: .*--until data there, .*--run-dir /mnt/a here\nWait"
+    ):
+        busy.send(run_dir="/mnt/a")
+    assert len(busy.jobs) == 2
+
+
+def test_another_run_directory_is_another_run(busy):
+    assert busy.send(run_dir="/mnt/a")[1]
+    assert busy.send(run_dir="/mnt/b", seed=99)[1]
+    assert busy.send()[1]
 
 
 @pytest.fixture
