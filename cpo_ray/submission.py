@@ -70,7 +70,7 @@ def job_command(
 
 def known_secrets(environment: Mapping[str, str], config: RunConfig) -> dict[str, str]:
     """Variable -> value, for what this process knows and no job may show."""
-    named = {config.judge.key_variable, config.serving.key_variable}
+    named = {each.key_variable for each in (config.judge, config.serving, config.sampling.unhelpful)}
     return {
         variable: value
         for variable, value in environment.items()

@@ -57,6 +57,9 @@ def test_secrets_are_known_by_their_names_and_their_size():
     run = config(judge={"key_variable": "MY_JUDGE"})
     environment = {"MY_JUDGE": KEY, "HF_TOKEN": "hf-123456789", "DB_PASSWORD": "short", "PATH": "/usr/local/bin"}
     assert set(submission.known_secrets(environment, run)) == {"MY_JUDGE", "HF_TOKEN"}
+    every = {"AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "CLIENT_SECRET_2", "OPENAI_API_KEY"}
+    every |= {"CPO_RAY_UNHELPFUL_KEY", "CPO_RAY_API_KEY"}
+    assert set(submission.known_secrets(dict.fromkeys(every, KEY), run)) == every
 
 
 def test_a_secret_in_the_command_or_in_a_file_is_refused(tmp_path):
