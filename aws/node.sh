@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # What cluster.yaml runs on every machine, as often as it likes.
 #
-#     node.sh FILE_SYSTEM               mount the runs, install the locked packages, write the environment
-#     node.sh stop-when-idle MINUTES    on the head: end the machine once no job has run for so long
-#     node.sh check-idle MINUTES        what the timer of the above calls
+#     node.sh FILE_SYSTEM                  mount the runs, install the locked packages, write the environment
+#     node.sh stop-when-idle MINUTES       on the head: end the machine once no job has run for so long
+#     node.sh stop-without-head MINUTES    on a worker: end the machine once it has had no head for so long
+#     node.sh check-idle|check-head MINUTES    what the timers of the two above call
 set -euo pipefail
 
 HOME_OF_ALL=~/cpo_ray
@@ -11,8 +12,10 @@ SHARED=/mnt/cpo_ray
 
 main() {
   case "$1" in
-    stop-when-idle) install_timer "$2" ;;
-    check-idle) check_idle "$2" ;;
+    stop-when-idle) install_timer check-idle "$2" ;;
+    stop-without-head) install_timer check-head "$2" ;;
+    check-idle) end_unless job_runs "$2" ;;
+    check-head) end_unless raylet_runs "$2" ;;
     *) mount_shared "$1"; install_packages; write_environment ;;
   esac
 }
@@ -59,19 +62,29 @@ END
 }
 
 install_timer() {
-  echo "*/5 * * * * $USER bash $HOME_OF_ALL/aws/node.sh check-idle $1" | sudo tee /etc/cron.d/cpo-ray >/dev/null
-  date +%s >"$HOME_OF_ALL/last-job"
+  echo "*/5 * * * * $USER bash $HOME_OF_ALL/aws/node.sh $1 $2" | sudo tee /etc/cron.d/cpo-ray >/dev/null
+  date +%s >"$HOME_OF_ALL/last-needed"
 }
 
-check_idle() {
-  . "$HOME_OF_ALL/environment"
-  # A cluster that does not answer counts as idle: a head without Ray earns nothing.
-  if ray job list 2>/dev/null | grep -qE 'JobStatus\.(RUNNING|PENDING)|status=.?(RUNNING|PENDING)'; then
-    date +%s >"$HOME_OF_ALL/last-job"
-  fi
-  if [ $(($(date +%s) - $(cat "$HOME_OF_ALL/last-job"))) -gt $(($1 * 60)) ]; then
+end_unless() {
+  if "$1"; then
+    date +%s >"$HOME_OF_ALL/last-needed"
+  elif [ $(($(date +%s) - $(cat "$HOME_OF_ALL/last-needed"))) -gt $(($2 * 60)) ]; then
     sudo shutdown -h now
   fi
+}
+
+# A cluster that does not answer has none: a head without Ray earns nothing.
+job_runs() {
+  . "$HOME_OF_ALL/environment"
+  local jobs
+  jobs=$(ray job list 2>/dev/null || true)  # no pipe: grep leaves at the match, and ray would fail of it
+  grep -qE 'JobStatus\.(RUNNING|PENDING)|status=.?(RUNNING|PENDING)' <<<"$jobs"
+}
+
+# A raylet whose head does not answer for a minute ends. Only the head ends workers, so nobody would end this machine.
+raylet_runs() {
+  pgrep -x raylet >/dev/null
 }
 
 region() {

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -11,7 +12,10 @@ from cpo_ray.progress import say
 
 Bundle = Mapping[str, float]  # resources that one process needs on one node, by Ray's names
 
+FOUND_BY_RAY = {"auto", "local"}
 NO_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+ADMISSION = "The cluster's token must be in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
+REACH_S = 10.0  # a head that does not answer within this will not; Ray itself would ask for nine minutes
 POLL_S = 1  # whole seconds: a placement group takes no others
 REMIND_S = 30.0
 OWN_CLUSTER_WAIT_S = 60.0  # nothing is added to a cluster of our own; only the last stage's processes still end
@@ -54,7 +58,10 @@ class LazyRay:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         if address is None:
             self.scope.enter_context(_on_loopback())
+        elif "://" not in address and address not in FOUND_BY_RAY:
+            refuse_silence(address)
         import ray
+        from ray.exceptions import AuthenticationError
 
         try:
             if address is None:
@@ -68,7 +75,9 @@ class LazyRay:
             else:
                 ray.init(address=address, log_to_driver=False, configure_logging=False)
         except ConnectionError as error:
-            raise ClusterError(f"no Ray cluster at {address}: {error}") from None
+            raise ClusterError(f"no Ray cluster at {address}: {error}. {ADMISSION}, if it asks for one") from None
+        except AuthenticationError as error:
+            raise ClusterError(f"{address}: {str(error).strip().splitlines()[0]}. {ADMISSION}") from None
         self.joined = True
 
     def leave(self) -> None:
@@ -102,6 +111,22 @@ def _on_loopback() -> Iterator[None]:
             del os.environ[NO_CLUSTER]
         else:
             os.environ[NO_CLUSTER] = before
+
+
+def refuse_silence(address: str) -> None:
+    """Raise ClusterError where `address` is no host:port, or nobody listens there."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ClusterError(f"cluster.address or RAY_ADDRESS is {address!r}: give host:port of the head's GCS, or auto")
+    from ray._private.services import resolve_ip_for_localhost
+
+    try:
+        host = resolve_ip_for_localhost(host.strip("[]"))  # for localhost, Ray asks this machine's outer address
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except (OSError, UnicodeError) as error:  # UnicodeError: no host can have this name
+        raise ClusterError(
+            f"no Ray cluster at {host}:{port}: {error}. Has it started, and is this its GCS (port 6379 of the head)?"
+        ) from None
 
 
 def wait_for(needs: Sequence[Bundle], timeout_s: float, tell: Callable[[str], None] = say) -> None:

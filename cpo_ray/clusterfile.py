@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from cpo_ray.errors import ConfigError
 
 PLACEHOLDER = "CHANGE-ME"
 EDIT = re.compile(r"#\s*EDIT:\s*(.*)$")
+WITH_HEAD = {"RayCluster", "RayService"}  # a RayJob may use the head of another's cluster
 SERVICES_WITHIN = {"ClusterIP", None}  # types of a Kubernetes service that nobody outside reaches
 
 
@@ -36,6 +38,8 @@ def _examine_file(file: Path, home: Path) -> Iterator[Check]:
         raise ConfigError(f"no cluster file {file}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not YAML: {error}") from None
+    if not documents or not all(isinstance(document, dict) for document in documents):
+        raise ConfigError(f"{file} is no cluster's description: it holds {'no keys' if documents else 'nothing'}")
     unedited = list(find_unedited(text))
     for number, seen, remedy in unedited:
         yield Check(f"{file.name}:{number}", "fail", seen, remedy)
@@ -58,7 +62,10 @@ def find_unedited(text: str) -> Iterator[tuple[int, str, str]]:
 
 
 def _examine_launcher(file: Path, config: dict[str, Any], home: Path) -> Iterator[Check]:
-    yield check_schema(file.name, config)
+    schema = check_schema(file.name, config)
+    yield schema
+    if schema.verdict == "fail":  # what is below reads the file as the schema has it
+        return
     yield check_dashboard(config.get("head_start_ray_commands", []))
     yield check_shipped_token(config.get("file_mounts", {}), home)
     key = config.get("auth", {}).get("ssh_private_key")
@@ -76,9 +83,12 @@ def check_schema(name: str, config: dict[str, Any]) -> Check:
 
 def _launcher_problem(config: dict[str, Any]) -> str | None:
     import jsonschema  # type: ignore[import-untyped]
+    from ray import autoscaler
     from ray.autoscaler._private.util import prepare_config, validate_config
 
+    schema = json.loads(Path(autoscaler.__file__).with_name("ray-schema.json").read_text(encoding="utf-8"))
     try:
+        jsonschema.validate(config, schema)  # before Ray fills in defaults, which trips over an empty section
         with contextlib.redirect_stdout(io.StringIO()):  # it tells of defaults that it fills in
             validate_config(prepare_config(config))
     except jsonschema.ValidationError as error:
@@ -121,14 +131,23 @@ def check_ssh_key(file: Path) -> Check:
 
 def _examine_manifest(name: str, manifest: dict[str, Any]) -> Iterator[Check]:
     """A Ray cluster on Kubernetes asks for the token and is reached from within alone."""
-    spec = manifest.get("spec", {})
-    cluster = spec.get("rayClusterConfig") or spec.get("rayClusterSpec") or spec
-    if "headGroupSpec" not in cluster:
+    spec = _section(manifest, "spec")
+    cluster = _section(spec, "rayClusterConfig") or _section(spec, "rayClusterSpec") or spec
+    head = _section(cluster, "headGroupSpec")
+    if not head:
+        if manifest.get("kind") in WITH_HEAD:
+            yield Check(f"{name} head", "fail", "no headGroupSpec", "start again from the shipped manifest")
         return
-    if cluster.get("authOptions", {}).get("mode") != "token":
+    if _section(cluster, "authOptions").get("mode") != "token":
         yield Check(f"{name} token", "fail", "anyone who reaches it runs code", "spec.authOptions: {mode: token}")
     else:
         yield Check(f"{name} token", "ok", "asked for")
-    kind = cluster["headGroupSpec"].get("serviceType")
+    kind = head.get("serviceType")
     if kind not in SERVICES_WITHIN:
         yield Check(f"{name} service", "fail", f"serviceType {kind} opens it", "serviceType: ClusterIP, port-forward")
+
+
+def _section(tree: dict[str, Any], key: str) -> dict[str, Any]:
+    """What stands there, where it has keys."""
+    value = tree.get(key)
+    return value if isinstance(value, dict) else {}

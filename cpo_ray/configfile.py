@@ -14,8 +14,13 @@ from cpo_ray.config import DecodingConfig, RunConfig
 from cpo_ray.errors import ConfigError
 
 EXTENDS = "extends"
-SECRET_KEY = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)
-SECRET_VALUE = re.compile(r"^(sk-|hf_|AKIA|ghp_)[A-Za-z0-9_-]{12,}")
+SECRET_KEY = re.compile(r"(api[_-]?key|token|password)$|secret|access[_-]?key", re.IGNORECASE)
+SECRET_VALUE = re.compile(
+    r"(?<![A-Za-z0-9])(sk-[A-Za-z0-9_-]{12,}|AKIA[A-Z0-9]{12,}|(hf_|ghp_|gsk_)[A-Za-z0-9]{12,})"  # task-... is none
+)
+USER_IN_URL = re.compile(r"\w+://[^/?#\s]*@")
+QUERY_KEY = re.compile(r"[?&]([^=&#\s]+)=")
+VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
@@ -115,18 +120,38 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _refuse_secrets(node: Any, where: str = "") -> None:
+    """Raise ConfigError, which does not repeat it, for what would be written to config.json and uploaded to clusters."""
     if isinstance(node, dict):
         for key, value in node.items():
             if SECRET_KEY.search(str(key)):
                 raise ConfigError(
                     f"{where}{key}: a secret does not belong in a configuration; name its environment variable"
                 )
+            if key == "key_variable" and isinstance(value, str) and not VARIABLE.fullmatch(value):
+                raise ConfigError(
+                    f"{where}{key}: this is not the name of an environment variable (capitals, digits and _); a key "
+                    "itself does not belong in a configuration"
+                )
             _refuse_secrets(value, f"{where}{key}.")
     elif isinstance(node, list):
         for item in node:
             _refuse_secrets(item, where)
-    elif isinstance(node, str) and SECRET_VALUE.match(node):
-        raise ConfigError(f"{where.rstrip('.')}: this looks like a secret; name its environment variable instead")
+    elif isinstance(node, str):
+        reason = _secret_in(node)
+        if reason:
+            raise ConfigError(f"{where.rstrip('.')}: {reason}")
+
+
+def _secret_in(text: str) -> str | None:
+    """Why this text must not stand in a configuration, if it must not."""
+    if SECRET_VALUE.search(text):
+        return "this looks like a secret; name its environment variable instead"
+    if USER_IN_URL.search(text):
+        return "a URL with a user or a password; leave them to environment variables of whoever opens it"
+    secret = next(filter(SECRET_KEY.search, QUERY_KEY.findall(text)), None)
+    if secret:
+        return f"a URL whose query holds {secret}, a secret; name its environment variable instead"
+    return None
 
 
 def _explain(detail: ErrorDetails) -> str:

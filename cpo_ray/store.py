@@ -1,13 +1,16 @@
 """Artifacts that several runs share: kept by what they were made from, so that a sweep makes each of them once."""
 
+import contextlib
 import hashlib
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cpo_ray.artifacts import INPUTS, MANIFEST, Artifact, Summary, canonical, find_artifact, hash_file
+from cpo_ray.errors import ArtifactError
 
 
 class Store:
@@ -19,7 +22,11 @@ class Store:
     def find(self, name: str, inputs: dict[str, Any]) -> Artifact | None:
         """The artifact made from these inputs, if a run has left it here. One whose content has changed since is removed."""
         place = self._place(name, inputs)
-        artifact = find_artifact(self.root, place)
+        try:
+            artifact = find_artifact(self.root, place)
+        except ArtifactError:  # a file is missing or of another size, or the manifest is none
+            shutil.rmtree(self.root / place)
+            return None
         if artifact is None:
             return None
         files = artifact.manifest.files.items()
@@ -29,9 +36,12 @@ class Store:
         return artifact
 
     def every(self, name: str) -> Iterator[Artifact]:
-        """All artifacts of this name."""
+        """All whole artifacts of this name."""
         for folder in sorted((self.root / name).glob("*")):
-            artifact = None if folder.name.startswith(".") else find_artifact(self.root, f"{name}/{folder.name}")
+            artifact = None
+            if not folder.name.startswith("."):
+                with contextlib.suppress(ArtifactError):  # the run that needs a damaged one makes it again
+                    artifact = find_artifact(self.root, f"{name}/{folder.name}")
             if artifact is not None:
                 yield artifact
 
@@ -40,7 +50,9 @@ class Store:
         place = self.root / self._place(artifact.name, artifact.manifest.inputs)
         if place.exists():
             return
-        partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+        partial = place.with_name(f".{place.name}.{socket.gethostname()}.{os.getpid()}.partial")
+        if partial.exists():  # a killed process's that had this number
+            shutil.rmtree(partial)
         for relative in [*artifact.manifest.files, MANIFEST]:
             _link(artifact.path / relative, partial / relative)
         try:

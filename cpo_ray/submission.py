@@ -6,6 +6,7 @@ environment of Ray's processes on the head, where the job finds it (docs/cluster
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 import re
@@ -18,12 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import requests
 import yaml
 
-from cpo_ray.artifacts import git_revision
+from cpo_ray.artifacts import canonical, git_revision
+from cpo_ray.cluster import ADMISSION
 from cpo_ray.config import RunConfig
 from cpo_ray.configfile import SECRET_KEY
-from cpo_ray.errors import ClusterError, ConfigError
+from cpo_ray.errors import ClusterError, ConfigError, RunInUseError
 from cpo_ray.parcel import unpack
 
 CHECKOUT = Path(__file__).parent.parent
@@ -32,6 +36,9 @@ POLL_S = 2.0
 PATIENCE_S = 600.0  # how long the cluster may be out of reach while a job is followed
 START_S = 120.0  # how long a cluster may take until it takes jobs
 NOT_YET = "No available agent"
+THERE = "already exists"
+# What Ray's client raises where the way to the cluster is broken, or where what answers is a tunnel or a head that starts.
+OUT_OF_REACH = (aiohttp.ClientError, requests.RequestException, TimeoutError, RuntimeError)
 CHATTY = (  # loggers that tell of every package and every connection
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -63,7 +70,7 @@ def job_command(
 
 def known_secrets(environment: Mapping[str, str], config: RunConfig) -> dict[str, str]:
     """Variable -> value, for what this process knows and no job may show."""
-    named = {config.judge.key_variable, config.serving.key_variable}
+    named = {each.key_variable for each in (config.judge, config.serving, config.sampling.unhelpful)}
     return {
         variable: value
         for variable, value in environment.items()
@@ -109,13 +116,20 @@ def upload_folder(config: RunConfig, include: Sequence[Path]) -> Iterator[Path]:
 
 
 def connect(address: str | None) -> Any:
-    """Ray's client for jobs. Raises ClusterError where nobody answers, or where the token is missing or wrong."""
+    """Ray's client for jobs.
+
+    Raises ConfigError for an address that is no URL, and ClusterError where no dashboard answers there, or where the
+    token is missing or wrong.
+    """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every package and every connection
     url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DASHBOARD
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"{url!r} is not the URL of a dashboard: give one as {DASHBOARD}")
+    os.environ["RAY_API_SERVER_ADDRESS"] = url  # this, or RAY_ADDRESS, the client prefers to what it is given
     try:
         return JobSubmissionClient(url)
     except ConnectionError:
@@ -123,37 +137,56 @@ def connect(address: str | None) -> Any:
             f"nobody answers at {url}: is the tunnel open (`ray dashboard cluster.yaml`), or give --address"
         ) from None
     except AuthenticationError as error:
-        reason = str(error).strip().splitlines()[0]
+        raise ClusterError(f"{url}: {str(error).strip().splitlines()[0]}. {ADMISSION}") from None
+    except (requests.RequestException, RuntimeError, KeyError, TypeError) as error:  # an answer, but not Ray's
         raise ClusterError(
-            f"{url}: {reason}. The cluster's token must be in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
+            f"what answers at {url} is not Ray's dashboard ({type(error).__name__}: {error}): "
+            "is the cluster up, and does the tunnel or --address lead to its port 8265?"
         ) from None
 
 
-def send(client: Any, config: RunConfig, command: str, include: Sequence[Path]) -> tuple[str, bool]:
-    """Submit the job; its id, and False where this run is under way already: then that job's id.
+def send(
+    client: Any, config: RunConfig, command: str, include: Sequence[Path], run_dir: str | None
+) -> tuple[str, bool]:
+    """Submit the job; its id, and False where this very run is under way already: then that job's id.
 
-    Raises ConfigError for a secret in what would be sent.
+    Raises ConfigError for a secret in what would be sent, and RunInUseError where a job with another command or
+    configuration is at work on the same run.
     """
-    running = next(
-        (
-            job.submission_id
-            for job in client.list_jobs()
-            if (job.metadata or {}).get("run") == config.name and not job.status.is_terminal()
-        ),
-        None,
-    )
-    if running is not None:
-        return running, False
+    resolved = canonical(config.model_dump(mode="json"))
+    metadata = {
+        "run": config.name,
+        "run_dir": run_dir or "",
+        "command": command,
+        "configuration": hashlib.sha256(resolved.encode()).hexdigest()[:16],
+    }
+    for job in client.list_jobs():
+        there = job.metadata or {}
+        if job.status.is_terminal() or any(there.get(key) != metadata[key] for key in ("run", "run_dir")):
+            continue
+        _refuse_another(job.submission_id, there, metadata)
+        return job.submission_id, False
     with upload_folder(config, include) as folder:
         refuse_secrets(command, folder, known_secrets(os.environ, config))
-        job = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-        _submit(client, command, job, str(folder), {"run": config.name})
-    return job, True
+        job_id = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+        _submit(client, command, job_id, str(folder), metadata)
+    return job_id, True
+
+
+def _refuse_another(job: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Raise RunInUseError naming what differs between a job under way and the one that would be sent."""
+    lines = [f"  {key}: {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
+    if lines:
+        raise RunInUseError(
+            f"{job} is at work on this run, but is another job:\n" + "\n".join(lines) + "\n"
+            f"Wait for it, end it (`ray job stop {shlex.quote(job)}`), or give another --run-dir."
+        )
 
 
 def _submit(client: Any, command: str, job: str, working_dir: str, metadata: dict[str, str]) -> None:
-    """Submit, patiently: a cluster that has just started answers before it can take jobs."""
+    """Submit, patiently: a cluster that has just started answers before it can take jobs, and connections break."""
     until = time.monotonic() + START_S
+    away: float | None = None
     sent = False
     while not sent:
         try:
@@ -161,8 +194,12 @@ def _submit(client: Any, command: str, job: str, working_dir: str, metadata: dic
                 entrypoint=command, submission_id=job, runtime_env={"working_dir": working_dir}, metadata=metadata
             )
             sent = True
+        except requests.RequestException as error:
+            away = _bear(error, away)
+            time.sleep(POLL_S)
         except RuntimeError as error:
-            if NOT_YET not in str(error) or time.monotonic() > until:
+            sent = away is not None and THERE in str(error)  # it had arrived before the connection broke
+            if not sent and (NOT_YET not in str(error) or time.monotonic() > until):
                 raise ClusterError(f"the cluster does not take the job {job}: {error}") from None
             time.sleep(POLL_S)
 
@@ -173,17 +210,15 @@ def follow(client: Any, job: str, write: Write) -> Outcome:
     Raises ClusterError where the cluster cannot be reached for PATIENCE_S.
     """
     asyncio.run(_follow_log(client, job, write))
-    info = client.get_job_info(job)
+    info = _patiently(lambda: client.get_job_info(job))
     stopped = str(info.status.value) == "STOPPED"
     code = 0 if str(info.status.value) == "SUCCEEDED" else 143 if stopped else info.driver_exit_code or 1
     return Outcome(job, code, info.message or "")
 
 
 async def _follow_log(client: Any, job: str, write: Write) -> None:
-    import aiohttp
-    import requests
-
-    written, reached = 0, time.monotonic()
+    written = 0
+    away: float | None = None
     while True:
         passed = 0  # a log is told from its beginning at each connection
         try:
@@ -193,24 +228,52 @@ async def _follow_log(client: Any, job: str, write: Write) -> None:
                 if fresh:
                     write(fresh)
                     written += len(fresh)
-            if client.get_job_status(job).is_terminal():
+            away = None
+        except OUT_OF_REACH as error:
+            # One connection carries the log for hours: where it has told anything, it stood until now.
+            away = _bear(error, None if passed else away)
+        else:
+            if _patiently(lambda: client.get_job_status(job)).is_terminal():
                 return
-            reached = time.monotonic()
-        except (aiohttp.ClientError, requests.RequestException, RuntimeError) as error:
-            if time.monotonic() - reached > PATIENCE_S:
-                raise ClusterError(f"the cluster cannot be reached for {PATIENCE_S:.0f} s: {error}") from error
         await asyncio.sleep(POLL_S)
+
+
+def _patiently(ask: Callable[[], Any]) -> Any:
+    """What the cluster answers. Raises ClusterError where it cannot be reached for PATIENCE_S."""
+    away: float | None = None
+    while True:
+        try:
+            return ask()
+        except OUT_OF_REACH as error:
+            away = _bear(error, away)
+        time.sleep(POLL_S)
+
+
+def _bear(error: Exception, away: float | None) -> float:
+    """Since when the cluster is out of reach: `away`, or now where it was in reach (None) until this error.
+
+    Raises ClusterError after PATIENCE_S.
+    """
+    now = time.monotonic()
+    since = now if away is None else away
+    if now - since > PATIENCE_S:
+        raise ClusterError(
+            f"the cluster cannot be reached for {PATIENCE_S:.0f} s: {error}. What was submitted goes on without this "
+            "command; once the tunnel stands again (`ray dashboard cluster.yaml`), the same command follows it"
+        ) from error
+    return since
 
 
 def fetch_report(client: Any, job: str, config: RunConfig, run_dir: str | None, target: Path) -> None:
     """Bring the run's report to `target`, by a job that writes it to its log. Raises ClusterError, ArtifactError."""
-    environment = client.get_job_info(job).runtime_env
+    environment = _patiently(lambda: client.get_job_info(job)).runtime_env
     command = shlex.join(["python", "-m", "cpo_ray.parcel", config.name, *([run_dir] if run_dir else [])])
     errand = f"{job}-report-{time.strftime('%H%M%S', time.gmtime())}"
     _submit(client, command, errand, environment["working_dir"], {})
-    while not client.get_job_status(errand).is_terminal():
+    while not _patiently(lambda: client.get_job_status(errand)).is_terminal():
         time.sleep(POLL_S / 4)
-    log = re.sub(r"\r\n?", "\n", client.get_job_logs(errand))
+    log = re.sub(r"\r\n?", "\n", _patiently(lambda: client.get_job_logs(errand)))
     target.parent.mkdir(parents=True, exist_ok=True)
     unpack(log, target)
-    client.delete_job(errand)
+    with contextlib.suppress(requests.RequestException):  # the report is here; one line more in a list of jobs
+        client.delete_job(errand)

@@ -1,5 +1,6 @@
 """cluster.yaml and aws/stack.yaml together, against an AWS of cardboard (moto): what `ray up` would do, without a cloud."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -185,3 +186,66 @@ def test_the_head_may_change_nothing_that_is_not_its_own(account):
 
 def test_the_node_script_is_sound():
     subprocess.run(["bash", "-n", str(ROOT / "aws" / "node.sh")], check=True)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A machine on which node.sh runs, with commands of cardboard; what was done as root is in `done`."""
+    home = tmp_path / "cpo_ray"
+    commands = tmp_path / "bin"
+    done = tmp_path / "done"
+    for folder in (home, commands):
+        folder.mkdir()
+    (home / "environment").write_text("")
+    done.write_text("")
+
+    def put(name, script):
+        (commands / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (commands / name).chmod(0o755)
+
+    def node(*words):
+        environment = os.environ | {"HOME": str(tmp_path), "PATH": f"{commands}:{os.environ['PATH']}", "USER": "ubuntu"}
+        subprocess.run(["bash", str(ROOT / "aws" / "node.sh"), *words], env=environment, check=True)
+        return done.read_text()
+
+    put("sudo", f'echo "$@" >>{done}; [ "$1" != tee ] || cat >>{done}')
+    node.put, node.home = put, home
+    return node
+
+
+RUNNING = """echo "[JobDetails(status=<JobStatus.RUNNING: 'RUNNING'>),"; yes "JobDetails(status=SUCCEEDED)," | head -c 500000"""
+
+
+@pytest.mark.parametrize(
+    ("ray", "ends"), [(RUNNING, False), ("echo 'JobDetails(status=SUCCEEDED)'", True), ("exit 1", True)]
+)
+def test_a_head_ends_itself_only_without_a_job(machine, ray, ends):
+    """However long the list: what reads it may not stop at the running job, or the list's writer fails."""
+    machine.put("ray", ray)
+    (machine.home / "last-needed").write_text("0")
+    assert ("shutdown -h now" in machine("check-idle", "120")) == ends
+
+
+@pytest.mark.parametrize(("pgrep", "ends"), [('[ "$*" = "-x raylet" ]', False), ("exit 1", True)])
+def test_a_worker_ends_itself_only_without_a_head(machine, pgrep, ends):
+    """Ray's own process there ends by itself once the head is lost."""
+    machine.put("pgrep", pgrep)
+    (machine.home / "last-needed").write_text("0")
+    assert ("shutdown -h now" in machine("check-head", "30")) == ends
+
+
+@pytest.mark.parametrize(("stop", "check"), [("stop-when-idle", "check-idle"), ("stop-without-head", "check-head")])
+def test_a_machine_has_its_time_from_the_timers_start(machine, stop, check):
+    for command in ("ray", "pgrep"):
+        machine.put(command, "exit 1")
+    assert f"{machine.home}/aws/node.sh {check} 30\n" in machine(stop, "30")
+    assert "shutdown" not in machine(check, "30")
+
+
+def test_whoever_ends_itself_is_terminated(bootstrapped, launcher):
+    """And workers have their timer before anything else that may fail or last."""
+    types = bootstrapped["available_node_types"]
+    assert {types[name]["node_config"]["InstanceInitiatedShutdownBehavior"] for name in types} == {"terminate"}
+    assert "stop-when-idle" in launcher["head_start_ray_commands"][-1]
+    (timer,) = types["a100"]["initialization_commands"]
+    assert "stop-without-head" in timer

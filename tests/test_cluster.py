@@ -1,11 +1,15 @@
 import os
+import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import AuthenticationError
 
 from cpo_ray import cluster
-from cpo_ray.cluster import describe_lack, wait_for
+from cpo_ray.cluster import LazyRay, describe_lack, wait_for
+from cpo_ray.config import ClusterConfig
 from cpo_ray.configfile import parse_config
 from cpo_ray.errors import ClusterError
 from cpo_ray.needs import sampling_needs, serving_needs, streaming_needs, training_needs
@@ -56,6 +60,59 @@ def test_what_is_lacking_is_said_in_one_line():
         "needed: 16 GPU + 16 CPU, there: 8 GPU + 104 CPU, free: 0 GPU + 104 CPU "
         "(in 16 bundles, the largest 1 GPU + 1 CPU on one node)"
     )
+
+
+@pytest.fixture
+def asked_of_ray(monkeypatch):
+    """The addresses that Ray would have been asked to join, and what it answers."""
+    import ray
+
+    asked = SimpleNamespace(addresses=[], answer=None)
+
+    def init(address, **_):
+        asked.addresses.append(address)
+        if asked.answer is not None:
+            raise asked.answer
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return asked
+
+
+@pytest.mark.parametrize("address", ["foo", "foo:", ":6379", "10.0.0.1:gcs", "10.0.0.1:66000"])
+def test_an_address_that_is_none_is_refused(asked_of_ray, address):
+    with pytest.raises(ClusterError, match=r"cluster\.address or RAY_ADDRESS is .* give host:port"):
+        LazyRay(ClusterConfig(address=address)).ensure()
+    assert asked_of_ray.addresses == []
+
+
+def test_where_nobody_listens_ray_is_not_asked(asked_of_ray):
+    """It would ask for nine minutes."""
+    with socket.socket() as listening:
+        listening.bind(("", 0))  # at the address too that Ray takes for localhost
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(ClusterError, match=r"no Ray cluster at \S+: .*refused.*port 6379"):
+            LazyRay(ClusterConfig(address=address)).ensure()
+        assert asked_of_ray.addresses == []
+        listening.listen()
+        LazyRay(ClusterConfig(address=address)).ensure()
+    assert asked_of_ray.addresses == [address]
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "ray://nowhere.invalid:10001"])
+def test_what_ray_finds_by_itself_is_left_to_it(asked_of_ray, address):
+    LazyRay(ClusterConfig(address=address)).ensure()
+    assert asked_of_ray.addresses == [address]
+
+
+@pytest.mark.parametrize("answer", [AuthenticationError("Token missing"), ConnectionError("Failed to connect")])
+def test_a_token_that_ray_does_not_take_is_told(asked_of_ray, answer):
+    asked_of_ray.answer = answer
+    with pytest.raises(ClusterError, match=r"(Token missing|Failed to connect).*RAY_AUTH_TOKEN_PATH"):
+        LazyRay(ClusterConfig(address="auto")).ensure()
 
 
 @pytest.mark.e2e

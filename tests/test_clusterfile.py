@@ -83,6 +83,37 @@ def test_what_ray_or_a_stranger_would_trip_over(tmp_path, home, find, put, faili
     assert [check.name for check in checks if check.verdict == "fail"] == [failing]
 
 
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "just text\n", "- a\n- b\n", "12\n", "a: 1\n---\n- b\n"])
+def test_what_describes_no_cluster_is_refused(tmp_path, home, text):
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"cluster\.yaml is no cluster's description"):
+        examine_cluster(file, home)
+
+
+@pytest.mark.parametrize(
+    "section", ["auth", "provider", "file_mounts", "head_start_ray_commands", "available_node_types"]
+)
+@pytest.mark.parametrize("value", ["", "text", "5"])
+def test_a_section_that_is_none_fails_by_the_schema(tmp_path, home, section, value):
+    text = re.sub(rf"^{section}:.*\n(?:[ #].*\n)*", f"{section}: {value}\n", LAUNCHER.read_text(), flags=re.MULTILINE)
+    file = tmp_path / "cluster.yaml"
+    file.write_text(edited(text))
+    (failing,) = [check for check in examine_cluster(file, home) if check.verdict == "fail"]
+    assert failing.name == "cluster.yaml schema"
+    assert section in failing.seen
+
+
+@pytest.mark.parametrize("spec", ["", "text", "{headGroupSpec: }", "{rayClusterConfig: {headGroupSpec: text}}"])
+def test_a_manifest_without_a_head_is_no_cluster(tmp_path, home, spec):
+    file = tmp_path / "cluster.yaml"
+    file.write_text(f"apiVersion: ray.io/v1\nkind: RayService\nspec: {spec}\n---\napiVersion: v1\nkind: X\nspec:\n")
+    (failing,) = [check for check in examine_cluster(file, home) if check.verdict == "fail"]
+    assert failing.name == "cluster.yaml RayService head"
+    file.write_text("apiVersion: ray.io/v1\nkind: RayCluster\nspec: {authOptions: , headGroupSpec: {serviceType: }}\n")
+    assert [check.verdict for check in examine_cluster(file, home)] == ["ok", "fail"]
+
+
 def test_a_token_that_is_not_made_yet(tmp_path):
     token = next(check for check in examine_cluster(LAUNCHER, tmp_path) if check.name == "Ray token")
     assert (token.verdict, token.remedy) == ("fail", "ray get-auth-token --generate")
@@ -118,6 +149,48 @@ def test_an_open_manifest(tmp_path, home, name, find, put, failing):
     file.write_text(edited(text.replace(find, put)))
     (found,) = [check for check in examine_cluster(file, home) if check.verdict == "fail"]
     assert found.name.endswith(failing)
+
+
+def documents(name):
+    """A manifest's, by their kinds."""
+    return {each["kind"]: each["spec"] for each in yaml.safe_load_all((ROOT / "kuberay" / name).read_text())}
+
+
+def sources(policy):
+    """Whom a network policy lets in, per rule: None for everybody."""
+    return [(rule.get("from"), rule.get("ports")) for rule in policy["ingress"]]
+
+
+OPERATOR = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kuberay-system"}}}
+
+
+def test_a_network_policy_keeps_strangers_from_each_kind_of_pod():
+    cluster = documents("cluster.yaml")["NetworkPolicy"]
+    own = {"podSelector": {"matchLabels": {"ray.io/cluster": "cpo-ray"}}}  # what KubeRay gives a RayCluster's pods
+    assert cluster["podSelector"] == own["podSelector"]
+    assert sources(cluster) == [([own, OPERATOR], None)]
+    service = documents("service.yaml")
+    labels = service["NetworkPolicy"]["podSelector"]["matchLabels"]
+    ray = service["RayService"]["rayClusterConfig"]
+    for group in (ray["headGroupSpec"], *ray["workerGroupSpecs"]):
+        assert group["template"]["metadata"]["labels"].items() >= labels.items()
+    assert sources(service["NetworkPolicy"]) == [
+        ([{"podSelector": {"matchLabels": labels}}, OPERATOR], None),
+        (None, [{"port": 8000}]),  # where every route needs the key
+    ]
+
+
+def test_a_job_is_sent_by_whom_the_policy_lets_in():
+    assert documents("job.yaml")["RayJob"]["submissionMode"] == "HTTPMode"
+
+
+def test_what_is_shown_for_clusters_asks_for_gpus():
+    """The configurations are a laptop's too; on a node without a GPU the image's engine would find no device."""
+    shown = [documents("job.yaml")["RayJob"]["entrypoint"]]
+    page = (ROOT / "docs" / "cluster.md").read_text().replace("\\\n", " ")
+    shown += re.findall(r"^    .*cpo-ray submit configs/.*", page, re.MULTILINE)
+    assert len(shown) == 3
+    assert all("--set cluster.gpus_per_worker=1" in command for command in shown), shown
 
 
 def test_the_manifests_hold_no_secret_and_name_this_ray():

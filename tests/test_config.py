@@ -178,12 +178,27 @@ def test_a_missing_name_is_told():
         {"serving": {"token": "abc"}},
         {"judge": {"model": "sk-abcdefghijklmnop"}},
         {"judge": {"url": ["hf_abcdefghijklmnop"]}},
+        {"judge": {"url": "https://api.example/v1/sk-abcdefghijklmnop"}},
+        {"judge": {"url": "https://someone:abcdefgh@judge.example/v1"}},
+        {"judge": {"url": "https://judge.example/v1?model=m&api_key=abcdefgh"}},
+        {"judge": {"key_variable": "gsk_abcdefghijklmnop"}},
+        {"judge": {"key_variable": "abcdefgh"}},
+        {"sampling": {"unhelpful": {"key_variable": "ABCD-abcdefgh"}}},
+        {"tracking": {"mlflow_uri": "https://abcdefgh@tracking.example/"}},
+        {"cluster": {"checkpoint_storage": "s3://KEY:abcdefgh@bucket/runs"}},
+        {"data": {"path": ["https://data.example/rows.jsonl?x-secret=abcdefgh"]}},
     ],
 )
 def test_secrets_are_refused_and_not_repeated(tree):
     with pytest.raises(ConfigError, match="environment variable") as caught:
         parse(**tree)
     assert "abcdefgh" not in str(caught.value)
+
+
+def test_what_only_looks_like_a_secret_is_none():
+    parse(judge={"url": "https://judge.example/v1?version=2024-02-01", "model": "task-abcdefghijklmnop"})
+    parse(data={"source": "instructions", "path": "/mnt/data/hf_some_rows_of_mine@2.jsonl"})
+    parse(cluster={"checkpoint_storage": "s3://bucket/runs@home"}, judge={"key_variable": "MY_KEY_2"})
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):

@@ -1,4 +1,6 @@
 import json
+import os
+import socket
 
 import pytest
 
@@ -70,6 +72,41 @@ def test_changed_content_is_made_again(two_runs, tmp_path):
     assert len(calls) == 2
     assert (made.path / "inner" / "file.txt").read_text() == "words"
     assert Store(tmp_path / "store").find("data", {"seed": 1}) is not None
+
+
+@pytest.mark.parametrize("damage", ["file.txt is shorter", "file.txt is gone", "no manifest"])
+def test_one_damaged_entry_stops_no_run(two_runs, tmp_path, damage):
+    one, two = two_runs
+    calls = []
+    one.make("data", {"seed": 1}, builder(calls))
+    one.make("data", {"seed": 2}, builder(calls))
+    store = Store(tmp_path / "store")
+    damaged = next(artifact for artifact in store.every("data") if artifact.manifest.inputs == {"seed": 1}).path
+    spoiled = damaged / ("manifest.json" if damage == "no manifest" else "inner/file.txt")
+    spoiled.unlink()
+    if damage != "file.txt is gone":
+        spoiled.write_text("{")
+    assert [artifact.manifest.inputs for artifact in store.every("data")] == [{"seed": 2}]
+    assert two.find_like("data", {"seed": 1}, but="beta") is None
+    assert two.make("data", {"seed": 1}, builder(calls)).manifest.inputs == {"seed": 1}
+    assert len(calls) == 3
+    assert {artifact.manifest.inputs["seed"] for artifact in store.every("data")} == {1, 2}
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_cleared(two_runs, tmp_path):
+    one, _ = two_runs
+    one.make("data", {"seed": 1}, builder([]))
+    store = Store(tmp_path / "store")
+    (kept,) = store.every("data")
+    artifact = one.need("data", "data")
+    partial = kept.path.with_name(f".{kept.path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    kept.path.rename(partial)
+    (partial / "manifest.json").unlink()
+    (partial / "stray.txt").write_text("half")
+    store.keep(artifact)
+    (again,) = store.every("data")
+    assert {path.name for path in again.path.rglob("*")} == {"inner", "file.txt", "manifest.json"}
+    assert not partial.exists()
 
 
 def test_what_a_killed_build_left_does_not_mix_in(two_runs):

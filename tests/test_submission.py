@@ -1,16 +1,19 @@
+import http.server
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
 import pytest
+import requests
 
-from cpo_ray import submission
+from cpo_ray import parcel, submission
 from cpo_ray.configfile import load_config, parse_config
-from cpo_ray.errors import ClusterError, ConfigError
+from cpo_ray.errors import ClusterError, ConfigError, RunInUseError
 from tests.ray_nodes import HEAD_IP, WORKER_IP, two_nodes
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +57,9 @@ def test_secrets_are_known_by_their_names_and_their_size():
     run = config(judge={"key_variable": "MY_JUDGE"})
     environment = {"MY_JUDGE": KEY, "HF_TOKEN": "hf-123456789", "DB_PASSWORD": "short", "PATH": "/usr/local/bin"}
     assert set(submission.known_secrets(environment, run)) == {"MY_JUDGE", "HF_TOKEN"}
+    every = {"AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "CLIENT_SECRET_2", "OPENAI_API_KEY"}
+    every |= {"CPO_RAY_UNHELPFUL_KEY", "CPO_RAY_API_KEY"}
+    assert set(submission.known_secrets(dict.fromkeys(every, KEY), run)) == every
 
 
 def test_a_secret_in_the_command_or_in_a_file_is_refused(tmp_path):
@@ -103,11 +109,89 @@ def test_a_log_is_followed_across_a_broken_connection(monkeypatch, status, code,
     assert (outcome.code, outcome.message) == (expected, "the last words")
 
 
-def test_a_cluster_that_stays_away_is_given_up(monkeypatch):
-    monkeypatch.setattr(submission, "POLL_S", 0)
-    monkeypatch.setattr(submission, "PATIENCE_S", -1)
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only where a test or a wait says so."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(submission.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(submission.time, "sleep", lambda seconds: setattr(clock, "now", clock.now + seconds))
+
+    async def pause(seconds):
+        clock.now += seconds
+
+    monkeypatch.setattr(submission.asyncio, "sleep", pause)
+    return clock
+
+
+def breaks(times, answer=None):
+    """A call whose first `times` answers are lost with the connection; then `answer`, or what it raises."""
+    seen = iter(range(times))
+
+    def call(*_, **__):
+        if next(seen, None) is not None:
+            raise requests.ConnectionError("Connection refused")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return call
+
+
+def test_the_time_of_a_log_is_no_time_out_of_reach(clock):
+    """One connection carries it all: it breaks after two hours, of which the last one was silent."""
+    client, written = FakeClient(["one\n", "two\n", "three\n"]), []
+
+    def write(text):
+        written.append(text)
+        clock.now += 3600
+
+    assert submission.follow(client, "job", write).code == 0
+    assert "".join(written) == "one\ntwo\nthree\n"
+
+
+def test_a_cluster_that_stays_away_is_given_up(clock):
+    client = FakeClient(["one\n", "two\n", "three\n"])
+
+    async def tail_job_logs(job):
+        client.connections += 1
+        if client.connections == 1:
+            yield "one\n"
+            clock.now += 3600
+        raise requests.ConnectionError("Connection refused")
+
+    client.tail_job_logs = tail_job_logs
+    with pytest.raises(ClusterError, match=r"cannot be reached for 600 s.*goes on.*the same command follows it"):
+        submission.follow(client, "job", lambda _: None)
+    assert 4200 < clock.now < 4210
+
+
+def test_the_end_of_a_job_is_asked_for_again_too(clock):
+    client = FakeClient(["one\n"], "FAILED", 2)
+    client.get_job_info = breaks(2, client.get_job_info("job"))
+    client.get_job_status = breaks(2, SimpleNamespace(is_terminal=lambda: True))
+    assert submission.follow(client, "job", lambda _: None).code == 2
+    client.get_job_info = breaks(1000)
     with pytest.raises(ClusterError, match="cannot be reached"):
-        submission.follow(FakeClient(["a", "b", "c"]), "job", lambda _: None)
+        submission.follow(client, "job", lambda _: None)
+
+
+def test_a_report_comes_home_across_broken_connections(clock, tmp_path):
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "index.html").write_text("<p>all of it</p>")
+    client = SimpleNamespace(
+        get_job_info=breaks(1, SimpleNamespace(runtime_env={"working_dir": "gcs://code.zip"})),
+        submit_job=breaks(1, RuntimeError("Job with submission_id job-report already exists.")),
+        get_job_status=breaks(2, SimpleNamespace(is_terminal=lambda: True)),
+        get_job_logs=breaks(2, parcel.pack(report)),
+        delete_job=breaks(1),
+    )
+    submission.fetch_report(client, "job", config(), None, tmp_path / "home")
+    assert (tmp_path / "home" / "index.html").read_text() == "<p>all of it</p>"
+    client.get_job_status = breaks(1000)
+    client.submit_job = breaks(0)
+    with pytest.raises(ClusterError, match="cannot be reached"):
+        submission.fetch_report(client, "job", config(), None, tmp_path / "home")
 
 
 def test_a_cluster_that_has_just_started_is_waited_for(monkeypatch):
@@ -120,29 +204,109 @@ def test_a_cluster_that_has_just_started_is_waited_for(monkeypatch):
             raise RuntimeError(answer)
 
     client.submit_job = submit_job
-    job, new = submission.send(client, config(), "python x", [])
+    job, new = submission.send(client, config(), "python x", [], None)
     assert new
     assert job.startswith("x-")
     with pytest.raises(ClusterError, match="400: no such folder"):
-        submission.send(client, config(), "python x", [])
+        submission.send(client, config(), "python x", [], None)
 
 
-def test_a_run_that_is_under_way_is_followed_not_started_twice():
+@pytest.fixture
+def busy():
+    """A cluster that keeps what it is sent, and a way to send."""
     client = FakeClient([])
-    ended, running = (
-        SimpleNamespace(
-            submission_id=name, metadata={"run": "x"}, status=SimpleNamespace(is_terminal=lambda end=end: end)
-        )
-        for name, end in (("x-1", True), ("x-2", False))
-    )
-    client.jobs = [SimpleNamespace(submission_id="y", metadata=None, status=ended.status), ended, running]
-    assert submission.send(client, config(), "python x", []) == ("x-2", False)
+
+    def submit_job(submission_id, metadata, **_):
+        assert all(isinstance(value, str) for value in metadata.values())
+        status = SimpleNamespace(is_terminal=lambda: submission_id in client.ended)
+        client.jobs.append(SimpleNamespace(submission_id=submission_id, metadata=metadata, status=status))
+
+    def send(*, until=None, run_dir=None, **sections):
+        run = config(**sections)
+        command = submission.job_command(run, run_dir, first=None, last=until, accept_changes=False)
+        return submission.send(client, run, command, [], run_dir)
+
+    client.submit_job, client.ended, client.send = submit_job, set(), send
+    client.jobs = [SimpleNamespace(submission_id="y", metadata=None, status=SimpleNamespace(is_terminal=lambda: False))]
+    return client
 
 
-def test_nobody_at_the_address(monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # for the commands after this one too, so not to be left behind here
-    with pytest.raises(ClusterError, match="is the tunnel open"):
+def test_a_run_that_is_under_way_is_followed_not_started_twice(busy):
+    job, new = busy.send(until="data", run_dir="/mnt/a")
+    assert new
+    assert busy.send(until="data", run_dir="/mnt/a") == (job, False)
+    busy.ended.add(job)
+    assert busy.send(until="data", run_dir="/mnt/a")[1]
+
+
+def test_another_job_on_the_same_run_is_refused_with_what_differs(busy):
+    job, _ = busy.send(until="data", run_dir="/mnt/a")
+    with pytest.raises(
+        RunInUseError, match=rf"{job} is at work.*\n  configuration: \w+ there, \w+ here\n.*job stop {job}"
+    ):
+        busy.send(until="data", run_dir="/mnt/a", seed=99)
+    with pytest.raises(
+        RunInUseError, match=r"another job:\n  command: .*--until data there, .*--run-dir /mnt/a here\nWait"
+    ):
+        busy.send(run_dir="/mnt/a")
+    assert len(busy.jobs) == 2
+
+
+def test_another_run_directory_is_another_run(busy):
+    assert busy.send(run_dir="/mnt/a")[1]
+    assert busy.send(run_dir="/mnt/b", seed=99)[1]
+    assert busy.send()[1]
+
+
+@pytest.fixture
+def dashboard(monkeypatch):
+    """Connects to it once it has answers: (status, body)."""
+    for name in (
+        "RAY_AUTH_MODE",
+        "RAY_API_SERVER_ADDRESS",
+    ):  # for the commands after this one too: not left behind here
+        monkeypatch.setenv(name, "token" if name == "RAY_AUTH_MODE" else "")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, body = self.server.answer
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_nobody_at_the_address(dashboard, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")  # which Ray's client prefers to what it is given
+    with pytest.raises(ClusterError, match=r"nobody answers at http://127\.0\.0\.1:9: is the tunnel open"):
         submission.connect("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    "answer", [(200, b"hello"), (200, b"[]"), (200, b"{}"), (404, b"no such page"), (502, b"bad gateway")]
+)
+def test_what_is_not_ray_is_said(dashboard, answer):
+    dashboard.answer = answer
+    with pytest.raises(
+        ClusterError, match=r"what answers at http://127\.0\.0\.1:\d+ is not Ray's dashboard.*port 8265"
+    ):
+        submission.connect(f"http://127.0.0.1:{dashboard.server_port}")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8265", "localhost", "ray://head:10001"])
+def test_an_address_is_a_url(dashboard, address):
+    with pytest.raises(ConfigError, match=r"is not the URL of a dashboard: give one as http://127\.0\.0\.1:8265"):
+        submission.connect(address)
 
 
 @pytest.fixture(scope="module")

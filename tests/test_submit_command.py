@@ -17,8 +17,8 @@ def cluster(monkeypatch):
     """What was asked of it, and what it will answer."""
     asked = {"outcome": Outcome("tiny-1", 0, ""), "new": True}
 
-    def send(client, config, command, include):
-        asked.update(command=command, config=config)
+    def send(client, config, command, include, run_dir):
+        asked.update(command=command, config=config, run_dir=run_dir)
         return "tiny-1", asked["new"]
 
     def follow(client, job, write):
@@ -57,6 +57,7 @@ def test_a_part_of_the_pipeline_has_no_report(cluster):
     assert "is running already: following it" in seen.stdout
     assert "report" not in cluster
     assert cluster["command"].endswith("--run-dir /mnt/runs/x --until cpo")
+    assert cluster["run_dir"] == "/mnt/runs/x"
 
 
 def test_a_failure_is_told_with_its_code(cluster):

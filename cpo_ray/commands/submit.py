@@ -45,7 +45,8 @@ def submit(
     """Run the pipeline on a Ray cluster: upload, submit, follow the log, fetch the report.
 
     Exits as the job does. Ctrl-C leaves the job running; the same command follows it again, and goes on with a run that
-    was stopped. Secrets are not sent: the cluster has them in its environment (docs/cluster.md).
+    was stopped. Another command or configuration for a run that is under way is refused. Secrets are not sent: the
+    cluster has them in its environment (docs/cluster.md).
     """
     from cpo_ray import submission
 
@@ -53,7 +54,7 @@ def submit(
     resolved = load_config(config, tuple(overrides or ()))
     command = submission.job_command(resolved, run_dir, first=first, last=last, accept_changes=accept_changes)
     client = submission.connect(address)
-    job, new = submission.send(client, resolved, command, include or [])
+    job, new = submission.send(client, resolved, command, include or [], run_dir)
     say(f"[bold]{escape(job)}[/] {'submitted' if new else 'is running already: following it'}")
     try:
         outcome = submission.follow(client, job, _write)
