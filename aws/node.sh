@@ -4,7 +4,8 @@
 #     node.sh FILE_SYSTEM                  mount the runs, install the locked packages, write the environment
 #     node.sh stop-when-idle MINUTES       on the head: end the machine once no job has run for so long
 #     node.sh stop-without-head MINUTES    on a worker: end the machine once it has had no head for so long
-#     node.sh check-idle|check-head MINUTES    what the timers of the two above call
+#     node.sh watch-for-spot-notice        on a worker: tell Ray when AWS wants the machine back, two minutes before
+#     node.sh check-idle|check-head MINUTES, check-spot    what the timers of the three above call
 set -euo pipefail
 
 HOME_OF_ALL=~/cpo_ray
@@ -12,10 +13,12 @@ SHARED=/mnt/cpo_ray
 
 main() {
   case "$1" in
-    stop-when-idle) install_timer check-idle "$2" ;;
-    stop-without-head) install_timer check-head "$2" ;;
+    stop-when-idle) install_timer '*/5' "check-idle $2" ;;
+    stop-without-head) install_timer '*/5' "check-head $2" ;;
+    watch-for-spot-notice) install_timer '*' check-spot ;;
     check-idle) end_unless job_runs "$2" ;;
     check-head) end_unless raylet_runs "$2" ;;
+    check-spot) tell_of_spot_notice ;;
     *) mount_shared "$1"; install_packages; write_environment ;;
   esac
 }
@@ -62,7 +65,7 @@ END
 }
 
 install_timer() {
-  echo "*/5 * * * * $USER bash $HOME_OF_ALL/aws/node.sh $1 $2" | sudo tee /etc/cron.d/cpo-ray >/dev/null
+  echo "$1 * * * * $USER bash $HOME_OF_ALL/aws/node.sh $2" | sudo tee "/etc/cron.d/cpo-ray-${2%% *}" >/dev/null
   date +%s >"$HOME_OF_ALL/last-needed"
 }
 
@@ -87,10 +90,28 @@ raylet_runs() {
   pgrep -x raylet >/dev/null
 }
 
+# Called every minute, asks every five seconds: of two minutes' notice few may be lost. Told again, Ray does not mind.
+tell_of_spot_notice() {
+  . "$HOME_OF_ALL/environment"
+  for _ in {1..11}; do
+    if metadata spot/instance-action >/dev/null; then
+      RAY_ADDRESS=auto ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message "spot notice" \
+        --deadline-remaining-seconds 110
+      return
+    fi
+    sleep 5
+  done
+}
+
 region() {
+  metadata placement/region
+}
+
+# What AWS says of this machine; fails where it says nothing.
+metadata() {
   local token
   token=$(curl -sfX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 60')
-  curl -sf http://169.254.169.254/latest/meta-data/placement/region -H "X-aws-ec2-metadata-token: $token"
+  curl -sf "http://169.254.169.254/latest/meta-data/$1" -H "X-aws-ec2-metadata-token: $token"
 }
 
 main "$@"

@@ -234,6 +234,31 @@ def test_a_worker_ends_itself_only_without_a_head(machine, pgrep, ends):
     assert ("shutdown -h now" in machine("check-head", "30")) == ends
 
 
+@pytest.mark.parametrize(("asked", "told"), [(1, True), (4, True), (12, False)])
+def test_a_spot_notice_is_told_to_ray(machine, tmp_path, asked, told):
+    """It comes with the `asked`th question, of the eleven of a minute."""
+    machine.put("ray", f'[ "$RAY_ADDRESS" = auto ] && echo ray "$@" >>{tmp_path / "done"}')
+    machine.put("sleep", "")
+    machine.put(
+        "curl",
+        f"""case "$*" in
+        *api/token*) echo a-token ;;
+        *spot/instance-action*a-token) echo >>{tmp_path}/asked; [ $(wc -l <{tmp_path}/asked) -ge {asked} ] ;;
+        *) exit 22 ;;
+        esac""",
+    )
+    done = machine("check-spot")
+    assert ("ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION" in done) == told
+    assert len((tmp_path / "asked").read_text().splitlines()) == min(asked, 11)
+
+
+def test_each_timer_has_a_file_of_its_own(machine):
+    machine("stop-without-head", "30")
+    done = machine("watch-for-spot-notice")
+    assert "tee /etc/cron.d/cpo-ray-check-head\n*/5 * * * * ubuntu bash" in done
+    assert f"tee /etc/cron.d/cpo-ray-check-spot\n* * * * * ubuntu bash {machine.home}/aws/node.sh check-spot\n" in done
+
+
 @pytest.mark.parametrize(("stop", "check"), [("stop-when-idle", "check-idle"), ("stop-without-head", "check-head")])
 def test_a_machine_has_its_time_from_the_timers_start(machine, stop, check):
     for command in ("ray", "pgrep"):
@@ -247,5 +272,6 @@ def test_whoever_ends_itself_is_terminated(bootstrapped, launcher):
     types = bootstrapped["available_node_types"]
     assert {types[name]["node_config"]["InstanceInitiatedShutdownBehavior"] for name in types} == {"terminate"}
     assert "stop-when-idle" in launcher["head_start_ray_commands"][-1]
-    (timer,) = types["a100"]["initialization_commands"]
-    assert "stop-without-head" in timer
+    end, spot = types["a100"]["initialization_commands"]
+    assert "stop-without-head" in end
+    assert "watch-for-spot-notice" in spot
