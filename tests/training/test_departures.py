@@ -43,9 +43,10 @@ def test_it_is_not_asked_at_every_step(monkeypatch):
     assert due == [True, False, False, True, True]
 
 
+@pytest.mark.parametrize("lost", [False, pytest.param(True, marks=pytest.mark.chaos)])
 @pytest.mark.e2e
-def test_a_spot_notice_costs_only_what_came_after_it(world):
-    """Without the notice no checkpoint would be there, and every step would be taken again."""
+def test_a_spot_notice_costs_only_what_came_after_it(world, lost):
+    """Without the notice no checkpoint would be there, and every step would be taken again where the machine is lost."""
     folder = Path(tempfile.mkdtemp(prefix="spot"))
     with head(folder, "--num-cpus=0") as nodes, contextlib.ExitStack() as machines:
 
@@ -58,19 +59,21 @@ def test_a_spot_notice_costs_only_what_came_after_it(world):
         driver.read_until("'step': 4,")
         drain(nodes, FIRST_IP)
         notice = driver.read_until("of the workers' machines will go away soon")
-        join("b", SECOND_IP)
-        lose(first)
+        if lost:
+            join("b", SECOND_IP)
+            lose(first)
         driver.read_to_the_end()
     saved = int(
         re.fullmatch(r"1 of the workers' machines will go away soon: saved at step (\d+), going on\n", notice)[1]
     )
-    assert [line for line in driver.lines if "workers were lost" in line] == [
-        f"workers were lost: going on from step {saved}\n"
-    ]
+    again = [line for line in driver.lines if "workers were lost" in line]
+    assert again == ([f"workers were lost: going on from step {saved}\n"] if lost else [])
     steps = driver.steps()
     assert set(steps) == set(range(1, STEPS + 1))
     assert [steps.count(step) for step in range(1, saved + 1)] == [1] * saved
     assert saved < STEPS
+    kept = [json.loads(file.read_text()) for file in (folder / "checkpoints").glob("checkpoint_*/cursor.json")]
+    assert {entry["finished"] for entry in kept} == {saved, STEPS}
 
 
 class Driver:
