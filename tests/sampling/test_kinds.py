@@ -6,7 +6,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cpo_ray.config import NegativeCounts
@@ -143,7 +143,6 @@ def test_what_is_no_continuation_is_refused_with_kind_and_row(negative):
         drawn(lambda source, rng: negative)
 
 
-@settings(deadline=None)  # cores are shared
 @given(
     body=st.lists(st.integers(1, 6), min_size=2, max_size=6),
     others=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=6), min_size=3, max_size=6),

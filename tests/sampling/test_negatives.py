@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cpo_ray.config import SamplingConfig
@@ -47,7 +47,6 @@ def test_seed_depends_on_each_part_and_is_pinned():
     assert generator(*base).integers(1000) == generator(*base).integers(1000)
 
 
-@settings(deadline=None)  # cores are shared
 @given(responses=st.lists(golds, min_size=1, max_size=12), count=st.integers(1, 4), seed=seeds)
 def test_batch_negatives_are_distinct_others_or_an_error(responses, count, seed):
     pool = distinct(responses)
@@ -70,7 +69,6 @@ def test_batch_negatives_choose_evenly():
     assert np.abs(shares - 1 / 3).max() < 0.04
 
 
-@settings(deadline=None)  # cores are shared
 @given(gold=golds, count=st.integers(1, 5), seed=seeds, row_id=row_ids)
 def test_truncations_are_proper_prefixes_and_eos(gold, count, seed, row_id):
     if len(gold) < 3:
@@ -92,7 +90,6 @@ def test_truncation_lengths_are_uniform():
     assert np.abs(np.bincount(kept, minlength=5)[1:] / 4000 - 1 / 4).max() < 0.04
 
 
-@settings(deadline=None)  # cores are shared
 @given(gold=golds, count=st.integers(1, 4), fraction=st.floats(0.01, 1.0), seed=seeds, row_id=row_ids)
 def test_meanfield_changes_only_its_positions(gold, count, fraction, seed, row_id):
     draws = meanfield_draws(gold, count, fraction, seed, row_id, tries=8)
@@ -141,7 +138,6 @@ def test_meanfield_draws_again_what_equals_the_gold_or_an_earlier_one():
     assert meanfield_negatives(gold, [first + first], logits_PV[:1]) == ([gold], 1)  # kept, and counted by the stage
 
 
-@settings(deadline=None)  # cores are shared
 @given(body=tokens)
 def test_a_sample_gets_eos_where_the_model_stopped_and_none_at_the_length_limit(body):
     assert autoregressive_negative(body, "stop", EOS) == [*body, EOS]

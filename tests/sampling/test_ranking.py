@@ -2,7 +2,7 @@
 
 import itertools
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cpo_ray.sampling.ranking import rank_by_similarity
@@ -12,7 +12,6 @@ similarities = st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.25, 0.9, 1.0]), min_
 )
 
 
-@settings(deadline=None)  # cores are shared
 @given(similarities)
 def test_ranks_are_a_permutation_with_the_gold_first(similarity):
     ranks = rank_by_similarity(similarity)

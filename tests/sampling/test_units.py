@@ -61,7 +61,7 @@ def test_every_row_is_in_one_unit_and_every_unit_has_a_full_batch():
     assert list(windows(5, 8)) == [(0, 0, 5)]
 
 
-@settings(deadline=None, max_examples=25)  # cores are shared
+@settings(max_examples=25)
 @given(
     rows=st.integers(9, 40),
     alphabet=st.integers(5, 9),

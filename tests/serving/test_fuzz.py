@@ -68,9 +68,7 @@ def draw_requests(count: int) -> list[tuple[str, bytes]]:
     """The same ones every time."""
     drawn: list[tuple[str, bytes]] = []
 
-    @settings(
-        max_examples=count, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
-    )
+    @settings(max_examples=count, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
     @given(request=requests([MODEL]))
     def draw(request: tuple[str, bytes]) -> None:
         drawn.append(request)

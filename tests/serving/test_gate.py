@@ -274,9 +274,7 @@ def test_two_thousand_odd_bodies_meet_no_500_and_what_passes_is_within_bounds() 
         headers=KEY,
     )
 
-    @settings(
-        max_examples=2000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
-    )
+    @settings(max_examples=2000, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
     @given(request=requests(["a", "b"]))
     def check_one(request: tuple[str, bytes]) -> None:
         route, body = request
