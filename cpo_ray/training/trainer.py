@@ -27,6 +27,7 @@ from cpo_ray.training.models import copy_model
 from cpo_ray.training.network import nccl_environment
 from cpo_ray.training.rendezvous import Rendezvous
 from cpo_ray.training.restarts import fit_while_it_gets_on, plain_losses
+from cpo_ray.training.storage import storage_place
 from cpo_ray.training.task import Task
 
 POLL_INTERVAL_S = 0.5
@@ -98,7 +99,7 @@ def _trainer(task: Task, cluster: ClusterConfig, checkpoints: Path, board: Any) 
     keep: dict[str, Any] = {"num_to_keep": task.training.keep_checkpoints}
     if task.validation is not None:
         keep |= {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
-    storage = cluster.checkpoint_storage or str(checkpoints.parent.resolve())
+    storage, name = storage_place(cluster, checkpoints)
     environment = nccl_environment(os.environ) if use_gpu else {"DS_ACCELERATOR": "cpu"}
     environment |= gloo_environment(ray.util.get_node_ip_address(), os.environ)
     return TorchTrainer(
@@ -109,7 +110,7 @@ def _trainer(task: Task, cluster: ClusterConfig, checkpoints: Path, board: Any) 
             num_workers=task.training.workers, use_gpu=use_gpu, resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name=checkpoints.name,
+            name=name,
             storage_path=storage,
             failure_config=FailureConfig(
                 max_failures=task.training.max_failures,
