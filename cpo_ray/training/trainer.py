@@ -61,7 +61,9 @@ def train_model(
         for notice in news.notices:
             on_notice(notice)
         for metrics in news.metrics:
-            last.update(metrics)
+            if "validation" not in metrics:
+                last.clear()
+                last.update(metrics)
             on_step(metrics)
         board.written.remote()
 
