@@ -111,17 +111,32 @@ def find_fault(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     cursor = folder / CURSOR
     if not cursor.is_file():
         return f"{CURSOR} is missing"
-    for rank in range(part, json.loads(cursor.read_text(encoding="utf-8"))["workers"], parts):
+    workers = (_read_object(cursor) or {}).get("workers")
+    if not isinstance(workers, int):
+        return f"{CURSOR} is not JSON, or not a cursor"
+    for rank in range(part, workers, parts):
         seal = folder / _seal_name(rank)
         if not seal.is_file():
             return f"{seal.name} is missing"
-        for name, digest in json.loads(seal.read_text(encoding="utf-8")).items():
+        digests = _read_object(seal)
+        if digests is None:
+            return f"{seal.name} is not JSON, or not a seal"
+        for name, digest in digests.items():
             file = folder / name
             if not file.is_file():
                 return f"{name} is missing"
             if hash_file(file) != digest:
                 return f"{name} has changed since it was written"
     return None
+
+
+def _read_object(file: Path) -> dict[str, Any] | None:
+    """A JSON object; None where the file holds anything else, as after a torn write."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _seal(folder: Path, rank: int) -> None:

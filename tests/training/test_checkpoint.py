@@ -49,6 +49,13 @@ def test_a_cut_file_is_named(checkpoint):
     assert find_fault(checkpoint) == "engine/0.pt has changed since it was written"
 
 
+@pytest.mark.parametrize("name", [CURSOR, "seal-00001.json"])
+@pytest.mark.parametrize("content", [b"", b'{"fin', b"\xff\x00", b"[5]"])
+def test_a_cursor_or_a_seal_that_is_torn_is_a_fault(checkpoint, name, content):
+    (checkpoint / name).write_bytes(content)
+    assert find_fault(checkpoint).startswith(f"{name} is not JSON")
+
+
 def test_each_worker_checks_its_share(checkpoint):
     (checkpoint / "engine" / "1.pt").unlink()
     assert find_fault(checkpoint, 0, 2) is None
