@@ -18,7 +18,7 @@ import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from cpo_ray.artifacts import hash_file
-from cpo_ray.training.engine import to_universal
+from cpo_ray.training.engine import load_universal, to_universal
 from cpo_ray.training.storage import Refuse, uploader
 
 CURSOR = "cursor.json"
@@ -32,6 +32,10 @@ class Saved:
     checkpoint: Checkpoint
     finished: int  # optimizer steps done
     workers: int  # that wrote it
+
+    def reshards(self, zero_stage: int) -> bool:
+        """Whether its shards must be cut anew for this number of workers. Without ZeRO there are none: each has the whole."""
+        return zero_stage > 0 and self.workers != dist.get_world_size()
 
 
 def save_checkpoint(
@@ -99,11 +103,11 @@ def find_checkpoint(tell: Callable[[str], None]) -> Saved | None:
 def load_checkpoint(engine: Any, saved: Saved) -> None:
     """Restore weights and optimizer, on as many workers as wrote them or on another number."""
     with saved.checkpoint.as_directory() as name:
-        if saved.workers == dist.get_world_size() or engine.zero_optimization_stage() == 0:
+        if not saved.reshards(engine.zero_optimization_stage()):
             engine.load_checkpoint(name, tag=TAG)
             return
         with _universal(Path(name)) as folder:
-            engine.load_checkpoint(str(folder), tag=TAG)
+            load_universal(engine, folder, TAG)
 
 
 def find_fault(folder: Path, part: int = 0, parts: int = 1) -> str | None:

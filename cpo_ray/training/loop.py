@@ -72,7 +72,7 @@ def train(task: Task, board: Any) -> None:
 
     held_out = Rows.read(task.validation, task, task.training.validation_rows) if task.validation else None
     saved = find_checkpoint(tell)
-    engine = start_engine(task, tell, universal=saved is not None and saved.workers != dist.get_world_size())
+    engine = start_engine(task, tell, universal=saved is not None and saved.reshards(task.training.zero_stage))
     if saved is not None:
         load_checkpoint(engine, saved)
     finished = saved.finished if saved else 0
