@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from cpo_ray.artifacts import hash_file
 from cpo_ray.training.engine import load_universal, to_universal
+from cpo_ray.training.models import copy_model
 from cpo_ray.training.storage import Refuse, uploader
 
 CURSOR = "cursor.json"
 TAG = "engine"
+
+Kept = tuple[Checkpoint, dict[str, Any]]  # a checkpoint in the storage, and the metrics that it was reported with
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,27 @@ def load_checkpoint(engine: Any, saved: Saved) -> None:
             return
         with _universal(Path(name)) as folder:
             load_universal(engine, folder, TAG)
+
+
+def take_model(kept: Sequence[Kept], out: Path, tell: Callable[[str], None]) -> bool:
+    """Copy the model in the first of these checkpoints that is whole into `out`. `tell` hears of those that are not."""
+    for checkpoint, metrics in kept:
+        with checkpoint.as_directory() as name:
+            fault = find_fault(Path(name))
+            if fault is None:
+                copy_model(Path(name) / "model", out)
+                return True
+        tell(f"the checkpoint of step {metrics['finished']} is damaged ({fault}): its model is not taken")
+    return False
+
+
+def best_first(kept: Sequence[Kept]) -> list[Kept]:
+    """By validation loss. Of equals the last made comes first: one that was damaged has been made again.
+
+    kept: as Ray Train has it, where the last made of equals comes last.
+    """
+    last_made_first = list(reversed(kept))
+    return sorted(last_made_first, key=lambda entry: entry[1]["validation_loss"])
 
 
 def find_fault(folder: Path, part: int = 0, parts: int = 1) -> str | None:

@@ -22,8 +22,8 @@ from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import Preempted, TrainingError
 from cpo_ray.sockets import gloo_environment
 from cpo_ray.training.board import Board, Metrics
+from cpo_ray.training.checkpoint import best_first, take_model
 from cpo_ray.training.loop import train_worker
-from cpo_ray.training.models import copy_model
 from cpo_ray.training.network import nccl_environment
 from cpo_ray.training.rendezvous import Rendezvous
 from cpo_ray.training.restarts import fit_while_it_gets_on, plain_losses
@@ -86,11 +86,11 @@ def train_model(
     if step is not None:
         raise Preempted(f"told to end: saved at step {step}; the same command goes on from there")
     best = task.training.final == "best"
-    checkpoint = result.get_best_checkpoint("validation_loss", "min") if best else result.checkpoint
-    if checkpoint is None:
-        raise TrainingError(f"training `{task.stage}` ended without a checkpoint")
-    with checkpoint.as_directory() as folder:
-        copy_model(Path(folder) / "model", out)
+    kept = best_first(result.best_checkpoints) if best else [(result.checkpoint, result.metrics)]
+    if result.checkpoint is None or not take_model(kept, out, on_notice):
+        raise TrainingError(
+            f"training `{task.stage}` ended without a whole checkpoint: the same command makes anew what is missing"
+        )
     told = ("loss", "gold_logp", "accuracy", "margin", "gold_drift")
     return {"steps": task.training.steps, **{k: last[k] for k in told if k in last}}
 
