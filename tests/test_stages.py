@@ -8,6 +8,7 @@ from cpo_ray.config import RunConfig
 from cpo_ray.data import examples
 from cpo_ray.evaluation import reward_pool
 from cpo_ray.run import open_run
+from cpo_ray.training import trainer
 
 
 def test_without_a_reward_model_its_stage_is_skipped(tmp_path, capsys):
@@ -57,3 +58,26 @@ def test_data_are_made_again_where_the_tokenizer_in_a_directory_changed(tmp_path
             (tokenizer / "tokenizer.json").write_text(vocabulary)
             stages.data(run)
             assert len(made) == times
+
+
+def test_a_model_s_curve_is_that_of_its_own_configuration(tmp_path, monkeypatch):
+    """Beta 5, then 1, then 5 again: the third time its checkpoints are there, and no step is taken."""
+
+    def train(task, cluster, checkpoints, out, on_step, on_notice):
+        done = checkpoints / "done"
+        if not done.exists():
+            on_step({"stage": "cpo", "step": 1, "loss": task.objective.beta})
+        done.touch()
+        return {}
+
+    monkeypatch.setattr(trainer, "train_model", train)
+    monkeypatch.setattr(LazyRay, "ensure", lambda *_: None)
+    for beta in (5.0, 1.0, 5.0):
+        config = RunConfig.model_validate(
+            {"name": "x", "objective": {"beta": beta}, "tracking": {"tensorboard": False}, "training": {"steps": 1}}
+        )
+        with open_run(config, tmp_path, accept_changes=True) as run:
+            for needed in ("models/reference", "groups/train"):
+                run.make(needed, {}, lambda _: {})
+            stages.cpo(run)
+        assert [row["loss"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [beta]

@@ -248,4 +248,5 @@ def _train(
             shutil.rmtree(folder)
         return summary
 
+    run.metrics.turn_to(stage, checkpoints)
     run.make(f"models/{stage}", inputs, build)
