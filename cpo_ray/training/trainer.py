@@ -41,18 +41,20 @@ def train_model(
     out: Path,
     on_step: Callable[[Metrics], None],
     on_notice: Callable[[str], None],
+    told_to_end: threading.Event | None = None,
 ) -> Summary:
     """Train and put the final model, a Hugging Face directory, into `out`.
 
     checkpoints: this training's own folder; what is there already is continued from. on_step: called in the driver with
     each step's metrics, a step again after a restart, and with `validation` where that was measured. on_notice: called with
     lines for the user. Raises TrainingError where training refuses to go on or fails again and again without a new checkpoint
-    (`max_failures`), and Preempted where this process was told to end (SIGTERM) and a checkpoint has been saved.
+    (`max_failures`), and Preempted where this process was told to end (SIGTERM) and a checkpoint has been saved. After the
+    last step nothing is left to save: then the model is put into `out` all the same, and `told_to_end` is set.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined] # lost only with this process's node
     last: Metrics = {}
-    told_to_end = threading.Event()
+    told_to_end = told_to_end or threading.Event()
 
     def hear() -> None:
         if told_to_end.is_set():
@@ -83,7 +85,7 @@ def train_model(
     if refusal is not None:
         raise TrainingError(f"training `{task.stage}` refuses to go on: {refusal}")
     step = ray.get(board.saved_at.remote())
-    if step is not None:
+    if step is not None and step < task.training.steps:
         raise Preempted(f"told to end: saved at step {step}; the same command goes on from there")
     best = task.training.final == "best"
     kept = best_first(result.best_checkpoints) if best else [(result.checkpoint, result.metrics)]
