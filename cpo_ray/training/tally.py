@@ -86,12 +86,15 @@ class Tally:
         self.add(broken=(~fine_B).sum())
 
 
-def step_metrics(sums: dict[str, float], objective: ObjectiveConfig | None) -> dict[str, Any]:
+def step_metrics(
+    sums: dict[str, float], objective: ObjectiveConfig | None, sampled_from_step: int = 0
+) -> dict[str, Any]:
     """Means over a step's prompts, nats. The MLE loss is per token, everything else per prompt.
 
     `margin`: over the prompts with a negative that does not equal the gold; absent where there is none.
     `kl`: of the policy from the reference per continuation, KL(reference || policy), estimated on the autoregressive
-    negatives, which are samples of the reference (top-k cut); absent without them.
+    negatives, which are samples of the reference (top-k cut); absent without them, and where they are samples of the
+    policy after `sampled_from_step` steps.
     `..._drift`: policy minus reference log-prob.
     """
     n = sums["prompts"]
@@ -111,6 +114,6 @@ def step_metrics(sums: dict[str, float], objective: ObjectiveConfig | None) -> d
     }
     if sums["opposed"]:
         metrics["margin"] = sums["margin"] / sums["opposed"]
-    if "autoregressive" in drift:
+    if "autoregressive" in drift and sampled_from_step == 0:
         metrics["kl"] = -drift["autoregressive"]
     return metrics

@@ -16,12 +16,12 @@ def add_groups(tally, drifts, valid):
     tally.add_cpo(torch.zeros(len(drifts)), policy, ref, torch.tensor(valid), ranks, kinds, rows, OBJECTIVE)
 
 
-def metrics_of(*microbatches):
+def metrics_of(*microbatches, sampled_from_step=0):
     """One worker's metrics, without the all-reduce."""
     tally = Tally(torch.device("cpu"), ["gold", "batch", "autoregressive"])
     for drifts, valid in microbatches:
         add_groups(tally, drifts, valid)
-    return step_metrics(dict(zip(tally.place, tally.sums.tolist(), strict=True)), OBJECTIVE)
+    return step_metrics(dict(zip(tally.place, tally.sums.tolist(), strict=True)), OBJECTIVE, sampled_from_step)
 
 
 FIRST, SECOND, ALONE = [1.0, 0.0, 0.5], [2.0, -1.0, 0.0], [9.0, 9.0, 9.0]
@@ -41,3 +41,9 @@ def test_without_any_negative_there_is_no_margin():
     alone = metrics_of(([ALONE], [NONE]))
     assert "margin" not in alone
     assert (alone["accuracy"], alone["rank_accuracy"]) == (1.0, 1.0)
+
+
+def test_kl_is_estimated_on_samples_of_the_reference_alone():
+    groups = ([FIRST, SECOND], [BOTH, BOTH])
+    assert metrics_of(groups)["kl"] == pytest.approx(-0.25)
+    assert "kl" not in metrics_of(groups, sampled_from_step=10)
