@@ -21,6 +21,33 @@ def test_forgetting_a_stage_keeps_the_others(tmp_path):
     assert read_jsonl(log.path) == [{"stage": "reference", "step": 1}]
 
 
+def test_a_stage_has_the_lines_of_the_training_that_it_turned_to(tmp_path):
+    """One configuration, then another, then the first again, which has its checkpoints and takes no step."""
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append({"stage": "reference", "step": 1})
+    first, other = tmp_path / "checkpoints" / "cpo-1", tmp_path / "checkpoints" / "cpo-2"
+    for folder, loss in ((first, 5.0), (other, 1.0)):
+        log.turn_to("cpo", folder)
+        folder.mkdir(parents=True)
+        log.append({"stage": "cpo", "step": 1, "loss": loss})
+
+    def losses():
+        rows = read_jsonl(log.path)
+        assert rows[0] == {"stage": "reference", "step": 1}
+        return [(row["step"], row["loss"]) for row in rows[1:]]
+
+    assert losses() == [(1, 1.0)]
+    for _ in range(2):
+        log.turn_to("cpo", first)
+        assert losses() == [(1, 5.0)]
+    log.append({"stage": "cpo", "step": 2, "loss": 4.0})
+    log.turn_to("cpo", other)
+    assert losses() == [(1, 1.0)]
+    log = MetricsLog(log.path)
+    log.turn_to("cpo", first)
+    assert losses() == [(1, 5.0), (2, 4.0)]
+
+
 def test_nan_is_refused(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -1,3 +1,4 @@
+import contextlib
 from typing import Any
 
 import pytest
@@ -8,9 +9,10 @@ from cpo_ray.client import write_rows
 from cpo_ray.cluster import LazyRay
 from cpo_ray.config import RunConfig
 from cpo_ray.data import examples
-from cpo_ray.errors import ArtifactError
+from cpo_ray.errors import ArtifactError, Preempted
 from cpo_ray.evaluation import reward_pool
 from cpo_ray.run import open_run
+from cpo_ray.training import trainer
 
 
 def test_without_a_reward_model_its_stage_is_skipped(tmp_path, capsys):
@@ -79,3 +81,47 @@ def test_a_stage_that_finds_no_answers_says_so(stage, tmp_path, monkeypatch):
             run.make(name, {}, lambda out: {})
         with pytest.raises(ArtifactError, match=r"generations/mle holds no answers\."):
             stage(run)
+
+
+def test_a_model_s_curve_is_that_of_its_own_configuration(tmp_path, monkeypatch):
+    """Beta 5, then 1, then 5 again: the third time its checkpoints are there, and no step is taken."""
+
+    def train(task, cluster, checkpoints, out, on_step, on_notice, told_to_end):
+        done = checkpoints / "done"
+        if not done.exists():
+            on_step({"stage": "cpo", "step": 1, "loss": task.objective.beta})
+        done.touch()
+        return {}
+
+    monkeypatch.setattr(trainer, "train_model", train)
+    for beta in (5.0, 1.0, 5.0):
+        with ready_for_cpo(tmp_path, monkeypatch, beta) as run:
+            stages.cpo(run)
+        assert [row["loss"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [beta]
+
+
+def test_told_to_end_after_the_last_step_a_stage_keeps_its_model(tmp_path, monkeypatch):
+    trained: list[Any] = []
+
+    def train(task, cluster, checkpoints, out, on_step, on_notice, told_to_end):
+        trained.append(out)
+        told_to_end.set()
+        return {}
+
+    monkeypatch.setattr(trainer, "train_model", train)
+    with ready_for_cpo(tmp_path, monkeypatch) as run:
+        with pytest.raises(Preempted, match="stage `cpo` is finished; the same command goes on"):
+            stages.cpo(run)
+        stages.cpo(run)
+    assert len(trained) == 1
+
+
+@contextlib.contextmanager
+def ready_for_cpo(root, monkeypatch, beta=5.0):
+    """A run whose stages before `cpo` are done."""
+    monkeypatch.setattr(LazyRay, "ensure", lambda *_: None)
+    config = RunConfig.model_validate({"name": "x", "objective": {"beta": beta}, "tracking": {"tensorboard": False}})
+    with open_run(config, root, accept_changes=True) as run:
+        for needed in ("models/reference", "groups/train"):
+            run.make(needed, {}, lambda _: {})
+        yield run

@@ -29,8 +29,8 @@ class ClusterConfig(Section):
     """How training workers lie on the machines: on as few as will do, where they exchange gradients fastest, or over as many
     as there are."""
     checkpoint_storage: str | None = None
-    """Where training checkpoints go: a folder that all nodes see, or `s3://bucket/prefix` (through fsspec). Default: the run
-    directory."""
+    """Where training checkpoints go: a folder that all nodes see, or `s3://bucket/prefix` (through fsspec). Runs may
+    share it: each has its own folders there, known by the path of its run directory. Default: the run directory."""
     artifact_store: Path | None = None
     """A folder that several runs share: what one has finished, another with the same inputs takes over. A sweep over `beta`
     then makes data, reference and groups once. Default: every run makes its own."""

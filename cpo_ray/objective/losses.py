@@ -66,12 +66,12 @@ def mle_loss(gold_logps_B: Tensor, tokens: int) -> Tensor:
 
 
 def reward_margin(scores_BK: Tensor, valid_BK: Tensor) -> Tensor:
-    """Mean over prompts of s_gold minus the mean score of the valid negatives; prompts without one are left out. A scalar."""
+    """Per prompt: s_gold minus the mean score of the valid negatives, (B,); 0 without one, which no mean should count."""
     negatives_BK = valid_BK.clone()
     negatives_BK[:, 0] = False
     counts_B = negatives_BK.sum(dim=1)
     mean_B = scores_BK.masked_fill(~negatives_BK, 0.0).sum(dim=1) / counts_B.clamp(min=1)
-    return (scores_BK[:, 0] - mean_B)[counts_B > 0].mean()
+    return (scores_BK[:, 0] - mean_B).masked_fill(counts_B == 0, 0.0)
 
 
 def rank_accuracy(scores_BK: Tensor, ranks_BK: Tensor, valid_BK: Tensor) -> Tensor:
@@ -88,6 +88,6 @@ def rank_accuracy(scores_BK: Tensor, ranks_BK: Tensor, valid_BK: Tensor) -> Tens
 
 
 def gold_first(scores_BK: Tensor, valid_BK: Tensor) -> Tensor:
-    """Per prompt: is the gold's score above every valid negative's? (B,) bool. Ties are not first."""
+    """Per prompt: is the gold's score above every valid negative's? (B,) bool. Ties are not first; without rivals it is."""
     rivals_BK = scores_BK.masked_fill(~valid_BK, -torch.inf)[:, 1:]
     return scores_BK[:, 0] > rivals_BK.max(dim=1).values

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from cpo_ray.config import (
     TrainingConfig,
     stage_inputs,
 )
+from cpo_ray.errors import Preempted
 from cpo_ray.meters import bar
 from cpo_ray.needs import sampling_needs, streaming_needs, training_needs
 from cpo_ray.progress import say
@@ -213,6 +215,7 @@ def _train(
     inputs = {**inputs, "training": stage_inputs(training), "rows": rows.fingerprint, "seed": run.config.seed}
     identity = hashlib.sha256(canonical(inputs).encode()).hexdigest()[:12]
     checkpoints = run.root / "checkpoints" / f"{stage}-{identity}"
+    told_to_end = threading.Event()
 
     def build(out: Path) -> Summary:
         run.ray.ensure(stream.needs if stream else training_needs(training, run.config.cluster))
@@ -242,10 +245,13 @@ def _train(
             checkpoints.mkdir(parents=True)
         with bar(stage, training.steps, "steps") as progress, track(run.config, run.root, stage) as tracker:
             watcher = Watcher(run, stage, progress, tracker)
-            summary = train_model(task, run.config.cluster, checkpoints, out, watcher.hear, watcher.tell)
+            summary = train_model(task, run.config.cluster, checkpoints, out, watcher.hear, watcher.tell, told_to_end)
         if stream:
             stream.keep(source, identity)
             shutil.rmtree(folder)
         return summary
 
+    run.metrics.turn_to(stage, checkpoints)
     run.make(f"models/{stage}", inputs, build)
+    if told_to_end.is_set():
+        raise Preempted(f"told to end: stage `{stage}` is finished; the same command goes on with the next")

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
 from cpo_ray.artifacts import hash_file
-from cpo_ray.training.engine import to_universal
+from cpo_ray.training.engine import load_universal, to_universal
+from cpo_ray.training.models import copy_model
 from cpo_ray.training.storage import Refuse, uploader
 
 CURSOR = "cursor.json"
 TAG = "engine"
+
+Kept = tuple[Checkpoint, dict[str, Any]]  # a checkpoint in the storage, and the metrics that it was reported with
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class Saved:
     checkpoint: Checkpoint
     finished: int  # optimizer steps done
     workers: int  # that wrote it
+
+    def reshards(self, zero_stage: int) -> bool:
+        """Whether its shards must be cut anew for this number of workers. Without ZeRO there are none: each has the whole."""
+        return zero_stage > 0 and self.workers != dist.get_world_size()
 
 
 def save_checkpoint(
@@ -101,11 +108,32 @@ def find_checkpoint(tell: Callable[[str], None]) -> Saved | None:
 def load_checkpoint(engine: Any, saved: Saved) -> None:
     """Restore weights and optimizer, on as many workers as wrote them or on another number."""
     with saved.checkpoint.as_directory() as name:
-        if saved.workers == dist.get_world_size() or engine.zero_optimization_stage() == 0:
+        if not saved.reshards(engine.zero_optimization_stage()):
             engine.load_checkpoint(name, tag=TAG)
             return
         with _universal(Path(name)) as folder:
-            engine.load_checkpoint(str(folder), tag=TAG)
+            load_universal(engine, folder, TAG)
+
+
+def take_model(kept: Sequence[Kept], out: Path, tell: Callable[[str], None]) -> bool:
+    """Copy the model in the first of these checkpoints that is whole into `out`. `tell` hears of those that are not."""
+    for checkpoint, metrics in kept:
+        with checkpoint.as_directory() as name:
+            fault = find_fault(Path(name))
+            if fault is None:
+                copy_model(Path(name) / "model", out)
+                return True
+        tell(f"the checkpoint of step {metrics['finished']} is damaged ({fault}): its model is not taken")
+    return False
+
+
+def best_first(kept: Sequence[Kept]) -> list[Kept]:
+    """By validation loss. Of equals the last made comes first: one that was damaged has been made again.
+
+    kept: as Ray Train has it, where the last made of equals comes last.
+    """
+    last_made_first = list(reversed(kept))
+    return sorted(last_made_first, key=lambda entry: entry[1]["validation_loss"])
 
 
 def find_fault(folder: Path, part: int = 0, parts: int = 1) -> str | None:
@@ -113,17 +141,32 @@ def find_fault(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     cursor = folder / CURSOR
     if not cursor.is_file():
         return f"{CURSOR} is missing"
-    for rank in range(part, json.loads(cursor.read_text(encoding="utf-8"))["workers"], parts):
+    workers = (_read_object(cursor) or {}).get("workers")
+    if not isinstance(workers, int):
+        return f"{CURSOR} is not JSON, or not a cursor"
+    for rank in range(part, workers, parts):
         seal = folder / _seal_name(rank)
         if not seal.is_file():
             return f"{seal.name} is missing"
-        for name, digest in json.loads(seal.read_text(encoding="utf-8")).items():
+        digests = _read_object(seal)
+        if digests is None:
+            return f"{seal.name} is not JSON, or not a seal"
+        for name, digest in digests.items():
             file = folder / name
             if not file.is_file():
                 return f"{name} is missing"
             if hash_file(file) != digest:
                 return f"{name} has changed since it was written"
     return None
+
+
+def _read_object(file: Path) -> dict[str, Any] | None:
+    """A JSON object; None where the file holds anything else, as after a torn write."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _seal(folder: Path, rank: int) -> None:

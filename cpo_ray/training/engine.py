@@ -54,7 +54,7 @@ class Policy(nn.Module):
 def start_engine(task: Task, tell: Callable[[str], None], *, universal: bool = False) -> Any:
     """Load the model and hand it to DeepSpeed with its AdamW. The process group is Ray Train's.
 
-    tell: hears which attention is used where it is not the fastest. universal: a checkpoint of another number of workers
+    tell: hears which attention is used where it is not the fastest. universal: a checkpoint in DeepSpeed's universal form
     will be loaded.
     """
     import deepspeed  # here, because importing it costs seconds and the driver never needs it
@@ -179,3 +179,17 @@ def to_universal(source: Path, out: Path) -> None:
             inject_missing_state=True,
         )
     )
+
+
+def load_universal(engine: Any, folder: Path, tag: str) -> None:
+    """Restore weights and optimizer from DeepSpeed's universal form.
+
+    Under ZeRO 3, DeepSpeed gives every parameter group the first one's settings, and one tensor in which all count their
+    steps: each would advance it. Both are set right here.
+    """
+    decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
+    engine.load_checkpoint(str(folder), tag=tag)
+    for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    for state in engine.basic_optimizer.state.values():
+        state["step"] = state["step"].clone()

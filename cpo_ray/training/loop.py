@@ -75,7 +75,7 @@ def train(task: Task, board: Any) -> None:
 
     held_out = Rows.read(task.validation, task, task.training.validation_rows) if task.validation else None
     saved = find_checkpoint(tell)
-    engine = start_engine(task, tell, universal=saved is not None and saved.workers != dist.get_world_size())
+    engine = start_engine(task, tell, universal=saved is not None and saved.reshards(task.training.zero_stage))
     if saved is not None:
         load_checkpoint(engine, saved)
     finished = saved.finished if saved else 0
@@ -172,7 +172,8 @@ def training_steps(
                 set_learning_rate(engine, learning_rate(config, step))
             norm = optimizer_step(engine)
         seconds = time.perf_counter() - started
-        metrics = step_metrics(sums, task.objective) | {
+        age = task.stream.shelf.age_at(step) if task.stream is not None else 0
+        metrics = step_metrics(sums, task.objective, age) | {
             "learning_rate": learning_rate(config, step),
             "grad_norm": norm,
             "seconds": seconds,
@@ -181,7 +182,7 @@ def training_steps(
             "memory_gib": peak_memory_gib(engine.device),
         }
         if task.stream is not None:
-            metrics["sampled_from_step"] = task.stream.shelf.age_at(step)
+            metrics["sampled_from_step"] = age
         if peak is not None:
             metrics["mfu"] = 3 * sum(costs) / (seconds * workers * peak)
         if step == 0 and task.objective is not None:

@@ -1,13 +1,17 @@
 """Checkpoints on their way to the storage: an outage is waited out, within bounds; a full disk is told at once."""
 
 import errno
+import hashlib
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import ray.train
 from ray.train import Checkpoint
+
+from cpo_ray.config import ClusterConfig
 
 PATIENCE_S = 300.0  # how long the storage may be out of reach; training goes on meanwhile
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
@@ -16,6 +20,20 @@ TORCH_SIGNS = ("unexpected pos", "pytorchstreamwriter failed writing")  # what t
 
 Result = TypeVar("Result")
 Refuse = Callable[[str], None]
+
+
+def storage_place(cluster: ClusterConfig, checkpoints: Path) -> tuple[str, str]:
+    """Where Ray Train keeps a training, and its name there. checkpoints: its folder, RUN/checkpoints/NAME.
+
+    Runs may share `cluster.checkpoint_storage`, and trainings of the same recipe have the same NAME in all of them. A run's
+    path tells it from others, and is the same on every node that it may go on from.
+    """
+    folder = checkpoints.parent.resolve()
+    if cluster.checkpoint_storage is None:
+        return str(folder), checkpoints.name
+    run = folder.parent
+    digest = hashlib.sha256(str(run).encode()).hexdigest()[:8]
+    return cluster.checkpoint_storage, f"{run.name}-{digest}-{checkpoints.name}"
 
 
 def uploader(refuse: Refuse, until_known: Callable[[], None]) -> Callable[[Checkpoint, str], Checkpoint]:

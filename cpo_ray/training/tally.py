@@ -11,7 +11,7 @@ from cpo_ray.config import ObjectiveConfig
 from cpo_ray.objective.losses import gold_first, initial_cpo_loss, rank_accuracy, reward_margin
 
 NAMES = ["prompts", "targets", "tokens", "loss", "gold_logp", "gold_drift", "margin", "first", "order", "masked"]
-NAMES += ["expected", "broken", "broken_gradients", "save", "ask"]
+NAMES += ["opposed", "expected", "broken", "broken_gradients", "save", "ask"]
 GOLD = "gold"
 
 
@@ -57,7 +57,8 @@ class Tally:
             loss=loss_B.sum(),
             gold_logp=policy_BK[:, 0].sum(),
             gold_drift=drift_BK[:, 0].sum(),
-            margin=reward_margin(scores_BK, valid_BK) * size,
+            margin=reward_margin(scores_BK, valid_BK).sum(),
+            opposed=valid_BK[:, 1:].any(dim=1).sum(),
             first=gold_first(scores_BK, valid_BK).sum(),
             order=rank_accuracy(scores_BK, ranks_BK, valid_BK).sum(),
             masked=(~valid_BK).sum(),
@@ -85,11 +86,15 @@ class Tally:
         self.add(broken=(~fine_B).sum())
 
 
-def step_metrics(sums: dict[str, float], objective: ObjectiveConfig | None) -> dict[str, Any]:
+def step_metrics(
+    sums: dict[str, float], objective: ObjectiveConfig | None, sampled_from_step: int = 0
+) -> dict[str, Any]:
     """Means over a step's prompts, nats. The MLE loss is per token, everything else per prompt.
 
+    `margin`: over the prompts with a negative that does not equal the gold; absent where there is none.
     `kl`: of the policy from the reference per continuation, KL(reference || policy), estimated on the autoregressive
-    negatives, which are samples of the reference (top-k cut); absent without them.
+    negatives, which are samples of the reference (top-k cut); absent without them, and where they are samples of the
+    policy after `sampled_from_step` steps.
     `..._drift`: policy minus reference log-prob.
     """
     n = sums["prompts"]
@@ -101,11 +106,14 @@ def step_metrics(sums: dict[str, float], objective: ObjectiveConfig | None) -> d
         "loss": sums["loss"] / n,
         "gold_logp": sums["gold_logp"] / n,
         "gold_drift": sums["gold_drift"] / n,
-        "margin": sums["margin"] / n,
         "accuracy": sums["first"] / n,
         "rank_accuracy": sums["order"] / n,
         "masked": int(sums["masked"]),
         "negative_logp": {kind: sums[f"{kind} logp"] / count for kind, count in counts.items()},
         "negative_drift": drift,
     }
-    return metrics | ({"kl": -drift["autoregressive"]} if "autoregressive" in drift else {})
+    if sums["opposed"]:
+        metrics["margin"] = sums["margin"] / sums["opposed"]
+    if "autoregressive" in drift and sampled_from_step == 0:
+        metrics["kl"] = -drift["autoregressive"]
+    return metrics

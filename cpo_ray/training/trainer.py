@@ -22,11 +22,12 @@ from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import Preempted, TrainingError
 from cpo_ray.sockets import gloo_environment
 from cpo_ray.training.board import Board, Metrics
+from cpo_ray.training.checkpoint import best_first, take_model
 from cpo_ray.training.loop import train_worker
-from cpo_ray.training.models import copy_model
 from cpo_ray.training.network import nccl_environment
 from cpo_ray.training.rendezvous import Rendezvous
 from cpo_ray.training.restarts import fit_while_it_gets_on, plain_losses
+from cpo_ray.training.storage import storage_place
 from cpo_ray.training.task import Task
 
 POLL_INTERVAL_S = 0.5
@@ -40,18 +41,20 @@ def train_model(
     out: Path,
     on_step: Callable[[Metrics], None],
     on_notice: Callable[[str], None],
+    told_to_end: threading.Event | None = None,
 ) -> Summary:
     """Train and put the final model, a Hugging Face directory, into `out`.
 
     checkpoints: this training's own folder; what is there already is continued from. on_step: called in the driver with
     each step's metrics, a step again after a restart, and with `validation` where that was measured. on_notice: called with
     lines for the user. Raises TrainingError where training refuses to go on or fails again and again without a new checkpoint
-    (`max_failures`), and Preempted where this process was told to end (SIGTERM) and a checkpoint has been saved.
+    (`max_failures`), and Preempted where this process was told to end (SIGTERM) and a checkpoint has been saved. After the
+    last step nothing is left to save: then the model is put into `out` all the same, and `told_to_end` is set.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined] # lost only with this process's node
     last: Metrics = {}
-    told_to_end = threading.Event()
+    told_to_end = told_to_end or threading.Event()
 
     def hear() -> None:
         if told_to_end.is_set():
@@ -60,7 +63,9 @@ def train_model(
         for notice in news.notices:
             on_notice(notice)
         for metrics in news.metrics:
-            last.update(metrics)
+            if "validation" not in metrics:
+                last.clear()
+                last.update(metrics)
             on_step(metrics)
         board.written.remote()
 
@@ -80,14 +85,14 @@ def train_model(
     if refusal is not None:
         raise TrainingError(f"training `{task.stage}` refuses to go on: {refusal}")
     step = ray.get(board.saved_at.remote())
-    if step is not None:
+    if step is not None and step < task.training.steps:
         raise Preempted(f"told to end: saved at step {step}; the same command goes on from there")
     best = task.training.final == "best"
-    checkpoint = result.get_best_checkpoint("validation_loss", "min") if best else result.checkpoint
-    if checkpoint is None:
-        raise TrainingError(f"training `{task.stage}` ended without a checkpoint")
-    with checkpoint.as_directory() as folder:
-        copy_model(Path(folder) / "model", out)
+    kept = best_first(result.best_checkpoints) if best else [(result.checkpoint, result.metrics)]
+    if result.checkpoint is None or not take_model(kept, out, on_notice):
+        raise TrainingError(
+            f"training `{task.stage}` ended without a whole checkpoint: the same command makes anew what is missing"
+        )
     told = ("loss", "gold_logp", "accuracy", "margin", "gold_drift")
     return {"steps": task.training.steps, **{k: last[k] for k in told if k in last}}
 
@@ -98,7 +103,7 @@ def _trainer(task: Task, cluster: ClusterConfig, checkpoints: Path, board: Any) 
     keep: dict[str, Any] = {"num_to_keep": task.training.keep_checkpoints}
     if task.validation is not None:
         keep |= {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
-    storage = cluster.checkpoint_storage or str(checkpoints.parent.resolve())
+    storage, name = storage_place(cluster, checkpoints)
     environment = nccl_environment(os.environ) if use_gpu else {"DS_ACCELERATOR": "cpu"}
     environment |= gloo_environment(ray.util.get_node_ip_address(), os.environ)
     return TorchTrainer(
@@ -112,7 +117,7 @@ def _trainer(task: Task, cluster: ClusterConfig, checkpoints: Path, board: Any) 
             placement_strategy=cluster.placement,
         ),
         run_config=RunConfig(
-            name=checkpoints.name,
+            name=name,
             storage_path=storage,
             failure_config=FailureConfig(
                 max_failures=task.training.max_failures,

@@ -82,7 +82,8 @@ def test_all_negatives_masked_is_no_loss():
 def test_metrics_by_hand():
     scores = torch.tensor([[1.0, 0.0, 4.0], [2.0, 0.0, -2.0]])
     valid = torch.tensor([[True, True, False], [True, True, True]])
-    assert reward_margin(scores, valid).item() == pytest.approx(((1 - 0) + (2 - -1)) / 2)
+    assert reward_margin(scores, valid).tolist() == pytest.approx([1 - 0, 2 - -1])
+    assert reward_margin(scores[:1], torch.tensor([[True, False, False]])).tolist() == [0.0]
     assert gold_first(scores, valid).tolist() == [True, True]
     assert gold_first(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)).tolist() == [False]
     assert mle_loss(torch.tensor([-3.0, -5.0]), tokens=4).item() == 2.0

@@ -1,8 +1,9 @@
 import json
 
 import pytest
+from ray.train import Checkpoint
 
-from cpo_ray.training.checkpoint import CURSOR, _seal, find_fault
+from cpo_ray.training.checkpoint import CURSOR, _seal, best_first, find_fault, take_model
 
 
 @pytest.fixture
@@ -49,7 +50,46 @@ def test_a_cut_file_is_named(checkpoint):
     assert find_fault(checkpoint) == "engine/0.pt has changed since it was written"
 
 
+@pytest.mark.parametrize("name", [CURSOR, "seal-00001.json"])
+@pytest.mark.parametrize("content", [b"", b'{"fin', b"\xff\x00", b"[5]"])
+def test_a_cursor_or_a_seal_that_is_torn_is_a_fault(checkpoint, name, content):
+    (checkpoint / name).write_bytes(content)
+    assert find_fault(checkpoint).startswith(f"{name} is not JSON")
+
+
 def test_each_worker_checks_its_share(checkpoint):
     (checkpoint / "engine" / "1.pt").unlink()
     assert find_fault(checkpoint, 0, 2) is None
     assert find_fault(checkpoint, 1, 2) == "engine/1.pt is missing"
+
+
+def keep(folder, step, loss):
+    """A checkpoint of one worker with a model, as Ray Train keeps it."""
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "weights").write_text(folder.name)
+    (folder / CURSOR).write_text(json.dumps({"finished": step, "workers": 1}))
+    _seal(folder, 0)
+    return Checkpoint.from_directory(folder), {"finished": step, "validation_loss": loss}
+
+
+def test_the_best_model_is_never_a_damaged_one(tmp_path):
+    """Step 15 was damaged, passed over and made again; both stand there with the same loss, the older first."""
+    kept = [
+        keep(tmp_path / name, step, loss) for name, step, loss in (("5", 5, 1.9), ("15", 15, 1.5), ("again", 15, 1.5))
+    ]
+    damaged = tmp_path / "15" / "model" / "weights"
+    damaged.write_text("")
+    out, notices = tmp_path / "out", []
+    out.mkdir()
+    assert take_model(best_first(kept), out, notices.append)
+    assert ((out / "weights").read_text(), notices) == ("again", [])
+
+    (tmp_path / "again" / "seal-00000.json").write_text("")
+    assert take_model(best_first(kept), out, notices.append)
+    assert (out / "weights").read_text() == "5"
+    assert [notice.partition(":")[0] for notice in notices] == [
+        "the checkpoint of step 15 is damaged (seal-00000.json is not JSON, or not a seal)",
+        "the checkpoint of step 15 is damaged (model/weights has changed since it was written)",
+    ]
+    (tmp_path / "5" / CURSOR).unlink()
+    assert not take_model(best_first(kept), out, notices.append)

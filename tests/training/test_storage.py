@@ -2,8 +2,9 @@ import errno
 
 import pytest
 
+from cpo_ray.config import ClusterConfig
 from cpo_ray.training import storage
-from cpo_ray.training.storage import no_room, patiently
+from cpo_ray.training.storage import no_room, patiently, storage_place
 
 
 @pytest.fixture
@@ -50,3 +51,20 @@ def test_a_full_disk_is_told_in_words():
     assert "make room" in no_room(OSError(errno.ENOSPC, "No space left on device"))
     assert "make room" in no_room(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"))
     assert no_room(OSError(errno.EIO, "Input/output error")) is None
+
+
+def test_runs_that_share_a_storage_do_not_share_a_folder(tmp_path):
+    """The same recipe gives a training the same name in every run."""
+    shared = ClusterConfig(checkpoint_storage="s3://bucket/checkpoints?region=eu-central-1")
+    folders = [tmp_path / user / "table2" / "checkpoints" / "cpo-0123456789ab" for user in ("alice", "bob")]
+    places = [storage_place(shared, folder) for folder in folders]
+    assert {storage for storage, _ in places} == {shared.checkpoint_storage}
+    (alices, bobs) = (name for _, name in places)
+    assert alices != bobs
+    assert alices.startswith("table2-")
+    assert storage_place(shared, folders[0]) == places[0]  # found again
+
+
+def test_without_a_storage_a_training_lies_in_its_run(tmp_path):
+    folder = tmp_path / "table2" / "checkpoints" / "cpo-0123456789ab"
+    assert storage_place(ClusterConfig(), folder) == (str(folder.parent), folder.name)

@@ -114,7 +114,7 @@ def test_an_ordinary_model_comes_out(undisturbed):
 
 
 def test_no_topology_changes_the_losses(world, cluster, undisturbed, tmp_path):
-    """ZeRO 0 to 3 on one and two workers, tied and untied heads, ten steps each."""
+    """ZeRO 0 to 3 on two workers and on one, and from two to one after five steps, tied and untied heads, ten steps each."""
     tasks = {
         f"{head} zero-{stage}": make_task(world, head=head, zero_stage=stage, steps=10)
         for head in ("tied", "untied")
@@ -122,32 +122,50 @@ def test_no_topology_changes_the_losses(world, cluster, undisturbed, tmp_path):
     }
 
     def train_each(folder):  # a closure, because workers cannot import the tests
+        from ray.train import Checkpoint
+
+        from cpo_ray.training.checkpoint import TAG, Saved, load_checkpoint
         from cpo_ray.training.engine import start_engine
         from cpo_ray.training.loop import training_steps
         from cpo_ray.training.source import Stored
         from cpo_ray.training.task import Rows
 
+        two = dist.get_world_size() == 2
         losses = {}
         for name, task in tasks.items():
+            rows, checkpoint = Rows.read(task.rows, task), Path(folder) / name
             engine = start_engine(task, print)
-            steps = training_steps(engine, Stored(Rows.read(task.rows, task), task), task, 0)
-            losses[name] = [step.metrics["loss"] for step in steps]
+            losses[name] = []
+            for step in training_steps(engine, Stored(rows, task), task, 0):
+                losses[name].append(step.metrics["loss"])
+                if two and step.number == 5:
+                    engine.save_checkpoint(str(checkpoint), tag=TAG)
+            if two:
+                continue
+            saved = Saved(Checkpoint.from_directory(checkpoint), finished=5, workers=2)
+            engine = start_engine(task, print, universal=saved.reshards(task.training.zero_stage))
+            load_checkpoint(engine, saved)
+            losses[f"{name} from two"] = [
+                step.metrics["loss"] for step in training_steps(engine, Stored(rows, task), task, saved.finished)
+            ]
         if dist.get_rank() == 0:
             (Path(folder) / f"{dist.get_world_size()}.json").write_text(json.dumps(losses))
 
-    for workers in (1, 2):
+    for workers in (2, 1):
         scaling = ScalingConfig(num_workers=workers)
         environment = ray.train.RunConfig(
             storage_path=str(tmp_path), worker_runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}}
         )
         TorchTrainer(train_each, train_loop_config=str(tmp_path), scaling_config=scaling, run_config=environment).fit()
-    measured = [json.loads((tmp_path / f"{workers}.json").read_text()) for workers in (1, 2)]
+    two, one = (json.loads((tmp_path / f"{workers}.json").read_text()) for workers in (2, 1))
     first_ten = [undisturbed[1][step] for step in range(1, 11)]
-    for losses in measured:
-        for name in tasks:
-            assert losses[name] == pytest.approx(measured[0][f"{name.split()[0]} zero-0"], abs=1e-4), name
-            if name.startswith("tied"):
-                assert losses[name] == pytest.approx(first_ten, abs=1e-4), name
+    for name in tasks:
+        plain = one[f"{name.split()[0]} zero-0"]
+        assert one[name] == pytest.approx(plain, abs=1e-4), name
+        assert two[name] == pytest.approx(plain, abs=1e-4), name
+        assert one[f"{name} from two"] == pytest.approx(plain[5:], abs=1e-4), name
+        if name.startswith("tied"):
+            assert plain == pytest.approx(first_ten, abs=1e-4), name
 
 
 def test_three_killed_workers_change_nothing(world, cluster, undisturbed, tmp_path, monkeypatch):
