@@ -79,7 +79,7 @@ def test_an_unknown_key_of_a_decoding_names_the_nearest():
         ({"judge": {"url": "http://localhost:80a/v1"}}, ["judge", "url 'http://localhost:80a/v1' is no URL", "'80a'"]),
         ({"judge": {"url": "http:///v1"}}, ["judge", "url 'http:///v1': expected http:// or https:// and a host"]),
         ({"judge": {"url": "http://host:99999/v1"}}, ["judge", "port 99999 is above 65535"]),
-        ({"judge": {"url": "http://me:secret@host/v1"}}, ["judge", "url holds a user or password"]),
+        ({"judge": {"url": "http://me:secret@host/v1"}}, ["judge", "a URL with a user or a password"]),
         ({"sampling": {"unhelpful": {"url": "host/v1"}}}, ["sampling.unhelpful", "expected http:// or https://"]),
         ({"name": "Two Words"}, ["name", "pattern", "'Two Words'"]),
     ],

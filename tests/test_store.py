@@ -87,7 +87,7 @@ def test_one_damaged_entry_stops_no_run(two_runs, tmp_path, damage):
     if damage != "file.txt is gone":
         spoiled.write_text("{")
     assert [artifact.manifest.inputs for artifact in store.every("data")] == [{"seed": 2}]
-    assert two.find_like("data", {"seed": 1}, but="beta") is None
+    assert two.find_like("data", {"seed": 1}, "beta") is None
     assert two.make("data", {"seed": 1}, builder(calls)).manifest.inputs == {"seed": 1}
     assert len(calls) == 3
     assert {artifact.manifest.inputs["seed"] for artifact in store.every("data")} == {1, 2}
