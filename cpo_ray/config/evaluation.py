@@ -9,12 +9,8 @@ from cpo_ray.config.section import EXECUTION, Section
 from cpo_ray.config.urls import check_api_url
 
 DECODING = re.compile(r"[a-z0-9][a-z0-9_-]*")
-FIGURES = {
-    "alpha",
-    "decodings",
-    "negatives",
-    "reward",
-}  # the report's own, beside one per decoding: win-rate-<name>.svg
+# The report's own figures, beside one per decoding: win-rate-<name>.svg.
+FIGURES = {"alpha", "decodings", "negatives", "reward"}
 
 
 class DecodingConfig(Section):

@@ -103,9 +103,8 @@ def judge_answers(
 
     `url` ends in /v1; `config.url` and the key's variable are the caller's to resolve. Temperature is 0, but for judges
     that think first. Answers are kept by `config.url` and content in `<stem>.answers` beside `out`: a rerun asks nothing
-    twice, and another judge anew. A row that
-    the judge refuses (too long for it, or filtered) is invalid, and is asked about again by a rerun. `on_row()` is called
-    once per row.
+    twice, and another judge anew. A row that the judge refuses (too long for it, or filtered) is invalid, and is asked
+    about again by a rerun. `on_row()` is called once per row.
 
     Returns {"judge", "order", "n", "wins", "losses", "ties", "invalid", "flip_rate", "mean_length_candidate",
     "mean_length_reference", "win_rate", "ci95", "length_controlled", "position_bias"}: lengths in words, win_rate =

@@ -12,9 +12,8 @@ from cpo_ray.artifacts import Manifest
 from cpo_ray.config import MergingConfig
 from cpo_ray.errors import ArtifactError
 
-Names = (
-    frozenset[str] | None
-)  # None: an older version's configuration, or none, does not say, so whatever is there counts
+# None: an older version's configuration, or none, does not say, so whatever is there counts.
+Names = frozenset[str] | None
 Manifests = Mapping[str, Mapping[str, Any]]  # artifact -> manifest
 
 MADE_FROM = {  # stage -> key of its inputs -> artifact with that fingerprint
@@ -31,9 +30,8 @@ class Present:
     evaluated: Names  # models
     decodings: Names
     rewarded: bool  # does the run ask a reward model?
-    outdated: Mapping[str, str] = field(
-        default_factory=dict
-    )  # <stage>/<model> -> what it was made from, since made again
+    # <stage>/<model> -> what it was made from, made again since
+    outdated: Mapping[str, str] = field(default_factory=dict)
 
     def asks_for(self, artifact: str) -> bool:
         """Is the artifact one that the configuration leads to?"""

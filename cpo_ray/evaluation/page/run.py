@@ -52,7 +52,7 @@ class Run:
     reward: dict[str, dict[str, dict[str, Any]]]  # the same of a reward model, where one was asked
     outdated: dict[
         str, str
-    ]  # answers, verdicts and scores that are left out -> what they were made from, since made again
+    ]  # answers, verdicts, scores that are left out -> what they were made from, made again since
 
     @property
     def setting(self) -> tuple[str, str]:
