@@ -50,9 +50,7 @@ class Run:
     verdicts: ByModel
     mauve: dict[str, dict[str, dict[str, Any]]]  # model -> decoding -> scores
     reward: dict[str, dict[str, dict[str, Any]]]  # the same of a reward model, where one was asked
-    outdated: dict[
-        str, str
-    ]  # answers, verdicts, scores that are left out -> what they were made from, made again since
+    outdated: dict[str, str]  # what is left out -> what it was made from, made again since
 
     @property
     def setting(self) -> tuple[str, str]:
