@@ -54,6 +54,7 @@ def test_grouped_query_heads():
     torch.testing.assert_close(flex, dense.transpose(1, 2), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.e2e
 @torch.no_grad()
 def test_any_number_and_length_of_rows_takes_a_few_compilations():
     """By default every microbatch has a length of its own. Compiled shape by shape, torch would give up after eight."""
