@@ -53,12 +53,13 @@ def test_log_probs_are_float32_under_bf16():
     torch.testing.assert_close(packed.double(), separate_logps(model, prompts, candidates), rtol=2e-2, atol=0.5)
 
 
-def test_logits_are_not_rounded_to_bf16():
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_logits_are_not_rounded_to_bf16(device):
     """Near 100, bf16 knows every second half alone: a log-prob of such logits would be off by tenths of a nat."""
     torch.manual_seed(6)
-    hidden, weight = torch.randn(20, 64).bfloat16(), torch.randn(50, 64).bfloat16()
+    hidden, weight = (torch.randn(rows, 64, dtype=torch.bfloat16).to(device) for rows in (20, 50))
     hidden[:, 0], weight[:, 0] = 10, 10
-    source, target = torch.arange(20), torch.arange(20)
+    source = target = torch.arange(20, device=device)
     logp = EdgeLogProbs.apply(hidden, weight, source, target)
     exact = (hidden.double() @ weight.double().T).log_softmax(-1)[source, target]
     torch.testing.assert_close(logp.double(), exact, rtol=0, atol=1e-4)
