@@ -20,9 +20,9 @@ def fetch_rows(name: str) -> Path:
     try:
         rows = datasets.load_dataset(name, split="train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise DataError(
-            f"data.path: {name} is no file or folder here, and as a data set on the hub it cannot be read: {reason} Name "
+            f"data.path: {name} is no file or folder here, and as a data set on the hub it cannot be read: {reason}. Name "
             f"another, or one of its files, for instance data.path=hf://datasets/{name}/train.jsonl"
         ) from None
     if not rows.cache_files:

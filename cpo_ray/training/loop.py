@@ -110,7 +110,7 @@ def checkpoint_due(step: int, training: TrainingConfig) -> bool:
 
 
 def checkpoint(engine: Any, held_out: Rows | None, task: Task, step: Step, board: Any, leaving: int) -> None:
-    """Measure the validation loss, save, and tell the board. leaving: of the workers' machines, how many soon will."""
+    """Measure the validation loss, save, and tell the board. leaving: how many of the workers' machines will soon."""
     last, first_worker = step.number == task.training.steps, dist.get_rank() == 0
     report: dict[str, Any] = {"finished": step.number}
     if held_out is not None:

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cpo_ray.data.hub import fetch_rows
+from cpo_ray.errors import DataError
 from tests.data.fake_hub import serve_hub
 
 pytestmark = pytest.mark.e2e
@@ -58,6 +60,16 @@ def test_a_data_set_is_read_whatever_it_is_stored_in(tmp_path):
     assert offline == first
     table = pq.read_table(tmp_path / "train")
     assert {f"done “{n}”" for n in range(20)} >= set(table["response"].to_pylist())
+
+
+@pytest.mark.parametrize(("error", "reason"), [(OSError(), "OSError"), (ValueError("Pick one.\nOr two."), "Pick one")])
+def test_whatever_datasets_raises_is_told_in_a_line(monkeypatch, error, reason):
+    def fail(name, split):
+        raise error
+
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    with pytest.raises(DataError, match=rf"some/thing is no file .* it cannot be read: {reason}\. Name another"):
+        fetch_rows("some/thing")
 
 
 def test_a_hub_that_cannot_be_reached_is_told_for_its_files_too(tmp_path):
