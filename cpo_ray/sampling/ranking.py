@@ -15,24 +15,23 @@ from cpo_ray.records import Group
 from cpo_ray.sampling.units import read_units, write_units
 
 CACHED_TEXTS = 2**16  # 100 MB of MiniLM's vectors
-TIED = 1e-5  # a hundred times the noise of a float32 embedding
+DECIMALS = 5  # of a stored cosine: a hundred times the noise of a float32 embedding
 Vector = npt.NDArray[np.float32]
 
 
-def rank_by_similarity(similarity: Sequence[float]) -> list[int]:
-    """(K,) cosines to the gold -> (K,) ranks, a permutation: the gold 0, then descending; ties by candidate index.
+def round_similarity(cosine: float) -> float:
+    """The cosine as it is stored and ranked: DECIMALS decimals, at most 1.
 
-    Neighbours closer than `TIED` are tied: equal vectors differ by as much, depending on what they were embedded with.
+    Equal vectors differ by 1e-7, depending on the processor and on what they were embedded with. Rounding makes them equal,
+    and each candidate's value depends on that candidate alone, so no third one decides how two of them are ordered.
     """
-    descending = sorted(range(1, len(similarity)), key=lambda k: -similarity[k])
-    runs: list[list[int]] = []
-    for k in descending:
-        if runs and similarity[runs[-1][-1]] - similarity[k] < TIED:
-            runs[-1].append(k)
-        else:
-            runs.append([k])
+    return min(1.0, round(cosine, DECIMALS))
+
+
+def rank_by_similarity(similarity: Sequence[float]) -> list[int]:
+    """(K,) rounded cosines to the gold -> (K,) ranks, a permutation: the gold 0, then descending, ties by candidate index."""
     ranks = [0] * len(similarity)
-    for rank, k in enumerate((k for run in runs for k in sorted(run)), 1):
+    for rank, k in enumerate(sorted(range(1, len(similarity)), key=lambda k: (-similarity[k], k)), 1):
         ranks[k] = rank
     return ranks
 
@@ -62,9 +61,8 @@ class Ranker:
         vectors = self._embed({text: None for group in groups for text in group["candidate_text"]})
         for group in groups:
             gold, *_ = texts = group["candidate_text"]
-            cosines = [min(1.0, float(vectors[text] @ vectors[gold])) if text != gold else 1.0 for text in texts]
-            group["similarity"] = cosines
-            group["rank"] = rank_by_similarity(cosines)
+            group["similarity"] = [round_similarity(float(vectors[text] @ vectors[gold])) for text in texts]
+            group["rank"] = rank_by_similarity(group["similarity"])
 
     def _embed(self, texts: dict[str, None]) -> dict[str, Vector]:
         """The vector of each text. What was used longest ago is forgotten first."""

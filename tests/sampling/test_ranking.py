@@ -2,10 +2,11 @@
 
 import itertools
 
+import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpo_ray.sampling.ranking import rank_by_similarity
+from cpo_ray.sampling.ranking import rank_by_similarity, round_similarity
 
 similarities = st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.25, 0.9, 1.0]), min_size=1, max_size=12).map(
     lambda negatives: [1.0, *negatives]
@@ -27,8 +28,37 @@ def test_a_candidate_as_similar_as_the_gold_comes_after_it():
     assert rank_by_similarity([1.0, 0.3, 1.0, 0.3]) == [0, 2, 1, 3]
 
 
+def ranks_of(cosines):
+    return rank_by_similarity([round_similarity(cosine) for cosine in cosines])
+
+
 def test_the_noise_of_an_embedding_decides_nothing():
     """The same text in capitals embeds alike, but for what it is batched with."""
-    assert rank_by_similarity([1.0, 0.95697927, 0.2, 0.95697939]) == [0, 1, 3, 2]
-    assert rank_by_similarity([1.0, 0.95697939, 0.2, 0.95697927]) == [0, 1, 3, 2]
-    assert rank_by_similarity([1.0, 0.9569, 0.2, 0.9570]) == [0, 2, 3, 1]
+    assert ranks_of([1.0, 0.95697927, 0.2, 0.95697939]) == [0, 1, 3, 2]
+    assert ranks_of([1.0, 0.95697939, 0.2, 0.95697927]) == [0, 1, 3, 2]
+    assert ranks_of([1.0, 0.9569, 0.2, 0.9570]) == [0, 2, 3, 1]
+
+
+def test_a_chain_of_near_ties_has_the_order_of_the_rounded_values():
+    """Steps of 0.9e-5 are three values of five decimals; the first two of steps of 0.4e-5 are one."""
+    noise = 1e-7
+    for shift in (-noise, 0.0, noise):
+        assert ranks_of([1.0, 0.5 + shift, 0.500009 - shift, 0.500018 + shift]) == [0, 3, 2, 1]
+        assert ranks_of([1.0, 0.5 + shift, 0.500004 - shift, 0.500008 + shift]) == [0, 2, 3, 1]
+
+
+@given(st.lists(st.floats(-1, 1), min_size=3, max_size=12))
+def test_the_order_of_two_candidates_does_not_depend_on_a_third(cosines):
+    ranks = ranks_of([1.0, *cosines])
+    without_last = ranks_of([1.0, *cosines[:-1]])
+    kept = range(len(cosines))
+    assert sorted(kept, key=ranks.__getitem__) == sorted(kept, key=without_last.__getitem__)
+
+
+@given(st.lists(st.floats(-1.0000002, 1.0000002), min_size=1, max_size=12))
+def test_the_stored_float32_explains_the_rank(cosines):
+    stored = pa.array([round_similarity(cosine) for cosine in [1.0, *cosines]], pa.float32()).to_pylist()
+    ranks = ranks_of([1.0, *cosines])
+    by_rank = sorted(range(1, len(ranks)), key=ranks.__getitem__)
+    assert by_rank == sorted(by_rank, key=lambda k: (-stored[k], k))
+    assert max(stored) <= 1.0
