@@ -73,7 +73,7 @@ $(VENV)/trl/.installed-%: $(STAMP)
 
 .PHONY: docs
 docs: install ## Write docs/configuration.md from cpo_ray/config/
-	$(BIN)/python -m cpo_ray.reference docs/configuration.md
+	$(BIN)/python -m cpo_ray.config.reference_page docs/configuration.md
 
 .PHONY: install
 install: $(STAMP) ## Set up .venv from the lock (GPU=1 for the CUDA set)

@@ -24,7 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from benchmarks.groups import EOS, VOCABULARY, Batch, grouped, synthetic_pairs
 from benchmarks.results import RESULTS, machine, not_measured, ratio, write_results
 from benchmarks.steps import padded_logps, ranked_loss
-from cpo_ray.devices import peak_flops
+from cpo_ray.cluster.accelerators import peak_flops
 from cpo_ray.objective.attention import use_tree_attention
 from cpo_ray.objective.cost import measure_group, model_shape
 from cpo_ray.objective.logprobs import candidate_logps

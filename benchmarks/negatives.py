@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from benchmarks.results import ROOT, ratio
 from cpo_ray.config import RunConfig
-from cpo_ray.sampling.engine import Engine
+from cpo_ray.sampling.vllm_sampler import Engine
 
 SHARED = ROOT.parent / "shared" / "data"
 DOLLY, TOKENIZER = SHARED / "dolly" / "databricks-dolly-15k.jsonl", SHARED / "tokenizers"
@@ -60,7 +60,7 @@ def prepare(config: RunConfig, folder: Path) -> tuple[Any, Any]:
     """The rows as the stage selects them, and the reference; made once."""
     from cpo_ray.artifacts import read_table
     from cpo_ray.data.examples import prepare_examples
-    from cpo_ray.sampling.reference import read_reference
+    from cpo_ray.sampling.reference_model import read_reference
     from cpo_ray.sampling.selection import select_rows
     from cpo_ray.training.models import initialize_model
 
@@ -118,8 +118,8 @@ def hazard_inverse(wanted: float) -> float:
 
 def bare_engine(folder: Path, rows: int) -> Numbers:
     """`vllm.LLM.generate`, all prompts at once, after a warm-up."""
-    from cpo_ray.sampling.autoregressive import sampling_parameters
-    from cpo_ray.sampling.engine import engine_arguments, set_environment
+    from cpo_ray.sampling.negatives.autoregressive import sampling_parameters
+    from cpo_ray.sampling.vllm_sampler import engine_arguments, set_environment
 
     config = configure(rows)
     selection, reference = prepare(config, folder)
@@ -163,9 +163,9 @@ class TimedEngine(Engine):
 
 def engine_in_ray_data(folder: Path, rows: int) -> Numbers:
     """The same through Ray Data: all tokens, from the moment the first unit reaches the actor until the driver has the last."""
-    import cpo_ray.sampling.engine as wing
-    from cpo_ray.cluster import ray_cluster
-    from cpo_ray.sampling.flow import sampled_units
+    import cpo_ray.sampling.vllm_sampler as wing
+    from cpo_ray.cluster.session import ray_cluster
+    from cpo_ray.sampling.dataset import sampled_units
     from cpo_ray.sampling.groups import rows_drawer
     from cpo_ray.sampling.units import read_units
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.groups import EOS, K, make_batches
 from benchmarks.steps import SHAPES, make_model
 from cpo_ray.artifacts import write_table
-from cpo_ray.cluster import ray_cluster
+from cpo_ray.cluster.session import ray_cluster
 from cpo_ray.config import ClusterConfig, ObjectiveConfig, TrainingConfig
 from cpo_ray.objective.logprobs import candidate_logps
 from cpo_ray.objective.packing import pack_groups
@@ -39,11 +39,11 @@ def take_turns(settings: dict[str, Any]) -> None:
     """In the worker: write [ours, bare] seconds of each step, by processor and by wall clock."""
     from cpo_ray.objective.attention import use_tree_attention
     from cpo_ray.objective.losses import cpo_loss
-    from cpo_ray.training.batches import Batches
-    from cpo_ray.training.engine import start_engine
+    from cpo_ray.training.batch_order import Batches
+    from cpo_ray.training.deepspeed_engine import start_engine
+    from cpo_ray.training.loader import Stored
     from cpo_ray.training.loop import training_steps
     from cpo_ray.training.models import load_model
-    from cpo_ray.training.source import Stored
     from cpo_ray.training.task import Rows
 
     task, board = settings["task"], settings["board"]
@@ -120,7 +120,7 @@ def main() -> None:
         folder = Path(name)
         task = make_task(folder, options.shape, options.steps)
         lazy.ensure()
-        from cpo_ray.training.board import Board
+        from cpo_ray.training.mailbox import Board
 
         TorchTrainer(
             take_turns,

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from benchmarks.results import RESULTS, ROOT, machine, ratio, write_results
-from cpo_ray.configfile import parse_config
+from cpo_ray.config.loading import parse_config
 
 SHARED = ROOT.parent / "shared" / "data"
 MEGABYTE, GIB = 1_000_000, 2**20  # bytes; kB, as getrusage counts
@@ -83,10 +83,10 @@ def configure(path, tokenizer):
 def child(path, tokenizer, out):
     """Read in this process; write seconds, rows and the peak above the start to stdout."""
     import cpo_ray.data.wikidump  # noqa: F401 - what is imported before is not counted
-    from cpo_ray.cluster import ray_cluster
+    from cpo_ray.cluster.session import ray_cluster
     from cpo_ray.data.examples import needs_ray, prepare_examples
     from cpo_ray.data.tokenization import load_tokenizer
-    from cpo_ray.progress import chatter_to
+    from cpo_ray.monitoring.console import chatter_to
 
     config = configure(path, tokenizer)
     load_tokenizer(str(tokenizer))

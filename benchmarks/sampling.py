@@ -56,7 +56,7 @@ def prepare(config: RunConfig, folder: Path) -> tuple[Path, Path]:
 
 def engine_units(config: RunConfig, data: Path, reference: Path, folder: Path) -> Any:
     """A Ray Dataset: what the engine makes of the training rows, neither scored nor ranked."""
-    from cpo_ray.sampling.flow import sampled_units
+    from cpo_ray.sampling.dataset import sampled_units
     from cpo_ray.sampling.groups import prepare as select
     from cpo_ray.sampling.groups import rows_drawer
 
@@ -72,7 +72,7 @@ def stage_seconds(folder: Path, rows: int, part: str) -> dict[str, float]:
     work, as an engine does whose model is larger than the embedder. So this is the case of `negatives.py`.
     """
     from cpo_ray.artifacts import Artifact, Manifest
-    from cpo_ray.cluster import ray_cluster
+    from cpo_ray.cluster.session import ray_cluster
     from cpo_ray.sampling.groups import make_groups
     from cpo_ray.sampling.reranking import rank_again
 
@@ -96,7 +96,7 @@ def stage_seconds(folder: Path, rows: int, part: str) -> dict[str, float]:
 
 def driver_memory(folder: Path, rows: int) -> dict[str, float]:
     """GiB by which the driver's peak exceeds what it held when the stage began, and seconds."""
-    from cpo_ray.cluster import ray_cluster
+    from cpo_ray.cluster.session import ray_cluster
     from cpo_ray.sampling.groups import make_groups
 
     config = configure(rows, {"batch": 1, "truncation": 1}, embedder=str(tiny_embedder(folder)))
@@ -162,8 +162,8 @@ def tiny_embedder(folder: Path) -> Path:
 
 def dolly(folder: Path, rows: int) -> dict[str, float]:
     """MixNR groups of Dolly's training split with the GPT-2 of configs/dolly_small.yaml, untrained."""
-    from cpo_ray.cluster import ray_cluster
-    from cpo_ray.configfile import load_config
+    from cpo_ray.cluster.session import ray_cluster
+    from cpo_ray.config.loading import load_config
     from cpo_ray.sampling.groups import make_groups
 
     overrides = (

@@ -12,16 +12,16 @@ from rich.console import Console
 from cpo_ray import __version__
 from cpo_ray.commands.before import doctor, plan, validate
 from cpo_ray.commands.configs import configs
+from cpo_ray.commands.failures import command_tail, errors_in_red, plainly
 from cpo_ray.commands.judge import judge
 from cpo_ray.commands.merge import merge
 from cpo_ray.commands.options import AcceptChanges, ConfigPath, ManyNumbers, Overrides, RunDir
-from cpo_ray.commands.plainly import command_tail, errors_in_red, plainly
 from cpo_ray.commands.report import refuse_mixture, refuse_options, report_runs
 from cpo_ray.commands.serve import serve
 from cpo_ray.commands.submit import submit
-from cpo_ray.configfile import load_config
+from cpo_ray.config.loading import load_config
+from cpo_ray.monitoring.console import say
 from cpo_ray.pipeline import STAGES, check_stages, run_pipeline
-from cpo_ray.progress import say
 from cpo_ray.run import run_directory
 
 HELP = f"""Train a language model to prefer the truth, with no human labels.
@@ -146,7 +146,7 @@ def show_groups(
     split: Annotated[str, typer.Option("--split", help="`train`, or `validation` where it was sampled.")] = "train",
 ) -> None:
     """The negatives of a run: statistics per kind, and prompts with their candidates, ranks and reference log-probs."""
-    from cpo_ray.show import show_groups as shown
+    from cpo_ray.commands.show import show_groups as shown
 
     with errors_in_red():
         Console(soft_wrap=False).print(shown(run_dir, split, row_id, rows))

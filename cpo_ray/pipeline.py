@@ -12,12 +12,12 @@ from rich.markup import escape
 
 from cpo_ray import stages
 from cpo_ray.config import RunConfig
+from cpo_ray.config.shipped import nearest
 from cpo_ray.errors import ConfigError
-from cpo_ray.events import recording
-from cpo_ray.meters import measuring
-from cpo_ray.progress import chatter_to, say
+from cpo_ray.monitoring.console import chatter_to, say
+from cpo_ray.monitoring.events import recording
+from cpo_ray.monitoring.prometheus import measuring
 from cpo_ray.run import Run, open_run
-from cpo_ray.shipped import nearest
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from cpo_ray.artifacts import (
     make_artifact,
     write_json,
 )
-from cpo_ray.cluster import LazyRay, ray_cluster
+from cpo_ray.artifacts.store import Store
+from cpo_ray.cluster.session import LazyRay, ray_cluster
 from cpo_ray.config import RunConfig, stage_inputs
-from cpo_ray.configfile import parse_config
+from cpo_ray.config.loading import parse_config
 from cpo_ray.errors import ArtifactError, ConfigError, RunMismatchError
-from cpo_ray.metrics import MetricsLog
-from cpo_ray.progress import say
-from cpo_ray.store import Store
+from cpo_ray.monitoring.console import say
+from cpo_ray.monitoring.metrics_log import MetricsLog
 
 
 @dataclass(frozen=True)

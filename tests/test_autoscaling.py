@@ -20,21 +20,21 @@ HEAD_ID = "f" * 51 + "00000"
 # A stage as a job would begin it, on two machines that are not there yet; then the time until they are gone again.
 STAGE = """
 import sys, time, ray
-from cpo_ray import cluster
+from cpo_ray.cluster import session
 from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import ClusterError
 
 def machines():
     return sum(node["Alive"] for node in ray.nodes())
 
-cluster.REMIND_S = 2
-lazy = cluster.LazyRay(ClusterConfig(address=sys.argv[1], wait_s=90))
+session.REMIND_S = 2
+lazy = session.LazyRay(ClusterConfig(address=sys.argv[1], wait_s=90))
 lazy.ensure()
 print("before", machines(), flush=True)
 lazy.ensure([{"CPU": 1, "GPU": 1}] * 16)
 print("with what it needs", machines(), flush=True)
 try:
-    cluster.wait_for([{"GPU": 1}] * 17, 3)
+    session.wait_for([{"GPU": 1}] * 17, 3)
 except ClusterError as error:
     print("error", error, flush=True)
 until = time.monotonic() + 90

@@ -265,7 +265,7 @@ def test_the_shipped_configs_are_listed_and_copied(config, tmp_path):
 
 
 def test_an_installed_package_says_where_the_configs_are(monkeypatch, tmp_path):
-    monkeypatch.setattr("cpo_ray.shipped.CONFIGS", tmp_path)
+    monkeypatch.setattr("cpo_ray.config.shipped.CONFIGS", tmp_path)
     seen = type_in("configs")
     assert seen.exit_code == 2
     assert "source checkout" in seen.stderr

@@ -6,8 +6,8 @@ import pytest
 from pydantic import BaseModel
 
 from cpo_ray.config import RunConfig
+from cpo_ray.config.reference_page import render_reference
 from cpo_ray.pipeline import STAGES
-from cpo_ray.reference import render_reference
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cpo_ray.configfile import parse_config
+from cpo_ray.config.loading import parse_config
 from cpo_ray.errors import ArtifactError, RunInUseError, RunMismatchError
 from cpo_ray.run import open_run
 

@@ -9,10 +9,10 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
+from cpo_ray.commands.failures import errors_in_red, plainly
 from cpo_ray.commands.options import ConfigPath, Overrides, RunDir
-from cpo_ray.commands.plainly import errors_in_red, plainly
-from cpo_ray.configfile import load_config
-from cpo_ray.progress import say
+from cpo_ray.config.loading import load_config
+from cpo_ray.monitoring.console import say
 from cpo_ray.run import run_directory
 
 
@@ -27,7 +27,7 @@ class GpuKind(StrEnum):
 
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check a configuration and print it with every default filled in. Starts nothing."""
-    from cpo_ray.plan_table import describe_run
+    from cpo_ray.planning.tables import describe_run
 
     with plainly("validate", config, None, overrides):
         resolved = load_config(config, tuple(overrides or ()))
@@ -50,8 +50,8 @@ def plan(
     ] = None,
 ) -> None:
     """Estimate rows, tokens, parameters, memory per GPU, GPU-hours, and the same on 2, 8 and 64 machines. Starts nothing."""
-    from cpo_ray.plan_table import render_plan
-    from cpo_ray.planning import make_plan
+    from cpo_ray.planning.estimate import make_plan
+    from cpo_ray.planning.tables import render_plan
 
     with plainly("plan", config, run_dir, overrides):
         resolved = load_config(config, tuple(overrides or ()))
@@ -68,8 +68,8 @@ def doctor(
     ] = None,
 ) -> None:
     """Check this machine: versions, GPUs, network, compilers, Ray's token, disk and memory, each with its remedy."""
-    from cpo_ray.clusterfile import examine_cluster
-    from cpo_ray.doctor import examine, render_checks
+    from cpo_ray.checks.cluster_files import examine_cluster
+    from cpo_ray.checks.machine import examine, render_checks
 
     with errors_in_red():
         checks = examine(run_dir) if cluster is None else examine_cluster(cluster, Path.home())

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cpo_ray.commands.plainly import errors_in_red
-from cpo_ray.progress import say
-from cpo_ray.shipped import copy_shipped, opening, shipped_configs
+from cpo_ray.commands.failures import errors_in_red
+from cpo_ray.config.shipped import copy_shipped, opening, shipped_configs
+from cpo_ray.monitoring.console import say
 
 configs = typer.Typer(help="List the shipped configurations, or copy one to start from.", invoke_without_command=True)
 

@@ -10,10 +10,10 @@ import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
-from cpo_ray.commands.plainly import INTERRUPTED
+from cpo_ray.commands.failures import INTERRUPTED
 from cpo_ray.config import JudgeConfig
 from cpo_ray.errors import ConfigError
-from cpo_ray.progress import bar, say
+from cpo_ray.monitoring.console import bar, say
 
 if TYPE_CHECKING:
     from cpo_ray.evaluation.judge import Estimate
@@ -171,7 +171,7 @@ def tell_summary(summary: dict[str, Any]) -> list[str]:
 
 
 def _read_key(config: JudgeConfig) -> str:
-    from cpo_ray.client import read_key
+    from cpo_ray.inference.client import read_key
 
     if not config.url.startswith(("http://", "https://")):
         raise ConfigError(f"--judge-url {config.url}: expected http:// or https://, ending in /v1")

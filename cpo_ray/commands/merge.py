@@ -10,7 +10,7 @@ from rich.markup import escape
 from cpo_ray.artifacts import find_artifact, hash_file, make_artifact
 from cpo_ray.config import MergingConfig
 from cpo_ray.errors import ArtifactError, ConfigError
-from cpo_ray.progress import say
+from cpo_ray.monitoring.console import say
 
 
 def merge(

@@ -13,7 +13,7 @@ def report_runs(roots: Sequence[Path], out: Path | None) -> None:
 
     Raises ConfigError for an `out` within a run, whose files are sealed; ArtifactError for a damaged run.
     """
-    from cpo_ray.evaluation.report import show_report, write_report
+    from cpo_ray.report.write import show_report, write_report
 
     folder = out or Path("reports") / "-vs-".join(root.resolve().name for root in roots)
     for root in roots:

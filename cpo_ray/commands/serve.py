@@ -13,12 +13,12 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from cpo_ray.cluster import ray_cluster
+from cpo_ray.cluster.session import ray_cluster
 from cpo_ray.commands.merge import merge_alphas
 from cpo_ray.config import ServingConfig
-from cpo_ray.configfile import override_defaults
+from cpo_ray.config.loading import override_defaults
 from cpo_ray.errors import ConfigError
-from cpo_ray.progress import chatter_to, say
+from cpo_ray.monitoring.console import chatter_to, say
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from cpo_ray.configfile import load_config
+from cpo_ray.config.loading import load_config
+from cpo_ray.monitoring.console import console, say
 from cpo_ray.pipeline import check_stages
-from cpo_ray.progress import console, say
 
 
 def submit(
@@ -48,16 +48,16 @@ def submit(
     was stopped. Another command or configuration for a run that is under way is refused. Secrets are not sent: the
     cluster has them in its environment (docs/cluster.md).
     """
-    from cpo_ray import submission
+    from cpo_ray.submission import jobs
 
     check_stages(first, last)
     resolved = load_config(config, tuple(overrides or ()))
-    command = submission.job_command(resolved, run_dir, first=first, last=last, accept_changes=accept_changes)
-    client = submission.connect(address)
-    job, new = submission.send(client, resolved, command, include or [], run_dir)
+    command = jobs.job_command(resolved, run_dir, first=first, last=last, accept_changes=accept_changes)
+    client = jobs.connect(address)
+    job, new = jobs.send(client, resolved, command, include or [], run_dir)
     say(f"[bold]{escape(job)}[/] {'submitted' if new else 'is running already: following it'}")
     try:
-        outcome = submission.follow(client, job, _write)
+        outcome = jobs.follow(client, job, _write)
     except KeyboardInterrupt:
         say(f"{escape(job)} goes on. The same command follows it; `ray job stop {shlex.quote(job)}` ends it.")
         raise typer.Exit(130) from None
@@ -66,7 +66,7 @@ def submit(
         raise typer.Exit(outcome.code)
     if last in (None, "report"):
         target = reports / resolved.name
-        submission.fetch_report(client, job, resolved, run_dir, target)
+        jobs.fetch_report(client, job, resolved, run_dir, target)
         say(f"[bold]{escape(str(target / 'index.html'))}[/]")
 
 

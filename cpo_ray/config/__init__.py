@@ -6,8 +6,8 @@ out of bounds are errors that name the key; nothing is rounded or guessed.
 
 from cpo_ray.config.cluster import ClusterConfig
 from cpo_ray.config.data import DataConfig, FieldsConfig, PassagesConfig, TokenizerConfig
-from cpo_ray.config.engine import EngineConfig
 from cpo_ray.config.evaluation import DecodingConfig, GenerationConfig, JudgeConfig, MauveConfig, RewardConfig
+from cpo_ray.config.inference import EngineConfig
 from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
 from cpo_ray.config.run import RunConfig
 from cpo_ray.config.sampling import PoolConfig, SamplingConfig

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from cpo_ray.config.engine import EngineConfig
+from cpo_ray.config.inference import EngineConfig
 from cpo_ray.config.section import EXECUTION, Section
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import IO
 
 from cpo_ray.config import DataConfig, RunConfig
-from cpo_ray.data.choosing import Chooser, Chosen
-from cpo_ray.data.material import Draft, Material, take_good
+from cpo_ray.data.article_selection import Chooser, Chosen
 from cpo_ray.data.passages import CutArticle, cut_article
+from cpo_ray.data.prepared import Draft, Material, take_good
 from cpo_ray.data.reading import read_chunks
 from cpo_ray.data.rows import BadRow, content_hash
 from cpo_ray.data.sources import list_parts

@@ -9,7 +9,7 @@ from itertools import islice
 from cpo_ray.config import DataConfig, RunConfig
 from cpo_ray.data import dolly
 from cpo_ray.data.instructions import read_instructions
-from cpo_ray.data.material import Draft, Material, take_good
+from cpo_ray.data.prepared import Draft, Material, take_good
 from cpo_ray.data.reading import read_chunks
 from cpo_ray.data.rows import BadRow, Row, content_hash
 from cpo_ray.data.sources import list_parts

@@ -16,14 +16,14 @@ from cpo_ray.artifacts import Summary, write_atomically, write_json, write_table
 from cpo_ray.config import DataConfig, RunConfig
 from cpo_ray.data.articles import article_material
 from cpo_ray.data.corpus import instruction_material
-from cpo_ray.data.material import Draft, Material
+from cpo_ray.data.prepared import Draft, Material
 from cpo_ray.data.reading import reads_in_parallel
 from cpo_ray.data.rows import BadRow
 from cpo_ray.data.sources import list_parts, part_bytes
 from cpo_ray.data.splits import SPLITS
 from cpo_ray.data.template import check_template
 from cpo_ray.errors import DataError
-from cpo_ray.progress import bar
+from cpo_ray.monitoring.console import bar
 from cpo_ray.records import EXAMPLE_SCHEMA, Example
 
 PART = "part-00000.parquet"

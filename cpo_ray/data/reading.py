@@ -8,10 +8,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from cpo_ray.cluster.raydata import configure
 from cpo_ray.data.sources import open_part, part_bytes
 from cpo_ray.errors import DataError
-from cpo_ray.progress import bar
-from cpo_ray.raydata import configure
+from cpo_ray.monitoring.console import bar
 
 Reader = Callable[[IO[bytes], str], Iterator[Any]]
 """From an open part and its name to its records. Ray carries it to its workers."""

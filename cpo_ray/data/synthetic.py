@@ -5,8 +5,8 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from random import Random
 
-from cpo_ray.data.families import FAMILIES, Family, Question
 from cpo_ray.data.rows import Row
+from cpo_ray.data.synthetic_families import FAMILIES, Family, Question
 
 OPENERS = ("Sure.", "Of course.", "Let us see.", "Good question.", "Here you go.")
 OPENER_SHARE = 0.5

@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cpo_ray.config import MauveConfig
-from cpo_ray.embedding import embed_texts, load_embedder
 from cpo_ray.errors import ConfigError
 from cpo_ray.evaluation.batching import batch_by_length
+from cpo_ray.inference.embedding import embed_texts, load_embedder
 
 BATCH_TOKENS = 8192  # of a forward pass, padding included
 

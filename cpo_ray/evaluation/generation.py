@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpo_ray.artifacts import Summary, read_jsonl
-from cpo_ray.client import Client, Journal, content_key, run_bounded, write_rows
+from cpo_ray.artifacts import Journal, Summary, content_key, read_jsonl, write_rows
 from cpo_ray.config import DecodingConfig
 from cpo_ray.errors import ServiceError
+from cpo_ray.inference.client import Client, run_bounded
 from cpo_ray.records import Generation
 
 RETRIES = 14  # some six minutes: a lost machine is missed after half a minute, and an engine starts anew in one or two

@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from cpo_ray.artifacts import Summary
-from cpo_ray.client import Client, Journal, RefusedError, content_key, run_bounded, write_rows
+from cpo_ray.artifacts import Journal, Summary, content_key, write_rows
 from cpo_ray.config import JudgeConfig
 from cpo_ray.errors import ArtifactError, ServiceError
 from cpo_ray.evaluation.pairs import Pair
 from cpo_ray.evaluation.statistics import INVALID, length_controlled_win_rate, position_bias, win_rate_interval
 from cpo_ray.evaluation.templates import fill_template, read_template
+from cpo_ray.inference.client import Client, RefusedError, run_bounded
 from cpo_ray.records import Verdict
 
 LONGEST_ANSWER = 16  # tokens; one letter is asked for

@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from cpo_ray.artifacts import Summary, write_json
-from cpo_ray.client import Journal, content_key, write_rows
+from cpo_ray.artifacts import Journal, Summary, content_key, write_json, write_rows
+from cpo_ray.cluster.raydata import LOGICAL_CPUS, configure, plain_errors
 from cpo_ray.config import ClusterConfig, RewardConfig
 from cpo_ray.errors import ArtifactError, ClusterError
 from cpo_ray.evaluation.pairs import Pair
@@ -22,7 +22,6 @@ from cpo_ray.evaluation.reward import (
     score_questions,
     summarise_rewards,
 )
-from cpo_ray.raydata import LOGICAL_CPUS, configure, plain_errors
 
 BATCH_ROWS = 64  # what an actor is handed, and what a kill may lose
 

@@ -14,18 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cpo_ray.artifacts import STATS, Summary, read_table, write_json, write_table
+from cpo_ray.cluster.raydata import plain_errors
 from cpo_ray.config import RunConfig
-from cpo_ray.embedding import check_embedder
-from cpo_ray.raydata import plain_errors
+from cpo_ray.inference.embedding import check_embedder
 from cpo_ray.records import GROUP_SCHEMA
-from cpo_ray.sampling.flow import finished_units
-from cpo_ray.sampling.kinds import load_kinds
-from cpo_ray.sampling.pools import SAMPLING_ACTOR, with_absolute_paths
-from cpo_ray.sampling.reference import Reference, draw_limits, read_reference
+from cpo_ray.sampling.actor_pools import SAMPLING_ACTOR, with_absolute_paths
+from cpo_ray.sampling.dataset import finished_units
+from cpo_ray.sampling.negatives.registry import load_kinds
+from cpo_ray.sampling.negatives.unhelpful import add_unhelpful
+from cpo_ray.sampling.reference_model import Reference, draw_limits, read_reference
 from cpo_ray.sampling.responses import load_tokenizer
 from cpo_ray.sampling.selection import Batches, Selection, select_rows
 from cpo_ray.sampling.stats import Tally, count_candidates, equal_share, warnings, with_redraws
-from cpo_ray.sampling.unhelpful import add_unhelpful
 from cpo_ray.sampling.units import Unit, draw_unit, read_units
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from cpo_ray.config import RunConfig
-from cpo_ray.embedding import embed_texts, load_embedder
+from cpo_ray.inference.embedding import embed_texts, load_embedder
 from cpo_ray.records import Group
 from cpo_ray.sampling.units import read_units, write_units
 

@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import ray
 
 from cpo_ray.artifacts import STATS, Artifact, Summary, write_json, write_table
+from cpo_ray.cluster.raydata import LOGICAL_CPUS, configure, plain_errors
 from cpo_ray.config import RunConfig
-from cpo_ray.embedding import check_embedder
-from cpo_ray.raydata import LOGICAL_CPUS, configure, plain_errors
+from cpo_ray.inference.embedding import check_embedder
 from cpo_ray.records import GROUP_SCHEMA
+from cpo_ray.sampling.actor_pools import SAMPLING_ACTOR, actor_options, with_absolute_paths
 from cpo_ray.sampling.groups import OnRows, delete_strays, is_finished
-from cpo_ray.sampling.pools import SAMPLING_ACTOR, actor_options, with_absolute_paths
 from cpo_ray.sampling.ranking import Ranker
 from cpo_ray.sampling.stats import count_candidates
 from cpo_ray.sampling.units import begin_unit, read_units, write_units

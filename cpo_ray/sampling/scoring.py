@@ -15,7 +15,7 @@ from cpo_ray.objective.attention import use_tree_attention
 from cpo_ray.objective.logprobs import candidate_logps, gold_logits
 from cpo_ray.objective.packing import pack_groups
 from cpo_ray.records import Group
-from cpo_ray.sampling.meanfield import MeanfieldDraw, meanfield_draws, meanfield_negatives, union_positions
+from cpo_ray.sampling.negatives.meanfield import MeanfieldDraw, meanfield_draws, meanfield_negatives, union_positions
 from cpo_ray.sampling.units import Unit, add, note, put_in_order, read_units, write_units
 
 BATCH_TOKENS = 8192  # tokens of a forward pass, before prefixes are shared

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from cpo_ray.config import RunConfig
 from cpo_ray.errors import ConfigError, DataError
-from cpo_ray.sampling.batch import too_few
-from cpo_ray.sampling.truncation import MINIMUM_TOKENS
+from cpo_ray.sampling.negatives.batch import too_few
+from cpo_ray.sampling.negatives.truncation import MINIMUM_TOKENS
 from cpo_ray.sampling.units import windows
 
 Batches = Callable[[int], Iterable[tuple[Sequence[int], int]]]

@@ -14,15 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cpo_ray.artifacts import STATS, Summary, write_json, write_table
+from cpo_ray.cluster.raydata import LOGICAL_CPUS, plain_errors
 from cpo_ray.config import RunConfig
-from cpo_ray.policies import PolicyShelf
-from cpo_ray.raydata import LOGICAL_CPUS, plain_errors
+from cpo_ray.inference.policy_snapshots import PolicyShelf
 from cpo_ray.records import GROUP_SCHEMA, Group
-from cpo_ray.sampling.flow import finished_units
+from cpo_ray.sampling.actor_pools import SAMPLING_ACTOR, with_absolute_paths
+from cpo_ray.sampling.dataset import finished_units
 from cpo_ray.sampling.groups import prepare
-from cpo_ray.sampling.kinds import load_kinds
-from cpo_ray.sampling.pools import SAMPLING_ACTOR, with_absolute_paths
-from cpo_ray.sampling.reference import Reference, draw_limits
+from cpo_ray.sampling.negatives.registry import load_kinds
+from cpo_ray.sampling.reference_model import Reference, draw_limits
 from cpo_ray.sampling.seeding import draw_seed
 from cpo_ray.sampling.stats import Tally, count_candidates, warnings, with_redraws
 from cpo_ray.sampling.units import Unit, draw_unit, read_units

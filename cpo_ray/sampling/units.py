@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from cpo_ray.config import RunConfig
 from cpo_ray.records import CANDIDATE_KINDS, GROUP_SCHEMA, Group
-from cpo_ray.sampling.batch import distinct
-from cpo_ray.sampling.kinds import Draw, Limits, draw_kind
-from cpo_ray.sampling.source import Source, Tokens
+from cpo_ray.sampling.negatives.batch import distinct
+from cpo_ray.sampling.negatives.context import Source, Tokens
+from cpo_ray.sampling.negatives.registry import Draw, Limits, draw_kind
 
 UNHELPFUL = "unhelpful"  # the kind, and a column of the selected rows: those negatives, made before the others
 UNHELPFUL_REDRAWS = "unhelpful_redraws"  # a column: answers thrown away

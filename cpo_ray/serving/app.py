@@ -13,10 +13,10 @@ import httpx
 
 from cpo_ray.config import ServingConfig
 from cpo_ray.errors import ServiceError
+from cpo_ray.serving.compatibility import refuse_differences
 from cpo_ray.serving.deployments import build_application, name_deployments, read_vocabulary
 from cpo_ray.serving.gate import SETTINGS_VARIABLE, GateSettings
 from cpo_ray.serving.keys import CONTROL_DIGEST_VARIABLE, DIGEST_VARIABLE, DRAIN_ROUTE, choose_key, digest
-from cpo_ray.serving.sameness import refuse_differences
 
 APPLICATION = "cpo-ray"
 POLL_S = 1.0

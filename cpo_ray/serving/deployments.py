@@ -8,6 +8,8 @@ from cpo_ray.config import ServingConfig
 from cpo_ray.errors import ServiceError
 
 ENGINE_CPUS = 0.5  # logical: what an engine asks of Ray's books, so that several fit on a small machine
+SWITCHING_WORKER = "cpo_ray.inference.vllm_worker.SwitchingWorker"
+LOOPBACK_WORKER = "cpo_ray.cluster.loopback.LoopbackWorker"
 SHARED = "shared"  # the deployment of an engine that all models share
 LONGEST_LOOK_BACK_S = 30.0  # Ray Serve's own
 STARTS = 3  # of an engine that has not been up yet: a process or a machine may be lost while it starts
@@ -56,7 +58,7 @@ def build_application(
     }
     if config.in_place:
         arguments["ingress_cls_config"] = {
-            "ingress_cls": "cpo_ray.serving.engine.SharedIngress",
+            "ingress_cls": "cpo_ray.serving.vllm_engine.SharedIngress",
             "ingress_extra_kwargs": {"names": list(models)},
         }
     return build_openai_app(arguments)
@@ -74,7 +76,7 @@ def engine_options(model: Path, config: ServingConfig, max_model_len: int, gpus_
         "tensor_parallel_size": config.engine.tensor_parallel,
         "generation_config": "vllm",  # decoding is what the request says, not what the model's directory says
         "trust_remote_code": False,
-        "worker_extension_cls": f"cpo_ray.{'vllm_worker.SwitchingWorker' if config.in_place else 'sockets.LoopbackWorker'}",
+        "worker_extension_cls": SWITCHING_WORKER if config.in_place else LOOPBACK_WORKER,
     }
     if gpus_per_engine:
         return options | {"gpu_memory_utilization": config.engine.gpu_memory_utilization}
@@ -148,7 +150,7 @@ def _configure(
     if gpus_per_engine:
         worker["GPU"] = gpus_per_engine / config.engine.tensor_parallel
     engine = "SharedEngine" if config.in_place else "LeanEngine"
-    environment = {**ENGINE_ENVIRONMENT, "RAYLLM_VLLM_ENGINE_CLS": f"cpo_ray.serving.engine.{engine}"}
+    environment = {**ENGINE_ENVIRONMENT, "RAYLLM_VLLM_ENGINE_CLS": f"cpo_ray.serving.vllm_engine.{engine}"}
     if config.in_place:
         folders = {model: str(folder.resolve()) for model, folder in models.items()}
         environment["CPO_RAY_SHARED_MODELS"] = json.dumps(folders)

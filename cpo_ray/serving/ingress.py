@@ -4,7 +4,7 @@ from typing import Any
 
 from ray.serve.llm.ingress import OpenAiIngress
 
-from cpo_ray.sockets import keep_serve_on_loopback
+from cpo_ray.cluster.loopback import keep_serve_on_loopback
 
 
 class Ingress(OpenAiIngress):

@@ -9,8 +9,8 @@ import torch
 
 from cpo_ray.artifacts import MANIFEST, Summary, write_atomically
 from cpo_ray.errors import ArtifactError
-from cpo_ray.serving.sameness import refuse_differences
-from cpo_ray.serving.weightfiles import Shard, StoredTensor, read_shards, read_tensors
+from cpo_ray.serving.compatibility import refuse_differences
+from cpo_ray.serving.safetensors_files import Shard, StoredTensor, read_shards, read_tensors
 
 CARD = "README.md"  # tells of another model than the merged one
 SAFETENSORS = ".safetensors"

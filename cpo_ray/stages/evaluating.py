@@ -9,11 +9,11 @@ from typing import Any
 from rich.markup import escape
 
 from cpo_ray.artifacts import Artifact, Summary, find_artifact, hash_directories, read_jsonl, read_table, write_json
+from cpo_ray.cluster.resources import serving_needs
 from cpo_ray.config import JudgeConfig, stage_inputs
 from cpo_ray.errors import ArtifactError, ConfigError
-from cpo_ray.meters import bar
-from cpo_ray.needs import serving_needs
-from cpo_ray.progress import say
+from cpo_ray.monitoring.console import say
+from cpo_ray.monitoring.prometheus import bar
 from cpo_ray.run import Run
 
 
@@ -172,8 +172,8 @@ def mauve(run: Run) -> None:
 
 def report(run: Run) -> None:
     """Tell it in one page, and lay a model card into every model's directory."""
-    from cpo_ray.evaluation.card import place_cards
-    from cpo_ray.evaluation.report import show_report, write_report
+    from cpo_ray.report.model_card import place_cards
+    from cpo_ray.report.write import show_report, write_report
 
     names = ["data", "groups/train", "reward", "mauve", *(f"models/{name}" for name in run.config.models)]
     names += [f"{kind}/{name}" for kind in ("generations", "verdicts") for name in run.config.evaluated_models]
@@ -210,7 +210,7 @@ def _judge(run: Run, examples: Path) -> Iterator[tuple[str, str, str]]:
 
 def judge_key(config: JudgeConfig) -> str | None:
     """The judge's key from the environment; None for the oracle, which needs none. Raises ConfigError where it is missing."""
-    from cpo_ray.client import read_key
+    from cpo_ray.inference.client import read_key
 
     if config.url == "oracle":
         return None

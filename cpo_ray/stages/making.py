@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ray.artifacts import Artifact, Summary, canonical, hash_directories
-from cpo_ray.cluster import Bundle
+from cpo_ray.cluster.resources import sampling_needs, streaming_needs, training_needs
+from cpo_ray.cluster.session import Bundle
 from cpo_ray.config import (
     ObjectiveConfig,
     RunConfig,
@@ -20,12 +21,11 @@ from cpo_ray.config import (
     stage_inputs,
 )
 from cpo_ray.errors import Preempted
-from cpo_ray.meters import bar
-from cpo_ray.needs import sampling_needs, streaming_needs, training_needs
-from cpo_ray.progress import say
+from cpo_ray.monitoring.console import say
+from cpo_ray.monitoring.prometheus import bar
+from cpo_ray.monitoring.trackers import track
+from cpo_ray.monitoring.training_monitor import TrainingMonitor
 from cpo_ray.run import Run
-from cpo_ray.tracking import track
-from cpo_ray.watching import Watcher
 
 
 def data(run: Run) -> None:
@@ -161,7 +161,7 @@ def _stream(run: Run, examples: Artifact, reference_model: Artifact) -> _Stream:
     training, seed = run.config.training, run.config.seed
 
     def order(rows: int) -> Callable[[int], list[int]]:
-        from cpo_ray.training.batches import Batches
+        from cpo_ray.training.batch_order import Batches
 
         return Batches(rows, training.prompts_per_step, seed).at
 
@@ -180,7 +180,7 @@ def _sampling_inputs(
     run: Run, sampling: SamplingConfig, examples: Artifact, reference_model: Artifact
 ) -> dict[str, Any]:
     """What negatives, scores and ranks depend on."""
-    from cpo_ray.sampling.kinds import hash_kinds
+    from cpo_ray.sampling.negatives.registry import hash_kinds
 
     return {
         "seed": run.config.seed,
@@ -244,8 +244,10 @@ def _train(
             run.metrics.forget(stage)
             checkpoints.mkdir(parents=True)
         with bar(stage, training.steps, "steps") as progress, track(run.config, run.root, stage) as tracker:
-            watcher = Watcher(run, stage, progress, tracker)
-            summary = train_model(task, run.config.cluster, checkpoints, out, watcher.hear, watcher.tell, told_to_end)
+            monitor = TrainingMonitor(run.metrics, stage, progress, tracker)
+            summary = train_model(
+                task, run.config.cluster, checkpoints, out, monitor.on_metrics, monitor.on_notice, told_to_end
+            )
         if stream:
             stream.keep(source, identity)
             shutil.rmtree(folder)

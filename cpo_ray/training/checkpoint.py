@@ -18,7 +18,7 @@ import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
 from cpo_ray.artifacts import hash_file
-from cpo_ray.training.engine import load_universal, to_universal
+from cpo_ray.training.deepspeed_engine import load_universal, to_universal
 from cpo_ray.training.models import copy_model
 from cpo_ray.training.storage import Refuse, uploader
 

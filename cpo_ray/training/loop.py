@@ -10,21 +10,21 @@ import ray
 import torch
 import torch.distributed as dist
 
+from cpo_ray.cluster.accelerators import peak_flops
 from cpo_ray.config import ObjectiveConfig, TrainingConfig
-from cpo_ray.devices import peak_flops
-from cpo_ray.training.batches import deal
+from cpo_ray.training.batch_order import deal
 from cpo_ray.training.checkpoint import clear_scratch, find_checkpoint, load_checkpoint, save_checkpoint
-from cpo_ray.training.departures import Departures
-from cpo_ray.training.engine import export_final, optimizer_step, set_learning_rate, start_engine
+from cpo_ray.training.deepspeed_engine import export_final, optimizer_step, set_learning_rate, start_engine
+from cpo_ray.training.loader import Source, open_source
 from cpo_ray.training.memory import out_of_memory, peak_memory_gib
 from cpo_ray.training.microbatch import microbatch_loss
 from cpo_ray.training.network import warn_of_slow_network
+from cpo_ray.training.preemption import Departures
 from cpo_ray.training.profiling import profiling
-from cpo_ray.training.publishing import publish, return_to
 from cpo_ray.training.schedule import learning_rate
-from cpo_ray.training.source import Source, open_source
+from cpo_ray.training.snapshots import publish, return_to
+from cpo_ray.training.step_metrics import Tally, step_metrics
 from cpo_ray.training.storage import no_room
-from cpo_ray.training.tally import Tally, step_metrics
 from cpo_ray.training.task import Refusal, Rows, Task
 from cpo_ray.training.validation import validate
 

@@ -10,7 +10,7 @@ from cpo_ray.config import ObjectiveConfig
 from cpo_ray.objective.losses import cpo_loss, gold_floor
 from cpo_ray.objective.packing import PackedGroups, pack_groups
 from cpo_ray.training.scheduled_sampling import pack_copies, sample_copies, uniform_draws
-from cpo_ray.training.tally import Tally
+from cpo_ray.training.step_metrics import Tally
 from cpo_ray.training.task import Rows, Task
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
-from cpo_ray.sockets import keep_torch_on_loopback
+from cpo_ray.cluster.loopback import keep_torch_on_loopback
 
 
 class LoopbackBackend(_TorchBackend):

@@ -10,8 +10,8 @@ import numpy as np
 
 from cpo_ray.artifacts import read_table
 from cpo_ray.config import ObjectiveConfig, ScheduledSamplingConfig, TrainingConfig
+from cpo_ray.inference.policy_snapshots import PolicyShelf
 from cpo_ray.objective.cost import GroupSize, measure_group
-from cpo_ray.policies import PolicyShelf
 from cpo_ray.records import Group
 
 

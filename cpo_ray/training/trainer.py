@@ -18,12 +18,12 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cpo_ray.artifacts import Summary
+from cpo_ray.cluster.loopback import gloo_environment
 from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import Preempted, TrainingError
-from cpo_ray.sockets import gloo_environment
-from cpo_ray.training.board import Board, Metrics
 from cpo_ray.training.checkpoint import best_first, take_model
 from cpo_ray.training.loop import train_worker
+from cpo_ray.training.mailbox import Board, Metrics
 from cpo_ray.training.network import nccl_environment
 from cpo_ray.training.rendezvous import Rendezvous
 from cpo_ray.training.restarts import fit_while_it_gets_on, plain_losses

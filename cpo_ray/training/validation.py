@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from cpo_ray.training.microbatch import microbatch_loss
-from cpo_ray.training.tally import Tally, step_metrics
+from cpo_ray.training.step_metrics import Tally, step_metrics
 from cpo_ray.training.task import Rows, Task
 
 

@@ -12,10 +12,10 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from cpo_ray import client
 from cpo_ray.cli import app
 from cpo_ray.commands.judge import tell_summary
 from cpo_ray.evaluation.templates import DOLLY_TEMPLATE
+from cpo_ray.inference import client
 from tests.flaky_server import KEY, Service, serve_flaky
 
 ROOT = Path(__file__).parents[2]

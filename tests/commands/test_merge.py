@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from cpo_ray.cli import app
 from cpo_ray.commands.options import spread_numbers
-from cpo_ray.serving.weightfiles import WEIGHTS
+from cpo_ray.serving.safetensors_files import WEIGHTS
 from tests.serving.tiny_llama import write_tiny_llama
 
 

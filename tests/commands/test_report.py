@@ -2,7 +2,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cpo_ray.cli import app
-from tests.evaluation.fake_run import make_fake_run
+from tests.report.fake_run import make_fake_run
 
 
 @pytest.fixture(autouse=True)

@@ -39,7 +39,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
     monkeypatch.setattr("cpo_ray.serving.app.serve_models", serve_models)
     monkeypatch.setattr("cpo_ray.serving.app.drain", drain)
-    monkeypatch.setattr("cpo_ray.cluster.LazyRay.ensure", lambda _: None)
+    monkeypatch.setattr("cpo_ray.cluster.session.LazyRay.ensure", lambda _: None)
     monkeypatch.delenv("CPO_RAY_API_KEY", raising=False)
     monkeypatch.chdir(tmp_path)
     return calls

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from cpo_ray.artifacts import Summary, read_jsonl, read_table
 from cpo_ray.config import RunConfig
-from cpo_ray.configfile import parse_config
+from cpo_ray.config.loading import parse_config
 from cpo_ray.data import articles
 from cpo_ray.data.examples import needs_ray, prepare_examples
 from cpo_ray.data.reading import PARALLEL_BYTES, read_chunks

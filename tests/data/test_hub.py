@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 ROWS = [{"instruction": f"do {n}", "context": "", "response": f"done “{n}”", "category": "x"} for n in range(20)]
 READ = """
 import json, sys
-from cpo_ray.configfile import parse_config
+from cpo_ray.config.loading import parse_config
 from cpo_ray.data.examples import prepare_examples
 from cpo_ray.data.sources import fingerprint
 from cpo_ray.errors import DataError

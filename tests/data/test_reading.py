@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cpo_ray.artifacts import read_jsonl
-from cpo_ray.cluster import ray_cluster
+from cpo_ray.cluster.session import ray_cluster
 from cpo_ray.config import ClusterConfig
 from cpo_ray.data import reading
 from cpo_ray.data.examples import prepare_examples

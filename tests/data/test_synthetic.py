@@ -2,9 +2,9 @@ from itertools import islice
 
 import pytest
 
-from cpo_ray.data.families import FAMILIES
 from cpo_ray.data.rows import Row
 from cpo_ray.data.synthetic import filler_words, is_right, synthetic_rows, words
+from cpo_ray.data.synthetic_families import FAMILIES
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from cpo_ray import client
-from cpo_ray.client import Journal, retry_after
+from cpo_ray.artifacts import Journal
 from cpo_ray.config import DecodingConfig
 from cpo_ray.errors import ServiceError
 from cpo_ray.evaluation.generation import RETRIES, generate_answers, row_seed
+from cpo_ray.inference import client
+from cpo_ray.inference.client import retry_after
 from tests.flaky_server import KEY, Service, serve_flaky
 
 EXAMPLES = [

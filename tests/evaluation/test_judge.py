@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from cpo_ray import client
 from cpo_ray.config import JudgeConfig
 from cpo_ray.errors import ArtifactError, ServiceError
 from cpo_ray.evaluation.judge import candidate_orders, decide, estimate_cost, judge_answers, parse_answer
 from cpo_ray.evaluation.statistics import length_controlled_win_rate, position_bias, win_rate_interval
 from cpo_ray.evaluation.templates import DOLLY_TEMPLATE
+from cpo_ray.inference import client
 from cpo_ray.records import Generation
 from tests.flaky_server import KEY, Service, serve_flaky
 

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cpo_ray.client import content_key
+from cpo_ray.artifacts import content_key
 from cpo_ray.config import ClusterConfig, RewardConfig
 from cpo_ray.errors import ArtifactError, ConfigError, ServiceError
 from cpo_ray.evaluation.pairs import Pair

@@ -4,8 +4,8 @@ import pyarrow as pa
 
 from cpo_ray.config import RunConfig
 from cpo_ray.records import EXAMPLE_SCHEMA
-from cpo_ray.sampling.kinds import Limits, load_kinds
-from cpo_ray.sampling.source import Source
+from cpo_ray.sampling.negatives.context import Source
+from cpo_ray.sampling.negatives.registry import Limits, load_kinds
 from cpo_ray.sampling.units import draw_unit
 
 EOS = 0

@@ -14,11 +14,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cpo_ray import client
 from cpo_ray.artifacts import Artifact, Manifest, read_table, write_table
-from cpo_ray.cluster import ray_cluster
+from cpo_ray.cluster.session import ray_cluster
 from cpo_ray.config import ClusterConfig, RunConfig
 from cpo_ray.errors import ConfigError, DataError
+from cpo_ray.inference import client
 from cpo_ray.records import GROUP_SCHEMA
 from cpo_ray.sampling.groups import make_groups
 from cpo_ray.sampling.reranking import rank_again

@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from cpo_ray.artifacts import read_table, write_table
-from cpo_ray.cluster import ray_cluster
+from cpo_ray.cluster.session import ray_cluster
 from cpo_ray.config import ClusterConfig, ObjectiveConfig, RunConfig
 from cpo_ray.errors import ConfigError, DataError
 from cpo_ray.objective.logprobs import candidate_logps
 from cpo_ray.objective.packing import pack_groups
 from cpo_ray.sampling.streaming import open_stream, write_recorded
 from cpo_ray.training import trainer
-from cpo_ray.training.batches import Batches
+from cpo_ray.training.batch_order import Batches
 from cpo_ray.training.task import Task
 from tests.engines import engine_processes
 from tests.sampling.made_rows import make_table

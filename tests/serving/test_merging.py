@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cpo_ray.errors import ArtifactError
 from cpo_ray.serving.merging import average_models, merge_models
-from cpo_ray.serving.weightfiles import BLOCK_NUMBERS, INDEX, WEIGHTS
+from cpo_ray.serving.safetensors_files import BLOCK_NUMBERS, INDEX, WEIGHTS
 from tests.serving.tiny_llama import write_tiny_llama
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from cpo_ray.cluster import ray_cluster
+from cpo_ray.cluster.session import ray_cluster
 from cpo_ray.config import ClusterConfig
 from cpo_ray.training import trainer
 from tests.training.world import make_task, tampered

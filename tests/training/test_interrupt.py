@@ -8,7 +8,7 @@ import pytest
 from cpo_ray.config import ClusterConfig, TrainingConfig
 from cpo_ray.errors import Preempted
 from cpo_ray.training import trainer
-from cpo_ray.training.board import Board
+from cpo_ray.training.mailbox import Board
 from cpo_ray.training.trainer import _plain_interrupt, train_model
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from cpo_ray.config import ObjectiveConfig, ScheduledSamplingConfig
-from cpo_ray.training.engine import start_engine
+from cpo_ray.training.deepspeed_engine import start_engine
+from cpo_ray.training.loader import Stored
 from cpo_ray.training.loop import check_step, initial_loss_tolerance, training_steps
-from cpo_ray.training.source import Stored
-from cpo_ray.training.tally import Tally
+from cpo_ray.training.step_metrics import Tally
 from cpo_ray.training.task import Refusal, Rows
 from cpo_ray.training.validation import validate
 from tests.training.world import make_task, write_groups

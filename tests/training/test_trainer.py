@@ -21,7 +21,7 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from cpo_ray.cluster import ray_cluster
+from cpo_ray.cluster.session import ray_cluster
 from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import Preempted, TrainingError
 from cpo_ray.training import trainer
@@ -33,7 +33,7 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.e2e
 
 STEPS = 20
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +125,9 @@ def test_no_topology_changes_the_losses(world, cluster, undisturbed, tmp_path):
         from ray.train import Checkpoint
 
         from cpo_ray.training.checkpoint import TAG, Saved, load_checkpoint
-        from cpo_ray.training.engine import start_engine
+        from cpo_ray.training.deepspeed_engine import start_engine
+        from cpo_ray.training.loader import Stored
         from cpo_ray.training.loop import training_steps
-        from cpo_ray.training.source import Stored
         from cpo_ray.training.task import Rows
 
         two = dist.get_world_size() == 2

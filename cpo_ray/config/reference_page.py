@@ -1,0 +1,130 @@
+"""docs/configuration.md, generated from config/: `python -m cpo_ray.config.reference_page docs/configuration.md`."""
+
+import sys
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from cpo_ray.config import RunConfig
+
+INTRODUCTION = """\
+# Configuration
+
+A run is one YAML file. Every key has a default but `name`; a key that does not exist is an error that names the nearest.
+`--set a.b=value` overrides one key (the value is YAML); `cpo-ray validate CONFIG` prints the file with every default
+filled in. `extends: other.yaml` (a path relative to the file) starts from that file: sections merge key by key, any other
+value replaces. Secrets do not belong in it: keys name the environment variable that holds one.
+
+Keys marked *execution* say how fast or where, never what: changing one makes no finished stage stale.
+
+This page is generated from `cpo_ray/config/` by `make docs`.
+"""
+
+
+def render_reference() -> str:
+    """The whole page."""
+    parts = [INTRODUCTION, *_section(RunConfig, "")]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _section(model: type[BaseModel], prefix: str) -> list[str]:
+    """A heading and a table for the values of `model`, then the sections within it."""
+    title = f"## `{prefix.rstrip('.')}`" if prefix else "## The run"
+    rows, inner = [], []
+    for name, field in model.model_fields.items():
+        section = _nested(field.annotation)
+        if section is None:
+            rows.append(_row(prefix + name, field))
+        else:
+            mark = f"{prefix}{name}."
+            if get_origin(field.annotation) is dict:
+                rows.append(_row(prefix + name, field))
+                mark += "<name>."
+            inner.append((section, mark, (field.description or "") + _execution(field)))
+    lines = [title, "", _one_line(model.__doc__ or ""), ""]
+    if rows:
+        lines += ["| key | type | default | |", "|---|---|---|---|", *rows, ""]
+    for section, mark, description in inner:
+        heading, blank, about, *rest = _section(section, mark)
+        lines += [heading, blank, " ".join(filter(None, [about, _one_line(description)])), *rest]
+    return lines
+
+
+def _row(key: str, field: FieldInfo) -> str:
+    kind = " ".join(filter(None, [_type_name(field.annotation), _bounds(field)]))
+    cells = [f"`{key}`", kind, _default(field), _one_line(field.description or "") + _execution(field)]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _execution(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    return " *execution*" if isinstance(extra, dict) and extra.get("execution") else ""
+
+
+def _nested(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    values = get_args(annotation) if get_origin(annotation) is dict else ()
+    return _nested(values[1]) if values else None
+
+
+def _type_name(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin is tuple:
+        return f"list of {_type_name(arguments[0])}"
+    if origin is dict:
+        return "name to text" if _nested(annotation) is None else "name to section"
+    if hasattr(annotation, "__metadata__"):
+        bounds = ", ".join(filter(None, map(_bound, annotation.__metadata__)))
+        return f"{_type_name(arguments[0])} {bounds}".strip()
+    if arguments and (origin is Union or type(None) in arguments):
+        return " or ".join(_type_name(argument) for argument in arguments if argument is not type(None)) + ", or null"
+    return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}.get(
+        annotation.__name__, annotation.__name__.lower()
+    )
+
+
+def _bounds(field: FieldInfo) -> str:
+    return ", ".join(filter(None, map(_bound, field.metadata)))
+
+
+def _bound(constraint: Any) -> str:
+    """`>= 1` and the like. A Field within Annotated carries its constraints in `metadata`."""
+    for name, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
+        bound = getattr(constraint, name, None)
+        if bound is not None:
+            return f"{sign} {bound:g}"
+    if isinstance(constraint, FieldInfo):
+        return _bounds(constraint)
+    pattern = getattr(constraint, "pattern", None)
+    return f"matching `{pattern}`" if pattern else ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "*required*"
+    value = field.default
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        return f"`{list(value)}`"
+    if isinstance(value, dict):
+        return "`{" + ", ".join(f"{name}: {{}}" for name in value) + "}`"
+    if isinstance(value, str):
+        return f"`{value!r}`" if "\n" in value else f"`{value}`"
+    return f"`{value}`"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(render_reference(), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""vLLM, embedders and OpenAI-compatible APIs, as sampling, serving and evaluation use them."""

@@ -1,0 +1,1 @@
+"""The report of a run or of several: page, figures, tables, model cards."""

@@ -1,0 +1,225 @@
+"""What runs found: a row per model and decoding, every difference to continued MLE, and the sentence that says it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from cpo_ray.evaluation.statistics import INVALID, SCORES, holm, paired_difference, win_rate_interval
+from cpo_ray.report.method import BASELINE, PLAIN
+from cpo_ray.report.run_contents import Run, alpha_of, shared_decodings
+
+LEVEL = 0.05
+
+
+class DifferenceRow(TypedDict):
+    """A model's win rate minus its baseline's, on the same prompts."""
+
+    baseline: str  # the label of the row it is compared with: continued MLE
+    value: float
+    low: float
+    high: float
+    p: float
+    p_adjusted: float  # Holm, over all models of the same decoding
+    significant: bool  # p_adjusted < 0.05
+    n: int
+    excluded: int
+
+
+class TableRow(TypedDict):
+    """One model under one decoding. None is what the run does not hold."""
+
+    run: str
+    model: str
+    label: str  # the model, with its run where the report tells of several
+    method: str  # what it was trained by, in the paper's words
+    decoding: str
+    alpha: float | None  # in the weight-space ensemble: cpo 0, mle 1
+    judge: str | None
+    win_rate: float | None
+    low: float | None
+    high: float | None
+    wins: int
+    ties: int
+    losses: int
+    invalid: int
+    flip_rate: (
+        float | None
+    )  # share of prompts with a valid verdict whose two orders disagreed; None where each was asked about once
+    length_controlled: dict[str, float] | None  # rate, low, high: at equal lengths, where the judging computed it
+    position_bias: dict[str, float] | None  # rate, low, high: how often the judge takes what it reads first
+    difference_to_mle: DifferenceRow | None
+    reward_rate: float | None  # how often a reward model prefers the answer to the ground truth, ties as half
+    reward_low: float | None
+    reward_high: float | None
+    mauve: float | None
+    mauve_deviation: float | None
+    mean_length: float | None  # whitespace-separated words
+    is_baseline: bool  # others are compared with it
+
+
+def find_results(runs: Sequence[Run]) -> list[TableRow]:
+    """A row per decoding, run and model that has answers, verdicts or scores, compared with MLE under the same decoding."""
+    rows = []
+    for decoding in shared_decodings(runs):
+        known: list[tuple[Run, TableRow]] = []
+        for run in runs:
+            measured = [_measure(run, model, decoding, several=len(runs) > 1) for model in run.models]
+            known += [(run, row) for row in measured if _holds_something(row)]
+        _compare(known)
+        rows += [row for _, row in known]
+    return rows
+
+
+def _holds_something(row: TableRow) -> bool:
+    return any(value is not None for value in (row["win_rate"], row["mauve"], row["mean_length"]))
+
+
+def _measure(run: Run, model: str, decoding: str, *, several: bool) -> TableRow:
+    verdicts = run.verdicts.get(model, {}).get(decoding, [])
+    outcomes = [row["outcome"] for row in verdicts]
+    valid = [outcome for outcome in outcomes if outcome != INVALID]
+    rate, low, high = win_rate_interval(outcomes) if valid else (None, None, None)
+    answers = [row["response"] for row in run.generations.get(model, {}).get(decoding, [])]
+    mauve = run.mauve.get(model, {}).get(decoding, {})
+    reward = run.reward.get(model, {}).get(decoding, {})
+    reward_low, reward_high = reward.get("ci95") or (None, None)
+    judging = run.judging(model, decoding)
+    return TableRow(
+        run=run.label,
+        model=model,
+        label=label_of(run, model, several=several),
+        method=run.method(model),
+        decoding=decoding,
+        alpha=alpha_of(model),
+        judge=judging.get("judge"),
+        win_rate=rate,
+        low=low,
+        high=high,
+        wins=outcomes.count("win"),
+        ties=outcomes.count("tie"),
+        losses=outcomes.count("loss"),
+        invalid=outcomes.count(INVALID),
+        flip_rate=_flip_rate(verdicts, judging),
+        length_controlled=judging.get("length_controlled"),
+        position_bias=judging.get("position_bias"),
+        difference_to_mle=None,
+        is_baseline=False,
+        reward_rate=reward.get("win_rate"),
+        reward_low=reward_low,
+        reward_high=reward_high,
+        mauve=mauve.get("mean"),
+        mauve_deviation=mauve.get("deviation"),
+        mean_length=mean_words(answers),
+    )
+
+
+def _flip_rate(verdicts: Sequence[Mapping[str, Any]], judging: Mapping[str, Any]) -> float | None:
+    valid = [row for row in verdicts if row["outcome"] != INVALID]
+    if not valid or judging.get("order", "both") != "both":
+        return None
+    return sum(row["flipped"] for row in valid) / len(valid)
+
+
+def label_of(run: Run, model: str, *, several: bool) -> str:
+    """A model's name on the page."""
+    return f"{run.label}: {model}" if several else model
+
+
+def _compare(rows: Sequence[tuple[Run, TableRow]]) -> None:
+    """Add each model's paired difference to its baseline; Holm over all of them. `rows` are of one decoding."""
+    judged = [(run, row) for run, row in rows if row["win_rate"] is not None]
+    pairs = []
+    for run, row in judged:
+        baseline = _find_baseline(run, row, judged)
+        if baseline is None:
+            continue
+        if baseline[1] is row:
+            row["is_baseline"] = True
+            continue
+        ours, theirs = _outcomes(run, row), _outcomes(*baseline)
+        if _share_valid(ours, theirs):
+            found = paired_difference(ours, theirs, seed=int(run.config.get("seed", 0)))
+            pairs.append((row, baseline[1]["label"], found))
+    adjusted = holm([found.p_value for _, _, found in pairs])
+    for (row, label, found), p_adjusted in zip(pairs, adjusted, strict=True):
+        row["difference_to_mle"] = DifferenceRow(
+            baseline=label,
+            value=found.value,
+            low=found.low,
+            high=found.high,
+            p=found.p_value,
+            p_adjusted=p_adjusted,
+            significant=p_adjusted < LEVEL,
+            n=found.n,
+            excluded=found.excluded,
+        )
+
+
+def _find_baseline(run: Run, row: TableRow, judged: Sequence[tuple[Run, TableRow]]) -> tuple[Run, TableRow] | None:
+    """Continued MLE of the same run; else of another with the same data, base model and judge; else this run's PSS.
+
+    Verdicts of different judges are never compared.
+    """
+    mine = [pair for pair in judged if pair[0] is run and pair[1]["model"] == BASELINE]
+    theirs = [
+        pair
+        for pair in judged
+        if pair[0] is not run and pair[1]["model"] == BASELINE and pair[0].setting == run.setting
+    ]
+    plain = [pair for pair in [*mine, *theirs] if pair[1]["method"] == PLAIN]
+    return next((pair for pair in [*plain, *mine] if pair[1]["judge"] == row["judge"]), None)
+
+
+def _share_valid(a: dict[str, str], b: dict[str, str]) -> bool:
+    return any(a[key] in SCORES and b[key] in SCORES for key in a.keys() & b.keys())
+
+
+def _outcomes(run: Run, row: TableRow) -> dict[str, str]:
+    return {verdict["id"]: verdict["outcome"] for verdict in run.verdicts[row["model"]][row["decoding"]]}
+
+
+def tell_headline(table: Sequence[TableRow], decoding: str | None) -> str:
+    """Plain sentences: the best model of the CPO side against continued MLE."""
+    judged = [row for row in table if row["decoding"] == decoding and row["win_rate"] is not None]
+    by_label = {row["label"]: row for row in judged}
+    compared = [row for row in judged if row["difference_to_mle"]]
+    trained = [row for row in compared if row["model"] not in ("reference", BASELINE)]
+    ours = [row for row in trained if row["method"] != "DPO"] or trained
+    if not judged:
+        return "No answers have been judged yet, so there is no result to report."
+    best = max(ours, key=lambda row: row["win_rate"] or 0.0, default=None)
+    difference = best["difference_to_mle"] if best else None
+    if best is None or difference is None:
+        has_mle = any(row["model"] == BASELINE for row in judged)
+        lacking = "no model trained with CPO" if has_mle else "no continued-MLE model"
+        return f"Nothing can be compared yet: {lacking} has been judged."
+    among = f" (the best of {len(ours)} models trained with CPO)" if len(ours) > 1 else ""
+    low, high = (signed(100 * difference[end]) for end in ("low", "high"))
+    verdict = "This is significant" if difference["significant"] else "This is not a significant difference"
+    p = told_p(difference["p_adjusted"])
+    alone = told_p(difference["p"])
+    corrected = f", corrected for {len(compared)} comparisons; {alone} alone" if len(compared) > 1 else ""
+    baseline = by_label[difference["baseline"]]
+    other = "continued MLE" if baseline["method"] == PLAIN else f"the baseline, {baseline['method']},"
+    other += "" if baseline["label"] == BASELINE else f" ({baseline['label']})"
+    return (
+        f"{best['label']}{among} has a win rate of {best['win_rate']:.1%} against the ground truth; {other} has "
+        f"{baseline['win_rate']:.1%}. On the same {difference['n']} prompts the difference is "
+        f"{signed(100 * difference['value'])} points (95% interval {low} to {high}). {verdict} ({p}{corrected})."
+    )
+
+
+def told_p(p: float) -> str:
+    """A p-value as people write it, with its relation."""
+    text = "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def signed(value: float) -> str:
+    """One decimal, with a sign that is not a hyphen; nothing has none."""
+    text = f"{value:+.1f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def mean_words(texts: Sequence[str]) -> float | None:
+    """Mean length in whitespace-separated words."""
+    return sum(len(text.split()) for text in texts) / len(texts) if texts else None

@@ -1,0 +1,242 @@
+"""Model cards, as the Hugging Face hub shows them: what a model is, how it was trained and on what, what it scored, its limits.
+
+A card is written into the report's `cards/<model>/README.md`, and from there laid into the model's directory. There it is
+no part of what the directory's manifest seals: a model's fingerprint is that of its weights, not of what was later said of it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cpo_ray.artifacts import write_atomically
+from cpo_ray.report.findings import TableRow, signed, told_p
+from cpo_ray.report.provenance import dump_config, tell_command
+from cpo_ray.report.run_contents import Run, alpha_of
+
+CARD = "README.md"
+NOT_EXPORTED = {"initial"}  # random weights
+KNOWN_DATASETS = {"dolly": "databricks/databricks-dolly-15k"}
+LOCAL_JUDGES = {"oracle", "overlap"}
+
+
+def write_cards(run: Run, rows: Sequence[TableRow], out: Path) -> None:
+    """Write out/<model>/README.md for every model that the run has made. rows: the run's own, of all decodings."""
+    for name in run.manifests:
+        folder, _, model = name.partition("/")
+        if folder == "models" and model not in NOT_EXPORTED:
+            with write_atomically(out / model / CARD) as temporary:
+                temporary.write_text(render_card(run, model, rows), encoding="utf-8")
+
+
+def place_cards(cards: Path, models: Path) -> list[Path]:
+    """Lay the cards of a finished report into the model directories they tell of, and return the files written.
+
+    A directory's manifest lists its own files only, so the artifact stays what it was.
+    """
+    placed = []
+    for card in sorted(cards.glob(f"*/{CARD}")):
+        place = models / card.parent.name / CARD
+        text = card.read_text(encoding="utf-8")
+        if place.parent.is_dir() and not (place.is_file() and place.read_text(encoding="utf-8") == text):
+            with write_atomically(place) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            placed.append(place)
+    return placed
+
+
+def render_card(run: Run, model: str, rows: Sequence[TableRow]) -> str:
+    """One model's card: metadata as YAML, then Markdown."""
+    mine = [row for row in rows if row["model"] == model]
+    parts = [
+        f"---\n{yaml.safe_dump(_metadata(run, model, mine), sort_keys=False, allow_unicode=True)}---\n",
+        f"# {run.label}: {model}\n",
+        _what(run, model) + "\n",
+        "## How it was trained\n\n" + "\n".join(_training(run, model)) + "\n",
+        "## Data\n\n" + "\n".join(_data(run)) + "\n",
+        "## Results\n\n" + "\n".join(_results(mine)) + "\n",
+        "## Limits\n\n" + "\n".join(_limits(run, mine)) + "\n",
+        "## Use\n\n" + _use(run) + "\n",
+        "## Configuration\n\n" + "\n".join(_configuration(run)) + "\n",
+    ]
+    return "\n".join(parts)
+
+
+def _metadata(run: Run, model: str, rows: Sequence[TableRow]) -> dict[str, Any]:
+    """What the hub reads. No licence is claimed: it follows from the base model's and the data's."""
+    base, source = (run.config.get("model") or {}).get("path"), run.setting[0]
+    metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    metadata["tags"] = ["cpo_ray", "contrastive-preference-optimization"]
+    if base and not Path(base).is_absolute():
+        metadata["base_model"] = base
+    if source in KNOWN_DATASETS:
+        metadata["datasets"] = [KNOWN_DATASETS[source]]
+    results = [_hub_result(source, row) for row in rows if row["win_rate"] is not None or row["mauve"] is not None]
+    if results:
+        metadata["model-index"] = [{"name": f"{run.label}-{model}", "results": results}]
+    return metadata
+
+
+def _hub_result(source: str, row: TableRow) -> dict[str, Any]:
+    metrics = []
+    if row["win_rate"] is not None:
+        told = f"Win rate against the ground truth, {row['decoding']} decoding, judge {row['judge'] or 'not named'}"
+        metrics.append({"type": "win_rate", "value": round(row["win_rate"], 4), "name": told})
+    if row["mauve"] is not None:
+        metrics.append({"type": "mauve", "value": round(row["mauve"], 4), "name": f"MAUVE, {row['decoding']} decoding"})
+    dataset = {"name": source, "type": KNOWN_DATASETS.get(source, source)}
+    return {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}
+
+
+def _what(run: Run, model: str) -> str:
+    base = run.setting[1]
+    method, alpha = run.method(model), alpha_of(model)
+    if model == "reference":
+        return f"The frozen reference of a CPO run: {base}, trained further by next-token loss."
+    if model == "mle":
+        kind = "parallel scheduled sampling (PSS)" if method == "PSS" else "next-token loss (MLE)"
+        return (
+            f"The baseline of a CPO run: {base}, continued from the run's reference by {kind} for as many steps as CPO."
+        )
+    if model == "cpo":
+        return (
+            f"{base}, continued from the run's reference by Contrastive Preference Optimization ({method} in the paper's "
+            "words): trained to prefer the truth over negatives made by machine, by more than the reference does. No human "
+            "labels were used."
+        )
+    if alpha is not None:
+        return (
+            f"The average of two models' weights: {alpha:g} times the continued-MLE model plus {1 - alpha:g} times the CPO "
+            f"model ({method} in the paper's words) of one run, both continued from one reference. Base: {base}."
+        )
+    return f"A model of the run {run.label}. Base: {base}."
+
+
+def _training(run: Run, model: str) -> Iterator[str]:
+    config = run.config
+    if not config:
+        yield "- The run directory holds no configuration."
+        return
+    yield f"- Reference: {_recipe(config.get('reference') or {})}"
+    if model != "reference":
+        yield f"- {'CPO and MLE' if model.startswith('merged-') else model.upper()}: {_recipe(config.get('training') or {})}"
+    if model == "cpo" or model.startswith("merged-"):
+        objective = config.get("objective") or {}
+        counts = (config.get("sampling") or {}).get("negatives") or {}
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        ranked = "ranked by similarity to the truth" if objective.get("ranked") else "not ranked"
+        yield f"- Negatives per prompt: {kinds or 'not said'} (K = {run.candidates}), {ranked}; beta {objective.get('beta')}"
+    yield from _course(run, model if model in run.curves else "cpo")
+
+
+def _course(run: Run, stage: str) -> Iterator[str]:
+    """Where a training's curves began and ended."""
+    curve = run.curves.get(stage)
+    if curve is None or not curve.train:
+        return
+    first, last = curve.train[0], curve.train[-1]
+    of = f"steps {first['step']} and {last['step']} of stage {stage}"
+    yield f"- Loss at {of}: {_told(first.get('loss'))}, {_told(last.get('loss'))}"
+    yield f"- Log-prob of the truth there, in nats a response: {_told(first.get('gold_logp'))}, {_told(last.get('gold_logp'))}"
+
+
+def _recipe(section: Mapping[str, Any]) -> str:
+    words = [
+        f"{section.get('steps', '?')} steps of {section.get('prompts_per_step', 64)} prompts",
+        f"AdamW at {section.get('learning_rate', '?')}",
+        f"weight decay {section['weight_decay']}" if "weight_decay" in section else "",
+        f"{section['schedule']} schedule" if "schedule" in section else "",
+        str(section.get("precision", "")),
+    ]
+    return ", ".join(word for word in words if word)
+
+
+def _data(run: Run) -> Iterator[str]:
+    data = run.config.get("data") or {}
+    summary = run.manifests.get("data", {}).get("summary") or {}
+    path = data.get("path")
+    where = f" (`{Path(str(path)).name}`)" if path else ""
+    yield f"- Source: {run.setting[0]}{where}, split by the content of the prompt: no prompt is on two sides"
+    for split in ("train", "validation", "test"):
+        rows = summary.get(f"{split}_rows", data.get(f"{split}_rows"))
+        if rows is not None:
+            yield f"- {split.capitalize()} rows: {rows:,}"
+    cut = {name: summary[name] for name in ("truncated_prompts", "truncated_responses") if summary.get(name)}
+    if cut:
+        yield "- Cut to the length limits: " + ", ".join(
+            f"{count:,} {name.split('_')[1]}" for name, count in cut.items()
+        )
+
+
+def _results(rows: Sequence[TableRow]) -> Iterator[str]:
+    if not rows:
+        yield "This model was not evaluated."
+        return
+    yield "| decoding | win rate [95%] | points vs continued MLE | judge | MAUVE | mean words |"
+    yield "|---|---|---|---|---|---|"
+    for row in rows:
+        rate = f"{row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" if row["win_rate"] is not None else "-"
+        mauve = "-" if row["mauve"] is None else f"{row['mauve']:.3f}"
+        length = "-" if row["mean_length"] is None else f"{row['mean_length']:.1f}"
+        yield f"| {row['decoding']} | {rate} | {_points(row)} | {row['judge'] or '-'} | {mauve} | {length} |"
+    yield ""
+    yield "Win rates are against the ground truth, ties as half. Differences are paired on the same prompts; p-values are"
+    yield "adjusted (Holm) for the models compared; n.s.: not significant at 0.05."
+
+
+def _points(row: TableRow) -> str:
+    difference = row["difference_to_mle"]
+    if difference is None:
+        return "baseline" if row["is_baseline"] else "-"
+    low, high = signed(100 * difference["low"]), signed(100 * difference["high"])
+    strength = told_p(difference["p_adjusted"]) if difference["significant"] else "n.s."
+    return f"{signed(100 * difference['value'])} [{low}, {high}], {strength}"
+
+
+def _limits(run: Run, rows: Sequence[TableRow]) -> Iterator[str]:
+    judged = {row["judge"] for row in rows if row["judge"]}
+    yield "- It was trained to imitate and prefer the answers of one data set. It was not trained to be safe or true."
+    if judged & LOCAL_JUDGES:
+        yield (
+            "- Its judge was local and looks at the ground truth: these win rates test the path and compare models of one "
+            "run; they say nothing about quality beyond the task."
+        )
+    elif judged:
+        yield "- Its judge was a language model, with a language model's biases (length, order, style)."
+    if run.setting[0] == "synthetic":
+        yield "- Its data is a synthetic task: it is of no use beyond it."
+    if any(row["win_rate"] is not None for row in rows):
+        count = max(row["wins"] + row["ties"] + row["losses"] for row in rows)
+        yield f"- {count:,} comparisons settle a win rate to about {98 / count**0.5:.1f} points either way. One seed."
+
+
+def _use(run: Run) -> str:
+    template = (run.config.get("data") or {}).get("template")
+    told = f" Prompts had the form `{template!r}`." if template else ""
+    return (
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'tokenizer = AutoTokenizer.from_pretrained("PATH")\nmodel = AutoModelForCausalLM.from_pretrained("PATH")\n'
+        'tokens = tokenizer("PROMPT", return_tensors="pt")\n'
+        "print(tokenizer.decode(model.generate(**tokens, max_new_tokens=64)[0]))\n```\n\n"
+        f"Prompt and answer were tokenized apart, and the answer ends with EOS.{told}"
+    )
+
+
+def _configuration(run: Run) -> Iterator[str]:
+    packages = run.environment.get("packages") or {}
+    versions = {"cpo_ray": run.environment.get("cpo_ray"), **packages}
+    told = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    if told:
+        yield f"Made with {told}."
+    if run.environment.get("git_revision"):
+        yield f"Revision of cpo_ray: `{run.environment['git_revision']}`."
+    if not run.config:
+        yield "The run directory holds no config.json."
+        return
+    yield f"Again: save the text below as `config.yaml`, then `{tell_command(run.config.get('name', 'run'))}`."
+    yield f"\n<details><summary>config.yaml</summary>\n\n```yaml\n{dump_config(run.config)}```\n\n</details>"
+
+
+def _told(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "not measured"

@@ -1,0 +1,123 @@
+"""The results laid out as the paper lays them out: a column per method and alpha, a table per task, base model and decoding.
+
+Tables 1 to 3 are win rates and table 4 is MAUVE (its row is labelled WinRate); figure 1 is a reward model's preference.
+Every rate keeps its interval.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypedDict
+
+from cpo_ray.report.findings import DifferenceRow, TableRow
+from cpo_ray.report.method import PLAIN
+from cpo_ray.report.run_contents import Run, shared_decodings
+
+Metric = Literal["win_rate", "reward_rate", "mauve"]
+LAYOUTS: dict[Metric, str] = {
+    "win_rate": "tables 1 to 3",
+    "reward_rate": "tables, with the measure of its figure 1",
+    "mauve": "table 4",
+}
+FIRST = (PLAIN, "PSS", "DPO")  # the paper's order; the others follow in the order of the runs
+REFERENCE = "reference"  # stands in no table of the paper
+
+
+class Column(TypedDict):
+    """One model. `alpha` is None for a method without merged models."""
+
+    run: str
+    model: str
+    method: str
+    alpha: float | None
+    value: float
+    low: float | None
+    high: float | None
+    deviation: float | None
+    difference: DifferenceRow | None
+
+
+class PaperTable(TypedDict):
+    """One table: its columns in order, those of a method side by side."""
+
+    metric: Metric
+    layout: str  # which tables of the paper look like it
+    source: str
+    base: str
+    decoding: str
+    judges: list[str]
+    columns: list[Column]
+    left_out: list[str]  # MLE models of other runs that were made with the same settings as one that is shown
+
+
+def lay_out(runs: Sequence[Run], rows: Sequence[TableRow]) -> list[PaperTable]:
+    """Every table that the runs have numbers for: win rates first, MAUVE last."""
+    settings = list(dict.fromkeys(run.setting for run in runs))
+    return [
+        table
+        for metric in LAYOUTS
+        for setting in settings
+        for decoding in shared_decodings(runs)
+        for table in _table(metric, decoding, [run for run in runs if run.setting == setting], rows)
+    ]
+
+
+def _table(metric: Metric, decoding: str, runs: Sequence[Run], rows: Sequence[TableRow]) -> Iterator[PaperTable]:
+    shown: list[TableRow] = []
+    left_out: list[str] = []
+    made: set[str] = set()
+    for run in runs:
+        for row in rows:
+            if (row["run"], row["decoding"]) != (run.label, decoding) or row[metric] is None:
+                continue
+            if row["model"] == REFERENCE:
+                continue
+            settings = _settings(run) if row["method"] == PLAIN else ""
+            if settings and settings in made:
+                left_out.append(row["label"])
+            else:
+                shown.append(row)
+                made.add(settings)
+    if shown:
+        source, base = runs[0].setting
+        yield PaperTable(
+            metric=metric,
+            layout=LAYOUTS[metric],
+            source=source,
+            base=base,
+            decoding=decoding,
+            judges=sorted({row["judge"] for row in shown if row["judge"]}) if metric == "win_rate" else [],
+            columns=[_column(metric, row, shown) for row in sorted(shown, key=lambda row: _order(row, runs))],
+            left_out=left_out,
+        )
+
+
+def _column(metric: Metric, row: TableRow, shown: Sequence[TableRow]) -> Column:
+    merged = any(other["run"] == row["run"] and other["model"].startswith("merged-") for other in shown)
+    ends = {"win_rate": ("low", "high"), "reward_rate": ("reward_low", "reward_high")}
+    low, high = (row[key] for key in ends[metric]) if metric in ends else (None, None)  # type: ignore[literal-required]
+    value = row[metric]
+    return Column(
+        run=row["run"],
+        model=row["model"],
+        method=row["method"],
+        alpha=row["alpha"] if merged and row["model"] != "mle" else None,
+        value=value if value is not None else float("nan"),
+        low=low,
+        high=high,
+        deviation=row["mauve_deviation"] if metric == "mauve" else None,
+        difference=row["difference_to_mle"] if metric == "win_rate" else None,
+    )
+
+
+def _order(row: TableRow, runs: Sequence[Run]) -> tuple[int, int, float]:
+    first = FIRST.index(row["method"]) if row["method"] in FIRST else len(FIRST)
+    place = next(number for number, run in enumerate(runs) if run.label == row["run"])
+    return first, place, -1.0 if row["alpha"] is None else row["alpha"]
+
+
+def _settings(run: Run) -> str:
+    """What an MLE model is made from, as text: equal text, equal model up to the arithmetic's last digits."""
+    parts: dict[str, Any] = {
+        key: run.config.get(key) for key in ("seed", "data", "model", "reference", "training", "mle")
+    }
+    return json.dumps(parts, sort_keys=True)

@@ -1,0 +1,176 @@
+"""The report's charts of training, and all charts together. A chart without data is not drawn."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from cpo_ray.records import CANDIDATE_KINDS, NEGATIVE_KINDS
+from cpo_ray.report.figures import Labels, Level, Series, line_chart, running_mean
+from cpo_ray.report.result_charts import MODEL_COLORS, draw_results, style_of
+from cpo_ray.report.run_contents import Curve, Run
+
+KIND_STYLES = dict(
+    zip(
+        CANDIDATE_KINDS,
+        [("amber", ""), ("pink", "7 3"), ("green", "2 2"), ("blue", "9 3 2 3"), ("orange", "5 2"), ("grey", "1 3")],
+        strict=True,
+    )
+)
+STEP = "optimizer step"
+NATS = "nats per response"
+MARGIN = "margin of \N{GREEK SMALL LETTER BETA} log-ratios (nats)"
+SHARED = (  # name, title, stage, key, unit of the charts that several runs share
+    ("cpo-loss", "CPO loss", "cpo", "loss", "loss (nats)"),
+    ("cpo-margin", "Reward margin: gold minus mean of negatives", "cpo", "margin", MARGIN),
+    ("cpo-accuracy", "Accuracy: the gold has the highest score", "cpo", "accuracy", "share of prompts"),
+    ("gold-logp", "Log-prob of the gold under CPO", "cpo", "gold_logp", NATS),
+    ("mle-loss", "Continued MLE: next-token loss", "mle", "loss", "loss (nats per token)"),
+    ("reference-loss", "Reference: next-token loss", "reference", "loss", "loss (nats per token)"),
+)
+SMOOTH_FROM = 60  # points; shorter curves are drawn as they are
+
+Points = list[tuple[float, float]]
+Styles = Mapping[str, tuple[str, str]]  # kind of candidate -> colour and dash
+
+
+def draw_charts(runs: Sequence[Run], table: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Every chart that the runs have data for: name -> SVG. Several runs share their charts."""
+    charts = dict(draw_results(runs, table))
+    if len(runs) == 1:
+        styles = style_kinds([*runs[0].kinds, *_kinds_in(runs[0].curves.get("cpo"))])
+        charts.update(_cpo_charts(runs[0], styles))
+        charts.update(_likelihood_charts(runs[0].curves))
+        charts.update(_histograms(runs[0].kinds, styles))
+    else:
+        charts.update(_shared_charts(runs))
+    return charts
+
+
+def style_kinds(kinds: Iterable[str]) -> Styles:
+    """A kind that ships always looks the same; a user's own takes what no other kind has."""
+    shipped = set(KIND_STYLES.values())
+    free = (style for style in map(style_of, itertools.count()) if style not in shipped)
+    return {**KIND_STYLES, **dict(zip(sorted(set(kinds) - KIND_STYLES.keys()), free, strict=False))}
+
+
+def first_step_loss(run: Run) -> tuple[str, float] | None:
+    """What the CPO loss must be at step 1, where policy = reference: its formula and value. None for the joint loss.
+
+    The trainer's own figure counts only the candidates that are not masked, prompt by prompt.
+    """
+    objective, k = run.config.get("objective") or {}, run.candidates
+    if k is None or "ranked" not in objective or objective.get("mle_weight", 0) != 0:
+        return None
+    formula, value = (f"log {k}!", math.lgamma(k + 1)) if objective["ranked"] else (f"log {k}", math.log(k))
+    curve = run.curves.get("cpo")
+    logged = curve.train[0].get("expected_loss") if curve is not None and curve.train else None
+    if logged is None or math.isclose(logged, value, abs_tol=1e-6):
+        return formula, value
+    return f"{formula} without the masked", float(logged)
+
+
+def _kinds_in(curve: Curve | None) -> list[str]:
+    """The kinds of negatives that a training saw: those that ship first, then a user's own by name."""
+    there = {kind for row in (curve.train if curve else ()) for kind in row.get("negative_logp") or {}}
+    return [*(kind for kind in NEGATIVE_KINDS if kind in there), *sorted(there - {*NEGATIVE_KINDS})]
+
+
+def _cpo_charts(run: Run, styles: Styles) -> Iterator[tuple[str, str]]:
+    curve = run.curves.get("cpo")
+    if curve is None:
+        return
+    expected = first_step_loss(run)
+    level = Level(f"{expected[0]} = {expected[1]:.4f}, where it must begin", expected[1]) if expected else None
+    yield from _chart(Labels("cpo-loss", "CPO loss", STEP, "loss (nats)"), _both(curve, "loss", "blue"), level)
+    margin = Labels(
+        "cpo-margin",
+        "Reward margin: gold minus mean of negatives",
+        STEP,
+        MARGIN,
+    )
+    yield from _chart(margin, _both(curve, "margin", "blue"))
+    accuracy = Labels("cpo-accuracy", "Accuracy: the gold has the highest score", STEP, "share of prompts")
+    yield from _chart(accuracy, _both(curve, "accuracy", "blue"))
+    by_kind = _smooth("gold", _points(curve.train, "gold_logp"), *styles["gold"])
+    for kind in _kinds_in(curve):
+        rows = [{"step": row["step"], "value": (row.get("negative_logp") or {}).get(kind)} for row in curve.train]
+        by_kind += _smooth(kind, _points(rows, "value"), *styles[kind])
+    yield from _chart(Labels("cpo-logp", "Log-prob of the gold and of the negatives (CPO)", STEP, NATS), by_kind)
+
+
+def _likelihood_charts(curves: Mapping[str, Curve]) -> Iterator[tuple[str, str]]:
+    """Next-token loss of the reference and of its continuation, and what CPO and MLE do to the gold's log-prob."""
+    for stage, title in (("reference", "Reference: next-token loss"), ("mle", "Continued MLE: next-token loss")):
+        if stage in curves:
+            series = _both(curves[stage], "loss", MODEL_COLORS[stage])
+            yield from _chart(Labels(f"{stage}-loss", title, STEP, "loss (nats per token)"), series)
+    gold: list[Series] = []
+    for stage, dash in (("mle", "6 3"), ("cpo", "")):
+        if stage in curves:
+            gold += _smooth(stage, _points(curves[stage].train, "gold_logp"), MODEL_COLORS[stage], dash)
+    yield from _chart(Labels("gold-logp", "Log-prob of the gold, from the same reference", STEP, NATS), gold)
+
+
+def _histograms(kinds: Mapping[str, Mapping[str, Any]], styles: Styles) -> Iterator[tuple[str, str]]:
+    """How lengths and similarities are distributed, a line per kind; the gold's similarity to itself says nothing."""
+    for name, key, title, x in (
+        ("sampling-length", "length", "Length of the candidates", "tokens, EOS included"),
+        ("sampling-similarity", "similarity", "Similarity of the negatives to the gold", "cosine of the embeddings"),
+    ):
+        series: list[Series] = []
+        for kind, found in kinds.items():
+            histogram = (found.get(key) or {}).get("histogram")
+            if histogram and (key, kind) != ("similarity", "gold"):
+                series.append(Series(kind, _bins(histogram), *styles[kind]))
+        yield from _chart(Labels(name, title, x, "share of candidates per bin"), series)
+
+
+def _bins(histogram: Mapping[str, Any]) -> Points:
+    """The middle of each bin and its share, without the empty bins at both ends."""
+    low, counts = histogram["low"], histogram["counts"]
+    width = (histogram["high"] - low) / len(counts)
+    filled = [index for index, count in enumerate(counts) if count]
+    within = range(max(filled[0] - 1, 0), min(filled[-1] + 2, len(counts))) if filled else range(0)
+    return [(low + (index + 0.5) * width, counts[index] / sum(counts)) for index in within]
+
+
+def _shared_charts(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
+    """One line per run, a running mean where it is long."""
+    for name, title, stage, key, unit in SHARED:
+        series: list[Series] = []
+        for number, run in enumerate(runs):
+            if stage in run.curves:
+                color, dash = style_of(number)
+                lines = _smooth(run.label, _points(run.curves[stage].train, key), color, dash)
+                series += [line for line in lines if not line.faint]
+        yield from _chart(Labels(name, title, STEP, unit), series)
+
+
+def _chart(labels: Labels, series: list[Series], level: Level | None = None) -> Iterator[tuple[str, str]]:
+    if series:
+        yield labels.name, line_chart(labels, series, level)
+
+
+def _both(curve: Curve, key: str, color: str) -> list[Series]:
+    """Training and, where it was measured, validation."""
+    validation = _points(curve.validation, key)
+    series = _smooth("training", _points(curve.train, key), color, "")
+    return [*series, Series("validation", validation, "pink", "6 3")] if validation else series
+
+
+def _smooth(name: str, points: Points, color: str, dash: str) -> list[Series]:
+    """A long curve is drawn twice: every step faintly, and a running mean."""
+    if not points:
+        return []
+    if len(points) < SMOOTH_FROM:
+        return [Series(name, points, color, dash)]
+    return [Series(name, points, color, faint=True), Series(name, running_mean(points, len(points) // 20), color, dash)]
+
+
+def _points(rows: Sequence[Mapping[str, Any]], key: str) -> Points:
+    return [
+        (float(row["step"]), float(value))
+        for row in rows
+        if isinstance(value := row.get(key), int | float) and math.isfinite(value)
+    ]

@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from cpo_ray.config.loading import load_config, read_tree
+from cpo_ray.config.shipped import copy_shipped, opening, shipped_configs
+from cpo_ray.errors import ConfigError
+
+SHIPPED = shipped_configs()
+
+
+def test_folders_come_after_the_files_and_are_part_of_the_name():
+    names = list(SHIPPED)
+    assert "demo" in names
+    assert "baselines/mixnr" in names
+    assert "paper/table1" in names
+    assert max(names.index(name) for name in names if "/" not in name) < min(
+        names.index(name) for name in names if "/" in name
+    )
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_each_is_valid_and_named_like_its_file(name):
+    needs_a_file = "path" not in read_tree(SHIPPED[name]).get("data", {})
+    config = load_config(SHIPPED[name], ("data.path=somewhere.jsonl",) if needs_a_file else ())
+    assert config.name == SHIPPED[name].stem
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_each_opens_by_saying_what_it_is_and_how_to_run_it(name):
+    text = SHIPPED[name].read_text(encoding="utf-8")
+    assert len(opening(text)) > 20
+    assert f"#     cpo-ray run configs/{name}.yaml" in text
+
+
+@pytest.mark.parametrize("name", ["demo", "dolly_small"])
+def test_a_file_that_stands_alone_is_copied_as_it_is(name, tmp_path):
+    target = copy_shipped(name, tmp_path / "mine.yaml")
+    assert target.read_bytes() == SHIPPED[name].read_bytes()
+
+
+def test_a_file_that_extends_another_is_copied_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    target = copy_shipped("baselines/bnr", None)
+    assert target == Path("bnr.yaml")
+    text = target.read_text(encoding="utf-8")
+    assert text.startswith("# BNR: ")
+    assert "extends" not in text.split("\nname:")[1]
+    assert read_tree(target) == read_tree(SHIPPED["baselines/bnr"])
+    assert load_config(target) == load_config(SHIPPED["baselines/bnr"])
+
+
+def test_an_unknown_name_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'paper/table1'"):
+        copy_shipped("paper/tabel1", None)

@@ -1,0 +1,97 @@
+import io
+import logging
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+from rich.console import Console
+
+from cpo_ray.monitoring import console
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def piped(monkeypatch):
+    output = io.StringIO()
+    monkeypatch.setattr(console, "console", Console(file=output, force_terminal=False, soft_wrap=True))
+    return output
+
+
+def test_plain_lines_say_how_much_how_fast_and_how_long(piped, clock):
+    with console.bar("data", 100, "rows") as bar:
+        clock[0] += 4
+        bar.advance(20, "train")  # too early for a line
+        clock[0] += 6
+        bar.advance(20, "train")
+        clock[0] += 5
+        bar.moveto(100, "a [note]")
+    assert [line.strip() for line in piped.getvalue().splitlines()] == [
+        "data: 40/100, 4.0 rows/s, 15 s left, train",
+        "data: 100/100, 6.7 rows/s, a [note]",
+    ]
+
+
+def test_a_bar_that_fails_leaves_no_last_line(piped, clock):
+    with pytest.raises(ZeroDivisionError), console.bar("cpo", 10, "steps"):
+        raise ZeroDivisionError
+    assert piped.getvalue() == ""
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "console", Console(file=screen, force_terminal=True, width=120))
+    with console.bar("cpo", 10, "steps") as bar:
+        bar.moveto(4, "loss 2.48")
+        bar.advance(2, "loss 2.31")
+    assert "cpo" in screen.getvalue()
+    assert "6/10" in screen.getvalue()
+    assert "loss 2.31" in screen.getvalue()
+
+
+def test_chatter_goes_to_the_log_and_our_lines_stay(tmp_path, capfd):
+    log, root = tmp_path / "logs" / "data.log", logging.getLogger()
+    before = (list(root.handlers), root.level)
+    with console.chatter_to(log):
+        logging.getLogger("some.library").warning("blocks are large")
+        warnings.warn("third-party word", UserWarning, stacklevel=1)
+        os.write(1, b"printed by a library\n")
+        subprocess.run(["sh", "-c", "echo from a child >&2"], check=True)
+        console.say("ours")
+    seen = capfd.readouterr()
+    for words in ("blocks are large", "third-party word", "printed by a library", "from a child"):
+        assert words in log.read_text()
+        assert words not in seen.out + seen.err
+    assert "ours" in seen.out
+    assert (list(root.handlers), root.level) == before
+
+
+def test_output_comes_back_after_a_stage_that_fails(tmp_path, capfd):
+    with pytest.raises(ZeroDivisionError), console.chatter_to(tmp_path / "x.log"):
+        raise ZeroDivisionError
+    os.write(1, b"back\n")
+    console.say("ours")
+    assert capfd.readouterr().out.split() == ["back", "ours"]
+
+
+def test_our_lines_follow_stdout_after_a_stage(tmp_path, monkeypatch):
+    with console.chatter_to(tmp_path / "x.log"):
+        pass
+    elsewhere = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", elsewhere)
+    console.say("ours")
+    assert elsewhere.getvalue() == "ours\n"
+
+
+def test_chatter_leaves_the_warning_filters_alone(tmp_path):
+    before = list(warnings.filters)
+    with console.chatter_to(tmp_path / "x.log"):
+        pass
+    assert list(warnings.filters) == before

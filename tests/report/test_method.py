@@ -1,0 +1,57 @@
+import pytest
+
+from cpo_ray.config import RunConfig
+from cpo_ray.config.loading import load_config
+from cpo_ray.config.shipped import shipped_configs
+from cpo_ray.report.method import name_base, name_method, name_source
+
+
+def config(ranked=True, weight=0.0, **negatives):
+    return {"sampling": {"negatives": negatives}, "objective": {"ranked": ranked, "mle_weight": weight}}
+
+
+@pytest.mark.parametrize(
+    ("tree", "name"),
+    [
+        (config(autoregressive=11, batch=0), "ANR"),
+        (config(ranked=False, batch=4), "BN"),
+        (config(meanfield=4), "MNR"),
+        (config(ranked=False, truncation=4), "TN"),
+        (config(batch=3, meanfield=5, truncation=3), "MixNR"),
+        (config(ranked=False, batch=3, meanfield=5), "MixN"),
+        (config(unhelpful=1), "DPO"),
+        (config(ranked=False, unhelpful=4), "UN"),
+        (config(shuffled=4), "shuffledR"),
+        (config(weight=0.5, batch=4), "BNR + 0.5 MLE"),
+        ({}, "CPO"),
+    ],
+)
+def test_methods_have_the_paper_s_names(tree, name):
+    assert name_method(tree, "cpo") == name
+    assert name_method(tree, "merged-0.30") == name
+
+
+def test_the_other_models():
+    assert name_method({}, "mle") == "MLE"
+    assert name_method({"mle": {"scheduled_sampling": {}}}, "mle") == "MLE", "an empty section is not what a run stores"
+    assert name_method({"mle": {"scheduled_sampling": {"sequences": 3}}}, "mle") == "PSS"
+    assert name_method({}, "reference") == "reference"
+    assert name_method({}, "somebody-else") == "somebody-else"
+
+
+def test_every_baseline_is_named_as_its_file_says():
+    for name in ("an", "anr", "bn", "bnr", "mn", "mnr", "tn", "tnr", "mixn", "mixnr"):
+        resolved = load_config(shipped_configs()[f"baselines/{name}"]).model_dump(mode="json")
+        assert name_method(resolved, "cpo").lower() == name
+    online = load_config(shipped_configs()["baselines/anr_online"]).model_dump(mode="json")
+    assert name_method(online, "cpo") == "ANR on-policy"
+    pss = load_config(shipped_configs()["baselines/pss"]).model_dump(mode="json")
+    assert name_method(pss, "mle") == "PSS"
+
+
+def test_base_and_source():
+    resolved = RunConfig(name="x").model_dump(mode="json")
+    assert name_base(resolved) == "llama from scratch, 4 x 160"
+    assert name_base({"model": {"path": "openai-community/gpt2-xl"}}) == "openai-community/gpt2-xl"
+    assert name_base({}) == "an unnamed model"
+    assert (name_source(resolved), name_source({})) == ("synthetic", "unnamed data")

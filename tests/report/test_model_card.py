@@ -1,0 +1,106 @@
+import json
+import shutil
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from cpo_ray.artifacts import find_artifact, make_artifact
+from cpo_ray.report.findings import find_results
+from cpo_ray.report.model_card import place_cards, render_card
+from cpo_ray.report.run_contents import read_run
+from cpo_ray.report.write import write_report
+from tests.report.fake_run import CONFIG, MODELS, make_fake_run
+
+
+@pytest.fixture
+def root(tmp_path):
+    make_fake_run(tmp_path / "run", rows=30, steps=12, decodings=("greedy",))
+    return tmp_path / "run"
+
+
+def card_of(root, model):
+    run = read_run(root)
+    return render_card(run, model, find_results([run]))
+
+
+def test_every_model_gets_a_card_and_random_weights_do_not(root):
+    (root / "models" / "initial").mkdir()
+    (root / "models" / "initial" / "manifest.json").write_text("{}")
+    write_report([root], root / "report")
+    assert {path.parent.name for path in (root / "report" / "cards").glob("*/README.md")} == set(MODELS)
+
+
+def test_the_hub_can_read_a_card(root):
+    card = ModelCard(card_of(root, "merged-0.30"))
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "text-generation"
+    assert "base_model" not in card.data.to_dict(), "it was made from scratch"
+    row = next(row for row in find_results([read_run(root)]) if row["model"] == "merged-0.30")
+    scores = {result.metric_type: result for result in card.data.eval_results}
+    assert scores["win_rate"].metric_value == round(row["win_rate"], 4)
+    assert scores["win_rate"].metric_name == "Win rate against the ground truth, greedy decoding, judge oracle"
+    assert scores["mauve"].metric_value == round(row["mauve"], 4)
+
+
+def test_a_card_tells_what_the_model_is_and_how_it_was_made(root):
+    card = card_of(root, "merged-0.30")
+    for words in (
+        "0.3 times the continued-MLE model plus 0.7 times the CPO model (MixNR",
+        "3 batch, 5 meanfield, 3 truncation (K = 12), ranked by similarity to the truth; beta 5.0",
+        "- Train rows: 3,000",
+        "12 responses",
+        "Its judge was local",
+        "synthetic task",
+        "cpo-ray run config.yaml --run-dir runs/demo-again",
+    ):
+        assert words in card
+    text = card.split("```yaml\n")[1].split("```")[0]
+    assert yaml.safe_load(text) == CONFIG
+    assert "parallel scheduled" not in card_of(root, "mle")
+    assert "Negatives per prompt" not in card_of(root, "mle")
+
+
+def test_known_data_and_base_are_named_as_the_hub_names_them(tmp_path):
+    model = {"path": "openai-community/gpt2-xl"}
+    data = {"source": "dolly", "path": "/somewhere/databricks-dolly-15k.jsonl"}
+    make_fake_run(tmp_path, rows=20, steps=5, decodings=("greedy",), judge="gpt-x", model=model, data=data)
+    card = card_of(tmp_path, "cpo")
+    data = ModelCard(card).data
+    assert (data.base_model, data.datasets) == ("openai-community/gpt2-xl", ["databricks/databricks-dolly-15k"])
+    assert "`databricks-dolly-15k.jsonl`" in card
+    assert "a language model's biases" in card
+
+
+def test_a_run_that_was_not_evaluated_says_so(tmp_path):
+    make_fake_run(tmp_path, rows=5, steps=5, models={})
+    (tmp_path / "models" / "cpo").mkdir(parents=True)
+    (tmp_path / "config.json").unlink()
+    card = card_of(tmp_path, "cpo")
+    assert "This model was not evaluated." in card
+    assert "holds no config" in card
+    assert "model-index" not in card
+
+
+def test_laying_a_card_into_a_model_leaves_its_fingerprint(root):
+    def build(out):
+        (out / "config.json").write_text("{}")
+        return {}
+
+    shutil.rmtree(root / "models" / "cpo")
+    before = make_artifact(root, "models/cpo", {"seed": 1}, build)
+    write_report([root], root / "report")
+    placed = place_cards(root / "report" / "cards", root / "models")
+    assert root / "models" / "cpo" / "README.md" in placed
+    after = find_artifact(root, "models/cpo")
+    assert after.fingerprint == before.fingerprint
+    assert make_artifact(root, "models/cpo", {"seed": 1}, build).reused
+    assert place_cards(root / "report" / "cards", root / "models") == [], "the same again"
+
+
+def test_cards_of_models_that_are_gone_are_left_in_the_report(root):
+    write_report([root], root / "report")
+    shutil.rmtree(root / "models" / "cpo")
+    placed = place_cards(root / "report" / "cards", root / "models")
+    assert len(placed) == len(MODELS) - 1
+    assert json.loads((root / "report" / "report.json").read_text())["runs"][0]["label"] == "demo"

@@ -1,0 +1,168 @@
+"""The registry: shipped kinds, kinds of a package of the user's, and what all kinds share."""
+
+import sys
+from itertools import permutations
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpo_ray.config import NegativeCounts
+from cpo_ray.errors import ConfigError
+from cpo_ray.records import NEGATIVE_KINDS
+from cpo_ray.sampling.negatives.registry import DRAWN, draw_kind, hash_kinds, load_kinds
+from tests.sampling.made_rows import EOS, LIMITS, draw, encode, make_config, make_source, make_table, responses
+
+OWN = {"reversed_gold": "toy_negatives.words:reversed_gold", "spoken": "toy_negatives.words:spoken"}
+TOY = """
+    def reversed_gold(source, rng):
+        return [*reversed(source.gold[:-1]), source.eos]
+
+    def spoken(source, rng):
+        return source.response.upper() + str(rng.integers(1000))
+
+    NUMBER = 3
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A package with two kinds of its own, importable."""
+    package = tmp_path / "toy_negatives"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "words.py").write_text(dedent(TOY))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield package
+    for name in [name for name in sys.modules if name.startswith("toy_negatives")]:
+        del sys.modules[name]
+
+
+def drawn(draw, count=1, present=(), redraws=7, gold=(1, 2, 3, EOS)):
+    return draw_kind("mine", draw, count, make_source(gold), present, 17, redraws, LIMITS)
+
+
+def test_every_shipped_kind_has_a_count_and_a_maker():
+    made_with_a_model = {"autoregressive", "meanfield", "unhelpful"}
+    assert {*DRAWN, *made_with_a_model} == set(NEGATIVE_KINDS) == set(NegativeCounts.model_fields)
+
+
+def test_kinds_of_the_user_are_drawn_beside_the_shipped_ones(toy):
+    counts = {"batch": 1, "meanfield": 0, "truncation": 1, "reversed_gold": 1, "spoken": 2}
+    config = make_config(negatives=counts, kinds=OWN)
+    assert config.candidates == 6
+    unit = draw(make_table(responses(8)), 0, config)
+    for group in unit["groups"]:
+        assert group["candidate_kind"] == ["gold", "batch", "truncation", "reversed_gold", "spoken", "spoken"]
+        gold, _, _, backwards, *spoken = group["candidate_ids"]
+        assert backwards == [*reversed(gold[:-1]), EOS]
+        assert all(len(tokens) == 8 and tokens[-1] == EOS for tokens in spoken)
+    assert {work["kind"]: work["tokens"] for work in unit["work"]}["reversed_gold"] == 8 * 4
+
+
+def test_the_kind_that_the_page_shows_works(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[3] / "docs" / "sampling.md").read_text()
+    code, _, _ = page.partition("    # mypackage/negatives.py\n")[2].partition("\n\n")
+    (tmp_path / "mypackage").mkdir()
+    (tmp_path / "mypackage" / "negatives.py").write_text(dedent(code))
+    monkeypatch.syspath_prepend(tmp_path)
+    negatives = {"batch": 1, "shuffled": 2, "meanfield": 0, "truncation": 0}
+    config = make_config(negatives=negatives, kinds={"shuffled": "mypackage.negatives:shuffled"})
+    table = make_table(responses(8))
+    for group, response in zip(draw(table, 0, config)["groups"], table["response"].to_pylist(), strict=True):
+        for negative in group["candidate_ids"][2:]:
+            assert negative in [encode(" ".join(words)) for words in permutations(response.split())]
+
+
+def test_a_kind_that_is_declared_and_not_wanted_is_not_imported():
+    config = make_config(kinds={"absent": "no_such_package:draw"}, negatives={"absent": 0, "batch": 1})
+    assert list(load_kinds(config.sampling)) == ["batch", "truncation"]
+    assert hash_kinds(config.sampling) == {}
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("no_such_package.words:draw", ["cannot be imported", "'no_such_package'", "PYTHONPATH", "every node"]),
+        ("toy_negatives.words:missing", ["toy_negatives.words:missing is no function"]),
+        ("toy_negatives.words:NUMBER", ["is no function: 3"]),
+    ],
+)
+def test_a_kind_that_cannot_be_loaded_says_why(toy, reference, words):
+    config = make_config(kinds={"mine": reference}, negatives={"mine": 1})
+    with pytest.raises(ConfigError, match=r"sampling\.kinds\.mine: ") as caught:
+        load_kinds(config.sampling)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_hash_follows_the_source_of_the_kinds_in_use(toy):
+    config = make_config(kinds=OWN, negatives={"spoken": 1})
+    before = hash_kinds(config.sampling)
+    assert list(before) == ["spoken"]
+    assert hash_kinds(config.sampling) == before
+    (toy / "words.py").write_text(dedent(TOY) + "# changed\n")
+    assert hash_kinds(config.sampling) != before
+
+
+def test_what_the_group_has_already_is_drawn_again_then_kept_and_counted():
+    sequence = iter([[1, 2, 3, EOS], [9, EOS], [7, EOS], [7, EOS], [8, EOS]])
+    result = drawn(lambda source, rng: next(sequence), count=2, present=[[9, EOS]])
+    assert result.negatives == [[7, EOS], [8, EOS]]
+    assert result.redraws == 3
+    assert result.thrown_tokens == 4 + 2 + 2
+    stubborn = drawn(lambda source, rng: source.gold, redraws=2)
+    assert (stubborn.negatives, stubborn.redraws) == ([[1, 2, 3, EOS]], 2)
+    assert drawn(lambda source, rng: source.gold, redraws=0).redraws == 0
+
+
+def test_a_kind_sees_what_it_has_drawn_and_has_random_numbers_of_its_own():
+    seen = []
+
+    def remember(source, rng):
+        seen.append((tuple(source.taken), int(rng.integers(1000))))
+        return [len(source.taken) + 1, EOS]
+
+    drawn(remember, count=3)
+    again = seen.copy()
+    drawn(remember, count=3)
+    assert seen[3:] == again
+    assert [taken for taken, _ in again] == [(), ([1, EOS],), ([1, EOS], [2, EOS])]
+    assert len({number for _, number in again}) == 3
+
+
+@pytest.mark.parametrize(
+    "negative",
+    [[], [1, 2], [EOS, 1, EOS], [1] * 8 + [EOS], [100, EOS], [-1, EOS]],
+    ids=["empty", "no EOS", "two EOS", "too long", "beyond the vocabulary", "negative"],
+)
+def test_what_is_no_continuation_is_refused_with_kind_and_row(negative):
+    with pytest.raises(ConfigError, match=r"sampling\.negatives\.mine: the negative for row row is no continuation"):
+        drawn(lambda source, rng: negative)
+
+
+@given(
+    body=st.lists(st.integers(1, 6), min_size=2, max_size=6),
+    others=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=6), min_size=3, max_size=6),
+    present=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), max_size=3),
+    count=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_shipped_kinds_repeat_nothing_where_they_can_help_it(body, others, present, count, seed):
+    gold, pool = [*body, EOS], [[*tokens, EOS] for tokens in others]
+    present = [[*tokens, EOS] for tokens in present]
+    source = make_source(gold, [list(t) for t in dict.fromkeys(map(tuple, pool)) if list(t) != gold])
+    for kind, possible in (
+        ("batch", [tokens for tokens in source.others if tokens not in present]),
+        ("truncation", [t for n in range(1, len(body)) if (t := [*body[:n], EOS]) not in present]),
+    ):
+        if kind == "batch" and len(source.others) < count:
+            continue
+        result = draw_kind(kind, DRAWN[kind], count, source, present, seed, 64, LIMITS)
+        assert gold not in result.negatives
+        assert len(result.negatives) == count
+        fresh = {tuple(negative) for negative in result.negatives if negative not in present}
+        assert len(fresh) == min(count, len(possible))
+        assert draw_kind(kind, DRAWN[kind], count, source, present, seed, 64, LIMITS) == result

@@ -1,0 +1,433 @@
+import http.server
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+import requests
+
+from cpo_ray.config.loading import load_config, parse_config
+from cpo_ray.errors import ClusterError, ConfigError, RunInUseError
+from cpo_ray.submission import jobs, report_archive
+from tests.ray_nodes import HEAD_IP, WORKER_IP, two_nodes
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "tests" / "tiny.yaml"
+KEY = "judge-key-that-nobody-may-see"
+
+
+def config(**sections):
+    return parse_config({"name": "x", **sections}, "test")
+
+
+def test_the_jobs_command_is_quoted():
+    command = jobs.job_command(config(), "/mnt/my runs", first="cpo", last="mle", accept_changes=True)
+    assert command == "python jobs/pipeline.py x.yaml --run-dir '/mnt/my runs' --from cpo --until mle --accept-changes"
+    plain = jobs.job_command(config(), None, first=None, last=None, accept_changes=False)
+    assert plain == "python jobs/pipeline.py x.yaml"
+
+
+def test_what_is_uploaded_is_code_and_the_resolved_configuration(tmp_path):
+    package = tmp_path / "mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / ".env").write_text("KEY=1")
+    run = load_config(TINY, ("training.steps=7",))
+    with jobs.upload_folder(run, [package]) as folder:
+        assert {path.name for path in folder.iterdir()} == {"cpo_ray", "jobs", "mine", "tiny.yaml", "REVISION"}
+        assert load_config(folder / "tiny.yaml") == run
+        names = {path.name for path in folder.rglob("*")}
+        assert not {".env", "__pycache__", ".git"} & names
+    assert not folder.exists()
+
+
+def test_a_name_is_sent_once(tmp_path):
+    (tmp_path / "jobs").mkdir()
+    for include, reason in ((tmp_path / "jobs", "name is taken"), (tmp_path / "no", "is not there")):
+        with pytest.raises(ConfigError, match=reason), jobs.upload_folder(config(), [include]):
+            pass
+
+
+def test_secrets_are_known_by_their_names_and_their_size():
+    run = config(judge={"key_variable": "MY_JUDGE"})
+    environment = {"MY_JUDGE": KEY, "HF_TOKEN": "hf-123456789", "DB_PASSWORD": "short", "PATH": "/usr/local/bin"}
+    assert set(jobs.known_secrets(environment, run)) == {"MY_JUDGE", "HF_TOKEN"}
+    every = {"AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "CLIENT_SECRET_2", "OPENAI_API_KEY"}
+    every |= {"CPO_RAY_UNHELPFUL_KEY", "CPO_RAY_API_KEY"}
+    assert set(jobs.known_secrets(dict.fromkeys(every, KEY), run)) == every
+
+
+def test_a_secret_in_the_command_or_in_a_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="command holds the value of MY_JUDGE"):
+        jobs.refuse_secrets(f"python x --key {KEY}", tmp_path, {"MY_JUDGE": KEY})
+    (tmp_path / "notes.txt").write_text(f"remember {KEY}")
+    with pytest.raises(ConfigError, match=r"notes.txt holds the value of MY_JUDGE") as refusal:
+        jobs.refuse_secrets("python x", tmp_path, {"MY_JUDGE": KEY})
+    assert KEY not in str(refusal.value)
+
+
+class FakeClient:
+    """A cluster whose connection breaks in the middle of the log."""
+
+    def __init__(self, chunks, status="SUCCEEDED", code=None):
+        self.chunks, self.status, self.code, self.connections = chunks, status, code, 0
+        self.jobs = []
+
+    async def tail_job_logs(self, job):
+        self.connections += 1
+        for number, chunk in enumerate(self.chunks):
+            if self.connections == 1 and number == 2:
+                raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+            yield chunk
+
+    def get_job_status(self, job):
+        return SimpleNamespace(value=self.status, is_terminal=lambda: self.connections > 1)
+
+    def get_job_info(self, job):
+        return SimpleNamespace(
+            status=SimpleNamespace(value=self.status), driver_exit_code=self.code, message="the last words"
+        )
+
+    def list_jobs(self):
+        return self.jobs
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", None, 1), ("STOPPED", None, 143), ("STOPPED", 0, 143)],
+)
+def test_a_log_is_followed_across_a_broken_connection(monkeypatch, status, code, expected):
+    monkeypatch.setattr(jobs, "POLL_S", 0)
+    client, written = FakeClient(["one\n", "two\n", "thr", "ee\n"], status, code), []
+    outcome = jobs.follow(client, "job", written.append)
+    assert "".join(written) == "one\ntwo\nthree\n"
+    assert (outcome.code, outcome.message) == (expected, "the last words")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only where a test or a wait says so."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: setattr(clock, "now", clock.now + seconds))
+
+    async def pause(seconds):
+        clock.now += seconds
+
+    monkeypatch.setattr(jobs.asyncio, "sleep", pause)
+    return clock
+
+
+def breaks(times, answer=None):
+    """A call whose first `times` answers are lost with the connection; then `answer`, or what it raises."""
+    seen = iter(range(times))
+
+    def call(*_, **__):
+        if next(seen, None) is not None:
+            raise requests.ConnectionError("Connection refused")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return call
+
+
+def test_the_time_of_a_log_is_no_time_out_of_reach(clock):
+    """One connection carries it all: it breaks after two hours, of which the last one was silent."""
+    client, written = FakeClient(["one\n", "two\n", "three\n"]), []
+
+    def write(text):
+        written.append(text)
+        clock.now += 3600
+
+    assert jobs.follow(client, "job", write).code == 0
+    assert "".join(written) == "one\ntwo\nthree\n"
+
+
+def test_a_cluster_that_stays_away_is_given_up(clock):
+    client = FakeClient(["one\n", "two\n", "three\n"])
+
+    async def tail_job_logs(job):
+        client.connections += 1
+        if client.connections == 1:
+            yield "one\n"
+            clock.now += 3600
+        raise requests.ConnectionError("Connection refused")
+
+    client.tail_job_logs = tail_job_logs
+    with pytest.raises(ClusterError, match=r"cannot be reached for 600 s.*goes on.*the same command follows it"):
+        jobs.follow(client, "job", lambda _: None)
+    assert 4200 < clock.now < 4210
+
+
+def test_the_end_of_a_job_is_asked_for_again_too(clock):
+    client = FakeClient(["one\n"], "FAILED", 2)
+    client.get_job_info = breaks(2, client.get_job_info("job"))
+    client.get_job_status = breaks(2, SimpleNamespace(is_terminal=lambda: True))
+    assert jobs.follow(client, "job", lambda _: None).code == 2
+    client.get_job_info = breaks(1000)
+    with pytest.raises(ClusterError, match="cannot be reached"):
+        jobs.follow(client, "job", lambda _: None)
+
+
+def test_a_report_comes_home_across_broken_connections(clock, tmp_path):
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "index.html").write_text("<p>all of it</p>")
+    client = SimpleNamespace(
+        get_job_info=breaks(1, SimpleNamespace(runtime_env={"working_dir": "gcs://code.zip"})),
+        submit_job=breaks(1, RuntimeError("Job with submission_id job-report already exists.")),
+        get_job_status=breaks(2, SimpleNamespace(is_terminal=lambda: True)),
+        get_job_logs=breaks(2, report_archive.pack(report)),
+        delete_job=breaks(1),
+    )
+    jobs.fetch_report(client, "job", config(), None, tmp_path / "home")
+    assert (tmp_path / "home" / "index.html").read_text() == "<p>all of it</p>"
+    client.get_job_status = breaks(1000)
+    client.submit_job = breaks(0)
+    with pytest.raises(ClusterError, match="cannot be reached"):
+        jobs.fetch_report(client, "job", config(), None, tmp_path / "home")
+
+
+def test_a_cluster_that_has_just_started_is_waited_for(monkeypatch):
+    monkeypatch.setattr(jobs, "POLL_S", 0)
+    client, answers = FakeClient([]), ["500: No available agent to submit job", None, "400: no such folder"]
+
+    def submit_job(**job):
+        answer = answers.pop(0)
+        if answer:
+            raise RuntimeError(answer)
+
+    client.submit_job = submit_job
+    job, new = jobs.send(client, config(), "python x", [], None)
+    assert new
+    assert job.startswith("x-")
+    with pytest.raises(ClusterError, match="400: no such folder"):
+        jobs.send(client, config(), "python x", [], None)
+
+
+@pytest.fixture
+def busy():
+    """A cluster that keeps what it is sent, and a way to send."""
+    client = FakeClient([])
+
+    def submit_job(submission_id, metadata, **_):
+        assert all(isinstance(value, str) for value in metadata.values())
+        status = SimpleNamespace(is_terminal=lambda: submission_id in client.ended)
+        client.jobs.append(SimpleNamespace(submission_id=submission_id, metadata=metadata, status=status))
+
+    def send(*, until=None, run_dir=None, **sections):
+        run = config(**sections)
+        command = jobs.job_command(run, run_dir, first=None, last=until, accept_changes=False)
+        return jobs.send(client, run, command, [], run_dir)
+
+    client.submit_job, client.ended, client.send = submit_job, set(), send
+    client.jobs = [SimpleNamespace(submission_id="y", metadata=None, status=SimpleNamespace(is_terminal=lambda: False))]
+    return client
+
+
+def test_a_run_that_is_under_way_is_followed_not_started_twice(busy):
+    job, new = busy.send(until="data", run_dir="/mnt/a")
+    assert new
+    assert busy.send(until="data", run_dir="/mnt/a") == (job, False)
+    busy.ended.add(job)
+    assert busy.send(until="data", run_dir="/mnt/a")[1]
+
+
+def test_another_job_on_the_same_run_is_refused_with_what_differs(busy):
+    job, _ = busy.send(until="data", run_dir="/mnt/a")
+    with pytest.raises(
+        RunInUseError, match=rf"{job} is at work.*\n  configuration: \w+ there, \w+ here\n.*job stop {job}"
+    ):
+        busy.send(until="data", run_dir="/mnt/a", seed=99)
+    with pytest.raises(
+        RunInUseError, match=r"another job:\n  command: .*--until data there, .*--run-dir /mnt/a here\nWait"
+    ):
+        busy.send(run_dir="/mnt/a")
+    assert len(busy.jobs) == 2
+
+
+def test_another_run_directory_is_another_run(busy):
+    assert busy.send(run_dir="/mnt/a")[1]
+    assert busy.send(run_dir="/mnt/b", seed=99)[1]
+    assert busy.send()[1]
+
+
+@pytest.fixture
+def dashboard(monkeypatch):
+    """Connects to it once it has answers: (status, body)."""
+    for name in (
+        "RAY_AUTH_MODE",
+        "RAY_API_SERVER_ADDRESS",
+    ):  # for the commands after this one too: not left behind here
+        monkeypatch.setenv(name, "token" if name == "RAY_AUTH_MODE" else "")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, body = self.server.answer
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_nobody_at_the_address(dashboard, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")  # which Ray's client prefers to what it is given
+    with pytest.raises(ClusterError, match=r"nobody answers at http://127\.0\.0\.1:9: is the tunnel open"):
+        jobs.connect("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    "answer", [(200, b"hello"), (200, b"[]"), (200, b"{}"), (404, b"no such page"), (502, b"bad gateway")]
+)
+def test_what_is_not_ray_is_said(dashboard, answer):
+    dashboard.answer = answer
+    with pytest.raises(
+        ClusterError, match=r"what answers at http://127\.0\.0\.1:\d+ is not Ray's dashboard.*port 8265"
+    ):
+        jobs.connect(f"http://127.0.0.1:{dashboard.server_port}")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8265", "localhost", "ray://head:10001"])
+def test_an_address_is_a_url(dashboard, address):
+    with pytest.raises(ConfigError, match=r"is not the URL of a dashboard: give one as http://127\.0\.0\.1:8265"):
+        jobs.connect(address)
+
+
+@pytest.fixture(scope="module")
+def folder():
+    """Short, because sockets lie in it."""
+    path = Path(tempfile.mkdtemp(prefix="two"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def nodes(folder):
+    with two_nodes(folder, CPO_RAY_JUDGE_KEY=KEY, CPO_RAY_RUNS=str(folder / "runs")) as cluster:
+        yield cluster
+
+
+def submit(nodes, cwd, *options, environment=None):
+    command = [Path(sys.executable).with_name("cpo-ray"), "submit", TINY, "--address", nodes.dashboard, *options]
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=environment or nodes.environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def submitted(nodes, folder):
+    """A run whose first stages were a job, and a client that may ask about it."""
+    seen = submit(nodes, folder, "--until", "data")
+    assert seen.returncode == 0, seen.stdout + seen.stderr
+    headers = {"Authorization": f"Bearer {Path(nodes.environment['RAY_AUTH_TOKEN_PATH']).read_text()}"}
+    with httpx.Client(base_url=nodes.dashboard, headers=headers, trust_env=False, timeout=30) as client:
+        yield seen.stdout, client
+
+
+@pytest.mark.e2e
+def test_a_job_runs_there_and_its_log_is_told_here(submitted, folder):
+    output, _ = submitted
+    assert "submitted" in output.splitlines()[0]
+    assert "data: read, split and tokenize the examples" in output
+    assert "made data in" in output
+    assert "warning" not in output
+    assert (folder / "runs" / "tiny" / "data" / "manifest.json").is_file()
+
+
+@pytest.mark.e2e
+def test_the_cluster_has_two_nodes(submitted):
+    nodes = submitted[1].get("/nodes?view=summary").json()["data"]["summary"]
+    assert {node["ip"] for node in nodes} == {HEAD_IP, WORKER_IP}
+
+
+@pytest.mark.e2e
+def test_the_judges_key_shows_nowhere(submitted, folder):
+    output, client = submitted
+    (job,) = client.get("/api/jobs/").json()
+    shown = [output, client.get(f"/api/jobs/{job['submission_id']}/logs").text, str(job)]
+    shown += [
+        client.get(page).text for page in ("/api/jobs/", "/nodes?view=details", "/api/v0/workers", "/api/v0/actors")
+    ]
+    assert all(KEY not in page for page in shown)
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(files) > 20
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+@pytest.mark.e2e
+def test_a_job_has_the_judges_key_from_the_head_and_ends_with_its_own_code(nodes, submitted, folder):
+    """Without the key this job would end with 2 before it looks for what it is to judge."""
+    judge = ["--set", "judge.url=http://127.0.0.1:9/v1", "--set", "judge.model=m", "--accept-changes"]
+    seen = submit(nodes, folder, "--from", "judging", "--until", "judging", *judge)
+    assert seen.returncode == 1
+    assert "run the stage `generation` first" in seen.stdout
+    assert KEY not in seen.stdout + seen.stderr
+
+
+@pytest.mark.e2e
+def test_a_finished_runs_report_comes_home(nodes, submitted, folder):
+    """In a process of its own: Ray remembers the first token that a process has used."""
+    report = folder / "runs" / "tiny" / "report"
+    report.mkdir()
+    (report / "index.html").write_text("<p>all of it</p>" * 1000)
+    target = folder / "home" / "reports" / "tiny"
+    command = [sys.executable, "-c", FETCH, nodes.dashboard, str(TINY), str(target)]
+    seen = subprocess.run(command, env=nodes.environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert seen.returncode == 0, seen.stderr
+    assert (target / "index.html").read_text() == "<p>all of it</p>" * 1000
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from cpo_ray.submission import jobs
+from cpo_ray.config.loading import load_config
+
+address, config, target = sys.argv[1:]
+client = jobs.connect(address)
+job = next(each.submission_id for each in client.list_jobs() if each.metadata)
+for _ in range(2):  # again: in place of the first
+    jobs.fetch_report(client, job, load_config(Path(config)), None, Path(target))
+"""
+
+
+@pytest.mark.e2e
+def test_strangers_stay_out(nodes, folder):
+    with httpx.Client(base_url=nodes.dashboard, trust_env=False, timeout=30) as client:
+        for page in ("/api/jobs/", "/nodes?view=summary", "/api/v0/actors", "/api/cluster_status", "/api/v0/logs"):
+            assert client.get(page).status_code == 401, page
+        assert client.post("/api/jobs/", json={"entrypoint": "true"}).status_code == 401
+        client.headers["Authorization"] = "Bearer guessed"
+        assert client.post("/api/jobs/", json={"entrypoint": "true"}).status_code == 403
+    seen = submit(nodes, folder, "--until", "data", environment=nodes.stranger | {"RAY_AUTH_TOKEN": "guessed"})
+    assert seen.returncode == 1
+    assert "token" in seen.stderr
+    code = f"import ray._raylet as r; r.GcsClient(address='{nodes.gcs}').internal_kv_keys(b'', None, 5)"
+    for environment, expected in ((nodes.environment, 0), (nodes.stranger | {"RAY_AUTH_MODE": "disabled"}, 1)):
+        asked = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+        assert asked.returncode == expected, asked.stderr
+    assert "nauthenticated" in asked.stderr or "nauthorized" in asked.stderr

@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from cpo_ray.config import ObjectiveConfig
+from cpo_ray.training.step_metrics import Tally, step_metrics
+
+OBJECTIVE = ObjectiveConfig(ranked=False, beta=2.0)
+
+
+def add_groups(tally, drifts, valid):
+    """A microbatch of groups of a gold and two negatives, whose policy is `drifts` above the reference."""
+    ref = torch.full((len(drifts), 3), -5.0)
+    ranks, kinds = torch.arange(3).expand(len(drifts), 3), [["gold", "batch", "autoregressive"]] * len(drifts)
+    rows = list(range(len(drifts)))
+    policy = ref + torch.tensor(drifts)
+    tally.add_cpo(torch.zeros(len(drifts)), policy, ref, torch.tensor(valid), ranks, kinds, rows, OBJECTIVE)
+
+
+def metrics_of(*microbatches, sampled_from_step=0):
+    """One worker's metrics, without the all-reduce."""
+    tally = Tally(torch.device("cpu"), ["gold", "batch", "autoregressive"])
+    for drifts, valid in microbatches:
+        add_groups(tally, drifts, valid)
+    return step_metrics(dict(zip(tally.place, tally.sums.tolist(), strict=True)), OBJECTIVE, sampled_from_step)
+
+
+FIRST, SECOND, ALONE = [1.0, 0.0, 0.5], [2.0, -1.0, 0.0], [9.0, 9.0, 9.0]
+BOTH, ONE, NONE = [True, True, True], [True, True, False], [True, False, False]
+
+
+def test_the_margin_is_a_mean_over_prompts_that_have_a_negative():
+    """Beta is 2: 2 * (1 - 0), 2 * (2 + 0.5), and a prompt whose negatives all equal the gold."""
+    together = metrics_of(([FIRST, SECOND, ALONE], [ONE, BOTH, NONE]))
+    assert together["margin"] == pytest.approx((2 + 5) / 2)
+    assert together["masked"] == 3
+    apart = metrics_of(([FIRST], [ONE]), ([ALONE], [NONE]), ([SECOND], [BOTH]))
+    assert apart["margin"] == together["margin"]
+
+
+def test_without_any_negative_there_is_no_margin():
+    alone = metrics_of(([ALONE], [NONE]))
+    assert "margin" not in alone
+    assert (alone["accuracy"], alone["rank_accuracy"]) == (1.0, 1.0)
+
+
+def test_kl_is_estimated_on_samples_of_the_reference_alone():
+    groups = ([FIRST, SECOND], [BOTH, BOTH])
+    assert metrics_of(groups)["kl"] == pytest.approx(-0.25)
+    assert "kl" not in metrics_of(groups, sampled_from_step=10)
