@@ -1,4 +1,4 @@
-"""A stage's output: written whole or not at all, with a manifest; reused when its inputs are the same."""
+"""What stages leave on disk: artifacts with manifests, atomic files, locks, journals, and a store that runs share."""
 
 from cpo_ray.artifacts.environment import CHECKOUT, describe_environment, git_revision
 from cpo_ray.artifacts.hashing import canonical, content_key, hash_directories, hash_file

@@ -1,4 +1,4 @@
-"""Hashes of values, files and directories: what an artifact's inputs and contents are compared by."""
+"""Hashes of values, files and directories, by which inputs and contents of artifacts are compared."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def canonical(value: Any) -> str:
-    """JSON with one spelling per value."""
+    """JSON with exactly one spelling per value."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -23,9 +23,9 @@ def hash_file(file: Path) -> str:
 
 
 def hash_directories(**paths: str | None) -> dict[str, str]:
-    """What stands for the content of each path that is a directory on this machine, for an artifact's inputs.
+    """Name -> hash of the content, for each path that is a directory on this machine, for an artifact's inputs.
 
-    Hidden files and Markdown, which no loader reads, do not count. Other paths (a hub id, say) are left out.
+    Hidden files and Markdown, which no loader reads, do not count. Other paths, such as hub ids, are left out.
     """
     return {name: _hash_directory(Path(path)) for name, path in paths.items() if path and Path(path).is_dir()}
 
