@@ -1,4 +1,4 @@
-"""Models in and out: from scratch by a config, from a Hugging Face directory, and back into one."""
+"""Initialize, load, export and copy models as Hugging Face directories."""
 
 import shutil
 from pathlib import Path
@@ -15,15 +15,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def initialize_model(config: ModelConfig, tokenizer: Path, seed: int, out: Path) -> dict[str, Any]:
     """Write a model with random weights, and the tokenizer, as a Hugging Face directory."""
-    words = AutoTokenizer.from_pretrained(tokenizer)
+    hf_tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     special = {
-        "bos_token_id": words.bos_token_id,
-        "eos_token_id": words.eos_token_id,
-        "pad_token_id": words.pad_token_id,
+        "bos_token_id": hf_tokenizer.bos_token_id,
+        "eos_token_id": hf_tokenizer.eos_token_id,
+        "pad_token_id": hf_tokenizer.pad_token_id,
     }
     if config.architecture == "llama":
         shape: Any = LlamaConfig(
-            vocab_size=len(words),
+            vocab_size=len(hf_tokenizer),
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             num_hidden_layers=config.layers,
@@ -34,7 +34,7 @@ def initialize_model(config: ModelConfig, tokenizer: Path, seed: int, out: Path)
         )
     else:
         shape = GPT2Config(
-            vocab_size=len(words),
+            vocab_size=len(hf_tokenizer),
             n_embd=config.hidden_size,
             n_inner=config.intermediate_size,
             n_layer=config.layers,
@@ -47,8 +47,8 @@ def initialize_model(config: ModelConfig, tokenizer: Path, seed: int, out: Path)
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(shape)
     model.save_pretrained(out)
-    words.save_pretrained(out)
-    return {"parameters": model.num_parameters(), "vocabulary": len(words)}
+    hf_tokenizer.save_pretrained(out)
+    return {"parameters": model.num_parameters(), "vocabulary": len(hf_tokenizer)}
 
 
 def load_model(source: str | Path, precision: str) -> PreTrainedModel:
@@ -75,7 +75,7 @@ def export_model(
 ) -> None:
     """Write an ordinary Hugging Face directory: safetensors, config, and the tokenizer of `source`.
 
-    weights: a gathered state dict where the module's own is partitioned (ZeRO-3); None for the module's own.
+    weights: the gathered state dict if the module's own is partitioned (ZeRO-3); None for the module's own.
     """
     model.save_pretrained(out, state_dict=weights)
     AutoTokenizer.from_pretrained(source).save_pretrained(out)

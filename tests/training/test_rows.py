@@ -2,14 +2,15 @@
 
 import pytest
 
-from cpo_ray.training.task import Refusal, Rows
+from cpo_ray.training.rows import TrainingRows
+from cpo_ray.training.task import Refusal
 from tests.training.world import make_task, write_groups
 
 
 def read(world, tmp_path, change, **settings):
     write_groups(world / "tied", tmp_path / "groups", change=change)
     task = make_task(world, groups=tmp_path / "groups", **settings)
-    return Rows.read(task.rows, task)
+    return TrainingRows.read(task.rows, task)
 
 
 def with_row(number, **columns):
@@ -28,19 +29,19 @@ def test_ranks_must_be_a_permutation_with_the_gold_first(world, tmp_path, ranks)
         read(world, tmp_path, with_row(5, rank=ranks))
 
 
-def test_k_must_be_one_for_all_groups(world, tmp_path):
+def test_all_groups_must_have_the_same_k(world, tmp_path):
     with pytest.raises(Refusal, match="row row-2 has 3 ranks, row row-0 has 8"):
         read(world, tmp_path, with_row(2, rank=[0, 1, 2]))
 
 
-def test_a_group_longer_than_a_row_names_the_row_and_the_knob(world, tmp_path):
+def test_a_group_longer_than_a_packed_row_names_the_row_and_the_key(world, tmp_path):
     with pytest.raises(Refusal, match=r"group of row row-\d+ needs \d+ tokens, but training.row_tokens is 16"):
         read(world, tmp_path, lambda rows: rows, row_tokens=16)
 
 
-def test_examples_have_the_gold_alone(world):
+def test_the_only_candidate_of_an_example_is_the_gold(world):
     task = make_task(world, objective=False)
-    rows = Rows.read(task.rows, task, 4)
+    rows = TrainingRows.read(task.rows, task, 4)
     assert [len(group) for group in rows.candidates] == [1] * 4
     assert rows.ref_logps.size == 0
     assert rows.sizes[0].tokens == len(rows.prompts[0]) + len(rows.candidates[0][0]) - 1
