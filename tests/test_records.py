@@ -1,3 +1,5 @@
+"""The schemas of rows."""
+
 import pyarrow as pa
 
 from cpo_ray.records import CANDIDATE_KINDS, EXAMPLE_SCHEMA, GROUP_SCHEMA, NEGATIVE_KINDS, Example, Group
@@ -8,7 +10,7 @@ def test_schemas_have_the_fields_of_the_rows():
     assert GROUP_SCHEMA.names == list(Group.__annotations__)
 
 
-def test_the_gold_is_candidate_zero_and_no_negative():
+def test_the_gold_is_candidate_zero_and_not_a_negative():
     assert CANDIDATE_KINDS[0] == "gold"
     assert "gold" not in NEGATIVE_KINDS
     assert len(NEGATIVE_KINDS) == len(CANDIDATE_KINDS) - 1
@@ -18,7 +20,7 @@ def test_log_probs_of_long_sequences_keep_float64():
     assert GROUP_SCHEMA.field("ref_logps").type == pa.list_(pa.float64())
 
 
-def test_a_group_goes_through_arrow_and_back():
+def test_a_group_survives_a_round_trip_through_arrow():
     group = Group(
         id="0" * 16,
         prompt="p",

@@ -1,27 +1,26 @@
-"""What the sampling stage must know of the reference model before any actor starts."""
+"""What the sampling stage reads from the reference model's directory before any actor starts."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpo_ray.config import RunConfig
 from cpo_ray.errors import ConfigError
-from cpo_ray.sampling.negatives.context import Tokens
+from cpo_ray.records import Tokens
 from cpo_ray.sampling.negatives.registry import Limits
 from cpo_ray.sampling.responses import encode_responses, load_tokenizer
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The reference model's directory, and what its files say."""
+    """The reference model's directory and the facts from its configuration and tokenizer."""
 
     path: Path
     context: int  # positions
     eos: int
-    vocabulary: int  # tokens that it has an embedding for
+    vocabulary: int  # rows of the embedding
 
 
 def read_reference(path: Path) -> Reference:
-    """Read its configuration and its tokenizer's. Raises ConfigError for a tokenizer without EOS."""
+    """Read the configuration and the tokenizer in `path`. Raises ConfigError for a tokenizer without EOS."""
     from transformers import AutoConfig, AutoTokenizer
 
     eos = AutoTokenizer.from_pretrained(path, trust_remote_code=False).eos_token_id
@@ -31,11 +30,10 @@ def read_reference(path: Path) -> Reference:
     return Reference(path, model.max_position_embeddings, eos, model.vocab_size)
 
 
-def draw_limits(config: RunConfig, reference: Reference) -> Limits:
-    """What a candidate must keep to, whoever draws it."""
-    longest = config.data.max_response_tokens
+def candidate_limits(reference: Reference, max_tokens: int) -> Limits:
+    """The limits of every candidate: at most `max_tokens`, EOS included."""
 
     def encode(text: str) -> Tokens:
-        return encode_responses(load_tokenizer(reference.path), [text], longest)[0]
+        return encode_responses(load_tokenizer(reference.path), [text], max_tokens)[0]
 
-    return Limits(longest, reference.eos, reference.vocabulary, encode)
+    return Limits(max_tokens, reference.eos, reference.vocabulary, encode)

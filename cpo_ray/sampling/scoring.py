@@ -1,4 +1,4 @@
-"""Meanfield negatives and reference log-probs: the reference model as a Ray Data actor around a pure function."""
+"""Meanfield negatives and reference log-probs: pure functions of the model, and their Ray Data actor."""
 
 import math
 import time
@@ -9,47 +9,50 @@ import pyarrow as pa
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from cpo_ray.config import RunConfig
+from cpo_ray.config import RunConfig, SamplingConfig
 from cpo_ray.errors import TrainingError
 from cpo_ray.objective.attention import use_tree_attention
 from cpo_ray.objective.logprobs import candidate_logps, gold_logits
 from cpo_ray.objective.packing import pack_groups
 from cpo_ray.records import Group
 from cpo_ray.sampling.negatives.meanfield import MeanfieldDraw, meanfield_draws, meanfield_negatives, union_positions
-from cpo_ray.sampling.units import Unit, add, note, put_in_order, read_units, write_units
+from cpo_ray.sampling.units import Unit, add_candidates, add_work, read_units, sort_candidates, write_units
 
-BATCH_TOKENS = 8192  # tokens of a forward pass, before prefixes are shared
-BATCH_LOGITS = 2**26  # logits held for meanfield draws: 256 MiB
+BATCH_TOKENS = 8192  # tokens per forward pass, before prefixes are shared
+BATCH_LOGITS = 2**26  # logits in memory for meanfield draws: 256 MiB
 
 
 class Scorer:
-    """Adds meanfield negatives, puts candidates in order, and scores all K of them under the reference."""
+    """Adds meanfield negatives, sorts the candidates and scores all K of them under the reference."""
 
     def __init__(self, config: RunConfig, reference: Path) -> None:
-        """Load the reference."""
+        """Load the reference model."""
         torch.set_num_threads(config.cluster.threads_per_worker)
         self.config = config
-        self.reference = load_scored(reference, config)
-        self.policy: tuple[str, PreTrainedModel] = "", self.reference  # what negatives are drawn from, and its folder
+        self.reference = load_model(reference, config)
+        self.policy: tuple[str, PreTrainedModel] = (
+            "",
+            self.reference,
+        )  # folder, and the model that negatives are drawn from
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Finish the candidates of the batch's units and score them, unit by unit."""
+        """Add and score the last candidates of the batch's units, one unit after another."""
         units = read_units(batch)
         for unit in units:
             if self.config.sampling.negatives.meanfield:
-                add_meanfield(self._sampled_from(unit["policy"]), unit, self.config)
+                add_meanfield(self._load_policy(unit["policy"]), unit, self.config.sampling)
             score(self.reference, unit["groups"])
         return write_units(units)
 
-    def _sampled_from(self, folder: str) -> PreTrainedModel:
-        """The model in `folder`, the last one that was asked for being kept; "" is the reference."""
+    def _load_policy(self, folder: str) -> PreTrainedModel:
+        """The model in `folder`; "" is the reference. Only the latest policy stays in memory."""
         if self.policy[0] != folder:
-            self.policy = folder, load_scored(folder, self.config) if folder else self.reference
+            self.policy = folder, load_model(folder, self.config) if folder else self.reference
         return self.policy[1]
 
 
-def load_scored(folder: str | Path, config: RunConfig) -> PreTrainedModel:
-    """A model in the precision that the trainer computes in, so that both see the same log-probs."""
+def load_model(folder: str | Path, config: RunConfig) -> PreTrainedModel:
+    """The model in `folder` in the trainer's precision, so that its log-probs equal the trainer's."""
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32 if config.training.precision == "fp32" else torch.bfloat16,
@@ -58,23 +61,23 @@ def load_scored(folder: str | Path, config: RunConfig) -> PreTrainedModel:
         trust_remote_code=False,
     )
     model.to("cuda" if config.cluster.gpus_per_worker else "cpu").eval()
-    use_tree_attention(model)  # as the trainer does; where it cannot be had, the trainer says so
+    use_tree_attention(model)  # as the trainer does, which also warns if it is not available
     return model
 
 
 @torch.inference_mode()
-def add_meanfield(model: PreTrainedModel, unit: Unit, config: RunConfig) -> None:
+def add_meanfield(model: PreTrainedModel, unit: Unit, config: SamplingConfig) -> None:
     """Add the configured number of meanfield negatives to each group."""
-    count, fraction, groups = config.sampling.negatives.meanfield, config.sampling.meanfield_fraction, unit["groups"]
-    began, redraws, tokens = time.perf_counter(), 0, 0
+    count, fraction, groups = config.negatives.meanfield, config.meanfield_fraction, unit["groups"]
+    started, redraws, tokens = time.perf_counter(), 0, 0
     golds = [group["candidate_ids"][0] for group in groups]
     draws = [
-        meanfield_draws(gold, count, fraction, unit["seed"], group["id"], tries=1 + config.sampling.redraws)
+        meanfield_draws(gold, count, fraction, unit["seed"], group["id"], attempts=1 + config.redraws)
         for gold, group in zip(golds, groups, strict=True)
     ]
     vocabulary = model.get_output_embeddings().weight.shape[0]
     costs = [_gold_cost(group, draw, vocabulary) for group, draw in zip(groups, draws, strict=True)]
-    for rows in batches(costs, 1.0):
+    for rows in batch_by_cost(costs, 1.0):
         logits = gold_logits(
             model,
             [groups[r]["prompt_ids"] for r in rows],
@@ -84,20 +87,20 @@ def add_meanfield(model: PreTrainedModel, unit: Unit, config: RunConfig) -> None
         for r, logits_PV in zip(rows, logits, strict=True):
             if not torch.isfinite(logits_PV).all():
                 raise TrainingError(f"the reference's logits for row {groups[r]['id']} are not finite")
-            negatives, thrown = meanfield_negatives(golds[r], draws[r], logits_PV, groups[r]["candidate_ids"])
-            add(groups[r], "meanfield", negatives)
-            redraws += thrown
-            tokens += (count + thrown) * len(golds[r])
-    note(unit, "meanfield", redraws=redraws, tokens=tokens, seconds=time.perf_counter() - began)
+            negatives, discarded = meanfield_negatives(golds[r], draws[r], logits_PV, groups[r]["candidate_ids"])
+            add_candidates(groups[r], "meanfield", negatives)
+            redraws += discarded
+            tokens += (count + discarded) * len(golds[r])
+    add_work(unit, "meanfield", redraws=redraws, tokens=tokens, seconds=time.perf_counter() - started)
 
 
 @torch.inference_mode()
 def score(model: PreTrainedModel, groups: list[Group]) -> None:
-    """Put each group's candidates in order and set `ref_logps`, (K,) nats, EOS included, prompt excluded."""
+    """Sort each group's candidates and set `ref_logps`, (K,) nats, EOS included, prompt excluded."""
     for group in groups:
-        put_in_order(group)
+        sort_candidates(group)
     costs = [(len(g["prompt_ids"]) + sum(map(len, g["candidate_ids"]))) / BATCH_TOKENS for g in groups]
-    for rows in batches(costs, 1.0):
+    for rows in batch_by_cost(costs, 1.0):
         packed = pack_groups([groups[r]["prompt_ids"] for r in rows], [groups[r]["candidate_ids"] for r in rows])
         logps_BK = candidate_logps(model, packed.to(model.device)).tolist()
         for r, logps in zip(rows, logps_BK, strict=True):
@@ -106,8 +109,8 @@ def score(model: PreTrainedModel, groups: list[Group]) -> None:
             groups[r]["ref_logps"] = logps
 
 
-def batches(costs: Sequence[float], budget: float) -> Iterator[list[int]]:
-    """Indices in batches of like cost, cheapest first, each within the budget unless it is a single index."""
+def batch_by_cost(costs: Sequence[float], budget: float) -> Iterator[list[int]]:
+    """Batches of indices of similar cost, cheapest first. A batch exceeds the budget only if it is a single index."""
     rows: list[int] = []
     total = 0.0
     for row in sorted(range(len(costs)), key=lambda r: costs[r]):

@@ -32,15 +32,15 @@ def ranks_of(cosines):
     return rank_by_similarity([round_similarity(cosine) for cosine in cosines])
 
 
-def test_the_noise_of_an_embedding_decides_nothing():
-    """The same text in capitals embeds alike, but for what it is batched with."""
+def test_rounding_errors_of_embeddings_do_not_change_ranks():
+    """A text and the same text in capitals have equal embeddings, except for noise that depends on the batch."""
     assert ranks_of([1.0, 0.95697927, 0.2, 0.95697939]) == [0, 1, 3, 2]
     assert ranks_of([1.0, 0.95697939, 0.2, 0.95697927]) == [0, 1, 3, 2]
     assert ranks_of([1.0, 0.9569, 0.2, 0.9570]) == [0, 2, 3, 1]
 
 
 def test_a_chain_of_near_ties_has_the_order_of_the_rounded_values():
-    """Steps of 0.9e-5 are three values of five decimals; the first two of steps of 0.4e-5 are one."""
+    """Steps of 0.9e-5 round to three values of five decimals. With steps of 0.4e-5 the first two round to one value."""
     noise = 1e-7
     for shift in (-noise, 0.0, noise):
         assert ranks_of([1.0, 0.5 + shift, 0.500009 - shift, 0.500018 + shift]) == [0, 3, 2, 1]

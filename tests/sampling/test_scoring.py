@@ -1,14 +1,14 @@
-"""Scores and meanfield negatives against plain forwards of a tiny model."""
+"""Scores and meanfield negatives, compared with separate forward passes of a tiny model."""
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cpo_ray.config import RunConfig
+from cpo_ray.config import SamplingConfig
 from cpo_ray.errors import TrainingError
 from cpo_ray.sampling import scoring
-from cpo_ray.sampling.scoring import add_meanfield, batches, score
-from cpo_ray.sampling.units import begin_unit
+from cpo_ray.sampling.scoring import add_meanfield, batch_by_cost, score
+from cpo_ray.sampling.units import empty_unit
 
 EOS = 1
 
@@ -24,7 +24,7 @@ def model():
 
 @pytest.fixture
 def config():
-    return RunConfig.model_validate({"name": "test", "sampling": {"negatives": {"meanfield": 3}}})
+    return SamplingConfig.model_validate({"negatives": {"meanfield": 3}})
 
 
 def make_groups(rows=6):
@@ -53,7 +53,7 @@ def make_groups(rows=6):
 
 
 def as_unit(groups):
-    return {**begin_unit(0, 17), "groups": groups}
+    return {**empty_unit(0, 17), "groups": groups}
 
 
 def plain_logp(model, prompt, continuation):
@@ -62,7 +62,7 @@ def plain_logp(model, prompt, continuation):
     return sum(logps[len(prompt) + t - 1, token].item() for t, token in enumerate(continuation))
 
 
-def test_scores_equal_separate_forwards_in_the_order_of_kinds(model, config):
+def test_scores_equal_separate_forward_passes_in_the_order_of_kinds(model, config):
     groups = make_groups()
     add_meanfield(model, as_unit(groups), config)
     score(model, groups)
@@ -73,7 +73,7 @@ def test_scores_equal_separate_forwards_in_the_order_of_kinds(model, config):
         assert group["ref_logps"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_meanfield_does_not_depend_on_the_rows_beside_it(model, config, monkeypatch):
+def test_meanfield_does_not_depend_on_other_rows_of_the_batch(model, config, monkeypatch):
     together, alone, in_small_batches = make_groups(), make_groups(), make_groups()
     add_meanfield(model, as_unit(together), config)
     for group in alone:
@@ -83,7 +83,7 @@ def test_meanfield_does_not_depend_on_the_rows_beside_it(model, config, monkeypa
     assert together == alone == in_small_batches
 
 
-def test_meanfield_work_is_noted_and_repeats_nothing_that_the_group_has(model, config):
+def test_meanfield_work_is_counted_and_no_candidate_is_repeated(model, config):
     unit = as_unit(make_groups())
     add_meanfield(model, unit, config)
     (work,) = unit["work"]
@@ -94,7 +94,7 @@ def test_meanfield_work_is_noted_and_repeats_nothing_that_the_group_has(model, c
         assert len(set(map(tuple, group["candidate_ids"]))) == len(group["candidate_ids"])
 
 
-def test_a_reference_that_is_not_finite_is_named_with_the_row(model, config, monkeypatch):
+def test_non_finite_outputs_of_the_reference_raise_an_error_with_the_row(model, config, monkeypatch):
     groups = make_groups(1)
     monkeypatch.setattr(model.lm_head, "weight", torch.nn.Parameter(torch.full((50, 32), torch.nan)))
     with pytest.raises(TrainingError, match="row row0 are not finite"):
@@ -103,6 +103,6 @@ def test_a_reference_that_is_not_finite_is_named_with_the_row(model, config, mon
         score(model, groups)
 
 
-def test_batches_keep_within_the_budget_and_lose_nothing():
-    assert list(batches([0.5, 2.0, 0.25, 0.4, 0.3], 1.0)) == [[2, 4, 3], [0], [1]]
-    assert list(batches([], 1.0)) == []
+def test_batches_stay_within_the_budget_and_contain_every_index():
+    assert list(batch_by_cost([0.5, 2.0, 0.25, 0.4, 0.3], 1.0)) == [[2, 4, 3], [0], [1]]
+    assert list(batch_by_cost([], 1.0)) == []

@@ -1,10 +1,10 @@
-"""Rows, configurations and limits for tests of what is drawn."""
+"""Rows, configurations and limits for tests that draw negatives."""
 
 import pyarrow as pa
 
 from cpo_ray.config import RunConfig
 from cpo_ray.records import EXAMPLE_SCHEMA
-from cpo_ray.sampling.negatives.context import Source
+from cpo_ray.sampling.negatives.context import NegativeContext
 from cpo_ray.sampling.negatives.registry import Limits, load_kinds
 from cpo_ray.sampling.units import draw_unit
 
@@ -12,7 +12,7 @@ EOS = 0
 
 
 def encode(text):
-    """A tokenizer of sorts: a token per letter."""
+    """A stand-in for a tokenizer: one token per letter."""
     return [*(1 + ord(letter) % 90 for letter in text[:7]), EOS]
 
 
@@ -52,10 +52,10 @@ def responses(rows):
     return [[1 + row // 10, 11 + row % 10, 3, EOS] for row in range(rows)]
 
 
-def make_source(gold, others=(), row_id="row", taken=()):
-    return Source(row_id, "p", "r", [5, 6, 7], list(gold), [t for t in others if t != gold], taken)
+def make_context(gold, others=(), row_id="row", taken=()):
+    return NegativeContext(row_id, "p", "r", [5, 6, 7], list(gold), [t for t in others if t != gold], taken)
 
 
 def draw(table, start, config, prompt_tokens=16):
-    """The unit that begins at `start`."""
-    return draw_unit(table, start, prompt_tokens, config, load_kinds(config.sampling), LIMITS)
+    """The unit that starts at row `start`."""
+    return draw_unit(table, start, prompt_tokens, config.sampling, config.seed, load_kinds(config.sampling), LIMITS)

@@ -1,4 +1,4 @@
-"""A tokenizer of few words, a tiny reference and a hundred rows, for what runs on real parts."""
+"""A small tokenizer, a tiny reference model and about a hundred rows, for end-to-end tests."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,7 +44,7 @@ def write_reference(path, tokenizer):
 
 
 def write_data(folder, tokenizer):
-    """97 rows; number 40 has a one-token response, number 3 a prompt beyond the context."""
+    """97 rows. Row 40 has a one-token response; row 3 has a prompt longer than the context."""
     rng = torch.Generator().manual_seed(5)
 
     def words(low, high):
