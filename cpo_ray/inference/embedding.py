@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 BUNDLED = "minilm"
-BATCH_TEXTS = 32  # on one core the fastest of 8 to 128: larger batches outgrow its cache, smaller ones waste calls
+BATCH_TEXTS = (
+    32  # on one core the fastest of 8 to 128: larger batches exceed its cache, smaller ones add overhead per call
+)
 
 
 def check_embedder(name: str) -> None:
-    """Raise ConfigError where `load_embedder` would find no such model. Loads no weights."""
+    """Raise ConfigError if `load_embedder` could not find the model. Loads no weights."""
     from transformers.utils.hub import has_file
 
     if name == BUNDLED:
@@ -34,7 +36,7 @@ def check_embedder(name: str) -> None:
 def load_embedder(name: str, device: str | None = None) -> "SentenceTransformer":
     """Load `minilm` (all-MiniLM-L6-v2, bundled, no network), a sentence-transformers directory, or a hub id.
 
-    `device` as torch names it; by default a GPU where there is one. Raises ConfigError where there is no such model.
+    `device` is a torch device name; by default a GPU if available. Raises ConfigError if there is no such model.
     """
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
@@ -53,7 +55,7 @@ def load_embedder(name: str, device: str | None = None) -> "SentenceTransformer"
 def embed_texts(embedder: "SentenceTransformer", texts: list[str]) -> npt.NDArray[np.float32]:
     """Embed n texts, empty ones included: (n, D) float32 of unit length.
 
-    Texts are batched by length, so little is padding; one longer than the model's window counts by its beginning.
+    Texts are batched by length to keep padding small. A text longer than the model's window is truncated to it.
     """
     if not texts:
         return np.empty((0, embedder.get_embedding_dimension()), dtype=np.float32)
@@ -65,6 +67,5 @@ def embed_texts(embedder: "SentenceTransformer", texts: list[str]) -> npt.NDArra
 
 def _no_embedder(name: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"embedder {name}: neither `{BUNDLED}`, nor a sentence-transformers directory, nor a model that the hub gives "
-        f"({reason})"
+        f"embedder {name}: neither `{BUNDLED}`, nor a sentence-transformers directory, nor a model on the hub ({reason})"
     )

@@ -1,4 +1,4 @@
-"""What must be the same in two model directories before their weights can be averaged, or take each other's place."""
+"""Check that two models are compatible, so that their weights can be averaged or swapped in one engine."""
 
 import json
 from collections.abc import Iterator
@@ -18,15 +18,15 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer.model",
 )
-# Where a file lay and who wrote it, not what it does.
-CLERICAL_KEYS = {"name_or_path", "_name_or_path", "transformers_version", "processor_class", "use_cache", "torch_dtype"}
-SHOWN = 10
+# Keys of config and tokenizer files that do not change what the model computes.
+IGNORED_KEYS = {"name_or_path", "_name_or_path", "transformers_version", "processor_class", "use_cache", "torch_dtype"}
+LISTED = 10
 
 
-def refuse_differences(model: Path, other: Path, purpose: str) -> None:
+def check_compatible(model: Path, other: Path, purpose: str) -> None:
     """Raise ArtifactError with the first ten differences in tokenizer, config, tensor names, shapes and dtypes.
 
-    `purpose` ends the sentence "A and B cannot ...". Tensors' values are not looked at.
+    `purpose` completes the message "A and B cannot ...". Tensor values are not compared.
     """
     differences = [
         *_compare_tokenizers(model, other),
@@ -34,10 +34,10 @@ def refuse_differences(model: Path, other: Path, purpose: str) -> None:
         *_compare_tensors(model, read_tensors(model), other, read_tensors(other)),
     ]
     if differences:
-        shown = "\n".join(f"  {difference}" for difference in differences[:SHOWN])
-        first = f", the first {SHOWN}" if len(differences) > SHOWN else ""
+        lines = "\n".join(f"  {difference}" for difference in differences[:LISTED])
+        first = f", the first {LISTED}" if len(differences) > LISTED else ""
         count = f"{len(differences)} difference{'s' if len(differences) > 1 else ''}"
-        raise ArtifactError(f"{model} and {other} cannot {purpose}; {count}{first}:\n{shown}")
+        raise ArtifactError(f"{model} and {other} cannot {purpose}; {count}{first}:\n{lines}")
 
 
 def _compare_tensors(
@@ -68,7 +68,7 @@ def _compare_tokenizers(model: Path, other: Path) -> Iterator[str]:
 def _compare_json(what: str, ours: Path, theirs: Path) -> Iterator[str]:
     left, right = _read_object(ours), _read_object(theirs)
     for key in sorted(left.keys() | right.keys()):
-        if key not in CLERICAL_KEYS and left.get(key) != right.get(key):
+        if key not in IGNORED_KEYS and left.get(key) != right.get(key):
             yield f"{what}: {key!r} differs"
 
 

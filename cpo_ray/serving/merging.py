@@ -1,4 +1,4 @@
-"""The weight-space ensemble: theta = alpha * theta_MLE + (1 - alpha) * theta_CPO, or any weighted mean, block by block."""
+"""The weight-space ensemble theta = alpha * theta_MLE + (1 - alpha) * theta_CPO, and weighted means of any models."""
 
 import math
 import shutil
@@ -9,10 +9,10 @@ import torch
 
 from cpo_ray.artifacts import MANIFEST, Summary, write_atomically
 from cpo_ray.errors import ArtifactError
-from cpo_ray.serving.compatibility import refuse_differences
-from cpo_ray.serving.safetensors_files import Shard, StoredTensor, read_shards, read_tensors
+from cpo_ray.serving.compatibility import check_compatible
+from cpo_ray.serving.safetensors_files import StoredTensor, WeightShard, read_shards, read_tensors
 
-CARD = "README.md"  # tells of another model than the merged one
+CARD = "README.md"  # describes the input model, not the merged one
 SAFETENSORS = ".safetensors"
 OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".h5", ".msgpack"}
 WEIGHTS_TOLERANCE = 1e-6  # of their sum: 0.1 + 0.2 + 0.7 is not 1 in binary
@@ -21,10 +21,10 @@ WEIGHTS_TOLERANCE = 1e-6  # of their sum: 0.1 + 0.2 + 0.7 is not 1 in binary
 def merge_models(mle: Path, cpo: Path, alpha: float, out: Path) -> Summary:
     """Write the Hugging Face directory `out` with theta = alpha * MLE + (1 - alpha) * CPO (the paper, "Weight-space ensemble").
 
-    `average_models` with two models: `alpha` 1 and 0 give the weights of `mle` and `cpo` bit for bit; shards, index, config
-    and tokenizer are those of `cpo`. Returns {"alpha", "tensors", "parameters", "shards"}.
+    Same as `average_models` with two models: `alpha` 1 and 0 copy the weights of `mle` and `cpo` bit for bit; shards,
+    index, config and tokenizer are those of `cpo`. Returns {"alpha", "tensors", "parameters", "shards"}.
 
-    Raises ArtifactError for alpha outside [0, 1], and as `average_models`.
+    Raises ArtifactError if alpha is outside [0, 1], and as `average_models`.
     """
     if not 0 <= alpha <= 1:
         raise ArtifactError(f"alpha {alpha} is outside [0, 1]")
@@ -32,16 +32,16 @@ def merge_models(mle: Path, cpo: Path, alpha: float, out: Path) -> Summary:
 
 
 def average_models(models: Sequence[tuple[Path, float]], out: Path) -> Summary:
-    """Write the Hugging Face directory `out` with the weighted mean of `models`: (directory, weight), the weights' sum 1.
+    """Write the Hugging Face directory `out` with the mean of `models`: (directory, weight), weights that sum to 1.
 
-    Float32 arithmetic (float64 for stored float64), rounded once to the stored dtype. A model with weight 1 is copied bit
-    for bit. Tensors are streamed in blocks, so memory does not grow with the models; tied weights are stored once in the
-    inputs and so in `out`. Shards, index, config and tokenizer are those of the first model. Each file appears whole or
-    not at all. Returns {"tensors", "parameters", "shards"}.
+    Arithmetic is in float32 (float64 for stored float64), rounded once to the stored dtype. A model with weight 1 is copied
+    bit for bit. Tensors are streamed in blocks, so memory does not grow with the models. Tied weights are stored once, as in
+    the inputs. Shards, index, config and tokenizer are those of the first model. Each file is written atomically.
+    Returns {"tensors", "parameters", "shards"}.
 
-    Raises ArtifactError for fewer than two models, weights that are negative or do not add up, an `out` that is an input,
-    tokenizers, configs, keys, shapes or dtypes that differ (the first ten differences are listed), integer tensors that
-    differ, and weights that are not finite, whatever the model counts for.
+    Raises ArtifactError for fewer than two models, weights that are negative or do not sum to 1, an `out` that is an input,
+    different tokenizers, configs, keys, shapes or dtypes (lists the first ten differences), different integer tensors, and
+    tensors with values that are not finite, even in a model with weight 0.
     """
     _check_weights(models)
     folders, weights = [folder for folder, _ in models], [weight for _, weight in models]
@@ -50,7 +50,7 @@ def average_models(models: Sequence[tuple[Path, float]], out: Path) -> Summary:
     template, *others = folders
     shards = read_shards(template)
     for other in others:
-        refuse_differences(other, template, "be merged")
+        check_compatible(other, template, "be merged")
     tensors = [read_tensors(folder) for folder in folders]
 
     out.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def average_models(models: Sequence[tuple[Path, float]], out: Path) -> Summary:
 
 
 def files_read(model: Path) -> list[Path]:
-    """What a merge reads of a model directory, by name: not its manifest and its card, and weights as safetensors alone."""
+    """The files of a model directory that a merge reads, by name: no manifest, no model card, only safetensors weights."""
     return [
         file
         for file in sorted(model.iterdir())
@@ -75,15 +75,15 @@ def files_read(model: Path) -> list[Path]:
 
 
 def average_tensor(name: str, stored: Sequence[StoredTensor], weights: Sequence[float]) -> Iterator[torch.Tensor]:
-    """Blocks of sum_i weights[i] * stored[i], flat, in the stored dtype; the tensors have one shape and dtype.
+    """Yield sum_i weights[i] * stored[i] as flat blocks in the stored dtype. All tensors have the same shape and dtype.
 
-    Raises ArtifactError naming the tensor where a number is not finite or integers differ.
+    Raises ArtifactError with the tensor's name if a value is not finite or integers differ.
     """
     for blocks in zip(*(tensor.blocks() for tensor in stored), strict=True):
         dtype = blocks[0].dtype
         if not dtype.is_floating_point:
             if any(not torch.equal(blocks[0], block) for block in blocks[1:]):
-                raise ArtifactError(f"{name}: {dtype} tensors cannot be averaged, and the models' differ")
+                raise ArtifactError(f"{name}: {dtype} tensors cannot be averaged, and the models' values differ")
             yield blocks[0]
             continue
         wide = [block.to(torch.float64 if dtype == torch.float64 else torch.float32) for block in blocks]
@@ -98,7 +98,7 @@ def average_tensor(name: str, stored: Sequence[StoredTensor], weights: Sequence[
 
 def _check_weights(models: Sequence[tuple[Path, float]]) -> None:
     if len(models) < 2:
-        raise ArtifactError(f"a merge needs two models or more, not {len(models)}")
+        raise ArtifactError(f"a merge needs two models or more, got {len(models)}")
     listed = " + ".join(f"{weight:g}" for _, weight in models)
     for folder, weight in models:
         if not (math.isfinite(weight) and weight >= 0):
@@ -109,9 +109,9 @@ def _check_weights(models: Sequence[tuple[Path, float]]) -> None:
 
 
 def _average_shard(
-    template: Shard, tensors: list[dict[str, StoredTensor]], weights: Sequence[float], out: Path
+    template: WeightShard, tensors: list[dict[str, StoredTensor]], weights: Sequence[float], out: Path
 ) -> None:
-    """Write one file with the template's header; the other models may be sharded in another way."""
+    """Write one file with the template's header. The other models may be sharded differently."""
     with write_atomically(out) as temporary, temporary.open("wb") as file:
         file.write(len(template.header).to_bytes(8, "little"))
         file.write(template.header)
@@ -121,7 +121,7 @@ def _average_shard(
 
 
 def _copy_other_files(source: Path, out: Path) -> None:
-    """Config, tokenizer, index: everything that a merge reads but the weights."""
+    """Copy config, tokenizer and index: every file that a merge reads except the weights."""
     for file in files_read(source):
         if file.suffix != SAFETENSORS:
             with write_atomically(out / file.name) as temporary:

@@ -1,4 +1,4 @@
-"""What an API can do to its client, beyond failing: see also the tests of those who ask."""
+"""Malformed answers and keys. Retries are tested with the client's users (generation, judge, unhelpful negatives)."""
 
 import asyncio
 
@@ -29,7 +29,7 @@ DEEP = b"[" * 200_000
 @pytest.mark.parametrize(
     "garbage", [b"\xff\xfe!", b"", b"<html>", b"[1]", DEEP], ids=["bytes", "none", "html", "list", "deep"]
 )
-def test_what_is_no_json_object_is_asked_for_again_then_told(garbage):
+def test_an_answer_that_is_not_a_json_object_is_retried_then_raised(garbage):
     answers = [garbage, {"fine": 1}]
     with serve_flaky(lambda _: answers.pop(0)) as service:
         assert ask(service) == {"fine": 1}
@@ -40,13 +40,13 @@ def test_what_is_no_json_object_is_asked_for_again_then_told(garbage):
         ask(service)
 
 
-def test_half_a_pair_of_utf_16_does_not_get_into_files():
+def test_lone_surrogates_are_replaced():
     with serve_flaky(lambda _: b'{"text": "a\\ud800b \\ud83d\\ude00"}') as service:
         assert ask(service) == {"text": "a?b \N{GRINNING FACE}"}
 
 
 @pytest.mark.parametrize("around", ["\n", "\r\n", " "])
-def test_a_key_is_read_without_what_surrounds_it(monkeypatch, around):
+def test_a_key_is_stripped(monkeypatch, around):
     monkeypatch.setenv("A_KEY", f"{around}{KEY}{around}")
     assert read_key("A_KEY") == KEY
 
@@ -54,11 +54,11 @@ def test_a_key_is_read_without_what_surrounds_it(monkeypatch, around):
 @pytest.mark.parametrize("key", ["secret\nword", "secr\u00e9t", "secret\x7f"])
 def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(monkeypatch, key):
     monkeypatch.setenv("A_KEY", key)
-    with pytest.raises(ConfigError, match="environment variable A_KEY holds characters") as told:
+    with pytest.raises(ConfigError, match="environment variable A_KEY holds characters") as raised:
         read_key("A_KEY")
-    assert "secr" not in str(told.value)
+    assert "secr" not in str(raised.value)
 
 
-def test_no_key_is_none(monkeypatch):
+def test_a_missing_key_is_empty(monkeypatch):
     monkeypatch.delenv("A_KEY", raising=False)
     assert read_key("A_KEY") == ""

@@ -1,4 +1,4 @@
-"""The bundled embedder, without a network."""
+"""The bundled embedder, offline."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def embedder():
     return load_embedder("minilm", "cpu")
 
 
-def test_embeddings_are_unit_vectors_that_know_meaning(embedder):
+def test_embeddings_are_unit_vectors_that_reflect_meaning(embedder):
     vectors = embed_texts(embedder, ["the cat sat on the mat", "a cat is sitting on a rug", "interest rates rose", ""])
     assert vectors.shape == (4, 384)
     assert vectors.dtype == np.float32
@@ -20,7 +20,7 @@ def test_embeddings_are_unit_vectors_that_know_meaning(embedder):
     assert vectors[0] @ vectors[1] > 0.6 > vectors[0] @ vectors[2]
 
 
-def test_an_embedding_does_not_depend_on_its_neighbours(embedder):
+def test_an_embedding_does_not_depend_on_its_batch(embedder):
     texts = [f"{'word ' * (n % 7)}number {n}" for n in range(40)]
     together = embed_texts(embedder, texts)
     assert np.abs(together[::-1] - embed_texts(embedder, texts[::-1])).max() < 1e-5
@@ -31,7 +31,7 @@ def test_no_texts_give_no_rows(embedder):
     assert embed_texts(embedder, []).shape == (0, 384)
 
 
-def test_an_unknown_embedder_is_named(monkeypatch, tmp_path):
+def test_an_unknown_embedder_is_named_in_the_error(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
     for name in ("missing", "empty"):
@@ -40,7 +40,7 @@ def test_an_unknown_embedder_is_named(monkeypatch, tmp_path):
                 find(str(tmp_path / name))
 
 
-def test_what_can_be_loaded_passes_the_check(embedder, tmp_path):
+def test_a_loadable_embedder_passes_the_check(embedder, tmp_path):
     embedder.save(str(tmp_path / "mine"))
     for name in ("minilm", str(tmp_path / "mine")):
         check_embedder(name)

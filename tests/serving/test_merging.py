@@ -43,7 +43,9 @@ def test_alpha_one_and_zero_give_the_inputs_bit_for_bit(inputs: tuple[Path, Path
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_between_it_is_the_float32_interpolation(pair: tuple[Path, Path], tmp_path: Path, dtype: torch.dtype) -> None:
+def test_other_alphas_give_the_float32_interpolation(
+    pair: tuple[Path, Path], tmp_path: Path, dtype: torch.dtype
+) -> None:
     for model in pair:
         save_weights(model, {name: tensor.to(dtype) for name, tensor in read_weights(model).items()})
     mle, cpo = (read_weights(model) for model in pair)
@@ -56,7 +58,7 @@ def test_between_it_is_the_float32_interpolation(pair: tuple[Path, Path], tmp_pa
         assert ((tensor.double() - exact).abs() <= ulp).all()
 
 
-def test_a_merged_model_loads_stays_tied_and_lacks_the_manifest(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_merged_model_loads_stays_tied_and_has_no_manifest(pair: tuple[Path, Path], tmp_path: Path) -> None:
     mle, cpo = pair
     (cpo / "manifest.json").write_text("{}")
     (cpo / "pytorch_model.bin").write_bytes(b"stale weights")
@@ -106,7 +108,7 @@ def test_the_first_ten_differences_are_listed(pair: tuple[Path, Path], tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_other_tokenizers_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_different_tokenizers_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     mle, cpo = pair
     settings = json.loads((cpo / "tokenizer_config.json").read_text())
     (cpo / "tokenizer_config.json").write_text(json.dumps(settings | {"name_or_path": "elsewhere"}))
@@ -147,13 +149,13 @@ def test_a_damaged_model_is_named(pair: tuple[Path, Path], tmp_path: Path) -> No
     mle, cpo = pair
     whole = (cpo / WEIGHTS).read_bytes()
     (cpo / WEIGHTS).write_bytes(whole[:-5])
-    with pytest.raises(ArtifactError, match="not a whole safetensors file"):
+    with pytest.raises(ArtifactError, match="not a complete safetensors file"):
         merge_models(mle, cpo, 0.5, tmp_path / "out")
     (cpo / WEIGHTS).unlink()
     with pytest.raises(ArtifactError, match="only safetensors models"):
         merge_models(mle, cpo, 0.5, tmp_path / "out")
     for index, complaint in (
-        ({"weight_map": {"a": "gone.safetensors"}}, r"gone.safetensors is not there"),
+        ({"weight_map": {"a": "gone.safetensors"}}, r"gone.safetensors is missing"),
         ({"weight_map": {"a": "../mle/model.safetensors"}}, r"which is not beside it"),
         ({"weight_map": {"a": 3}}, r"which is not beside it"),
         ([], r"is not an index"),
@@ -163,18 +165,18 @@ def test_a_damaged_model_is_named(pair: tuple[Path, Path], tmp_path: Path) -> No
             merge_models(mle, cpo, 0.5, tmp_path / "out")
     (cpo / WEIGHTS).write_bytes(whole)
     (cpo / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": WEIGHTS}}))
-    with pytest.raises(ArtifactError, match="disagree on"):
+    with pytest.raises(ArtifactError, match="does not match the safetensors files"):
         merge_models(mle, cpo, 0.5, tmp_path / "out")
 
 
-def test_a_card_is_not_taken_over(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_model_card_is_not_copied(pair: tuple[Path, Path], tmp_path: Path) -> None:
     mle, cpo = pair
-    (cpo / "README.md").write_text("tells of the CPO model")
+    (cpo / "README.md").write_text("describes the CPO model")
     merge_models(mle, cpo, 0.5, tmp_path / "out")
     assert not (tmp_path / "out" / "README.md").exists()
 
 
-def test_other_configs_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_different_configs_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     mle, cpo = pair
     description = json.loads((cpo / "config.json").read_text())
     (cpo / "config.json").write_text(json.dumps(description | {"num_attention_heads": 10, "transformers_version": "0"}))
@@ -182,7 +184,7 @@ def test_other_configs_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> N
         merge_models(mle, cpo, 0.5, tmp_path / "out")
 
 
-def test_integers_must_agree(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_integer_tensors_must_be_equal(pair: tuple[Path, Path], tmp_path: Path) -> None:
     for step, model in enumerate(pair):
         save_weights(model, read_weights(model) | {"steps": torch.tensor([7, 7 + step])})
     with pytest.raises(ArtifactError, match=r"steps: torch.int64 tensors cannot be averaged"):
@@ -193,7 +195,7 @@ def test_integers_must_agree(pair: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def ulps_apart(left: torch.Tensor, right: torch.Tensor) -> int:
-    """The greatest distance of two float tensors, counted in representable numbers."""
+    """The largest distance between two float tensors, in units in the last place."""
     width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[left.dtype.itemsize]
     ordered = []
     for tensor in (left, right):
@@ -238,7 +240,7 @@ def test_any_number_of_models_with_weights(pair: tuple[Path, Path], tmp_path: Pa
     ("weights", "complaint"),
     [((0.5, 0.6), r"0.5 \+ 0.6 = 1.1"), ((1.5, -0.5), "-0.5 of"), ((float("nan"), 1), "nan of"), ((1,), "two models")],
 )
-def test_weights_that_do_not_add_up_are_refused(
+def test_weights_that_do_not_sum_to_one_are_refused(
     pair: tuple[Path, Path], tmp_path: Path, weights: tuple[float, ...], complaint: str
 ) -> None:
     with pytest.raises(ArtifactError, match=complaint):
@@ -262,4 +264,4 @@ merge_models(Path({str(models[0])!r}), Path({str(models[1])!r}), 0.5, Path({str(
 print(peak() - before)
 """
     seen = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert int(seen.stdout) < 4 * numbers  # the promise is three times the largest tensor; blocks need far less
+    assert int(seen.stdout) < 4 * numbers  # far below the bound of three times the largest tensor

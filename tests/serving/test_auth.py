@@ -7,9 +7,10 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from cpo_ray.cluster.loopback import is_loopback
 from cpo_ray.errors import ServiceError
 from cpo_ray.serving.app import Endpoint, choose_port
-from cpo_ray.serving.keys import KeyGuard, choose_key, digest, is_loopback
+from cpo_ray.serving.auth import KeyMiddleware, choose_key, digest
 
 
 async def shake_hands(socket: WebSocket) -> None:
@@ -20,10 +21,10 @@ async def shake_hands(socket: WebSocket) -> None:
 @pytest.fixture
 def client() -> TestClient:
     routes = [Route("/open", lambda _: PlainTextResponse("in")), WebSocketRoute("/socket", shake_hands)]
-    return TestClient(KeyGuard(Starlette(routes=routes), digest("secret")))
+    return TestClient(KeyMiddleware(Starlette(routes=routes), digest("secret")))
 
 
-def test_every_route_asks_for_the_key(client: TestClient) -> None:
+def test_every_route_requires_the_key(client: TestClient) -> None:
     for path in ("/open", "/nothing-here", "/-/healthz"):
         answer = client.get(path)
         assert answer.status_code == 401
@@ -45,14 +46,14 @@ def test_two_keys_are_refused(client: TestClient) -> None:
     assert client.get("/open", headers=headers).status_code == 401  # type: ignore[arg-type]
 
 
-def test_websockets_ask_too(client: TestClient) -> None:
+def test_websockets_require_the_key(client: TestClient) -> None:
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/socket"):
         pass
     with client.websocket_connect("/socket", headers={"Authorization": "Bearer secret"}):
         pass
 
 
-def test_a_key_is_made_for_loopback_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_generated_only_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SOME_KEY", raising=False)
     assert len(choose_key("127.0.0.1", "SOME_KEY")) > 30
     assert choose_key("::1", "SOME_KEY") != choose_key("localhost", "SOME_KEY")
@@ -66,7 +67,7 @@ def test_a_key_is_made_for_loopback_alone(monkeypatch: pytest.MonkeyPatch) -> No
         choose_key("127.0.0.1", "SOME_KEY")
 
 
-def test_a_key_file_is_read_where_the_environment_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_key_file_is_read_if_the_environment_has_no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("SOME_KEY", raising=False)
     file = tmp_path / "key"
     file.write_text("from-the-file\n")
@@ -85,7 +86,7 @@ def test_a_key_file_is_read_where_the_environment_has_none(monkeypatch: pytest.M
     assert choose_key("127.0.0.1", "SOME_KEY", file) == "mine"
 
 
-def test_small_things() -> None:
+def test_loopback_free_ports_and_hidden_keys() -> None:
     assert is_loopback("127.1.2.3")
     assert not is_loopback("localhost.example.org")
     assert 1024 <= choose_port("127.0.0.1", 0) <= 65535

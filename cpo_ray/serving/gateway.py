@@ -1,7 +1,7 @@
-"""The gate in front of the engines: which routes there are, how much may be asked, and what was.
+"""The gateway in front of the engines: routes, request limits, draining, and metrics.
 
-An ASGI middleware in Ray Serve's proxy, inside the key guard and before any engine. Ray Serve's proxy loads it by name
-(`guard_middlewares`), so this module imports nothing heavy at its top.
+An ASGI middleware in Ray Serve's proxy, behind the key check and before any engine. The proxy loads it by dotted name
+(`guard_middlewares`), so this module imports nothing heavy at the top.
 """
 
 import asyncio
@@ -18,19 +18,19 @@ from starlette.responses import JSONResponse, Response
 
 from cpo_ray.config import LimitsConfig
 from cpo_ray.errors import ServiceError
-from cpo_ray.serving.keys import DRAIN_ROUTE, App, KeyGuard, Receive, Scope, Send, read_digests
+from cpo_ray.serving.auth import DRAIN_ROUTE, App, KeyMiddleware, Receive, Scope, Send, read_digests
 from cpo_ray.serving.requests import ROUTES, RequestRefusedError, read_request, write_request
 
 SETTINGS_VARIABLE = "CPO_RAY_ENDPOINT_GATE"
-BODY_TIMEOUT_S = 30.0  # for a request's body to arrive
-RETRY_AFTER_S = 1  # when the queue is full
-DRAIN_RETRY_AFTER_S = 10  # when the endpoint is about to end: another may take its place
-CLIENT_GONE = 499  # nginx's number for a client that did not wait
+BODY_TIMEOUT_S = 30.0  # for a request's body to arrive completely
+RETRY_AFTER_S = 1  # if the queue is full
+DRAIN_RETRY_AFTER_S = 10  # if the endpoint is shutting down: another may replace it
+CLIENT_GONE = 499  # nginx's status for a client that disconnected
 
 
 @dataclass(frozen=True)
-class GateSettings:
-    """What the gate knows: each model's vocabulary and Serve deployment, the context in tokens, and the limits."""
+class GatewaySettings:
+    """Each model's vocabulary size and Serve deployment, the context length in tokens, and the limits."""
 
     vocabularies: dict[str, int]
     deployments: dict[str, str]
@@ -38,69 +38,69 @@ class GateSettings:
     limits: LimitsConfig
 
     def dump(self) -> str:
-        """For the environment of Serve's proxy."""
+        """As JSON, for the environment of Serve's proxy."""
         return json.dumps({**self.__dict__, "limits": self.limits.model_dump(mode="json")})
 
     @classmethod
-    def load(cls, text: str) -> "GateSettings":
-        """What `dump` wrote."""
+    def load(cls, text: str) -> "GatewaySettings":
+        """Read what `dump` wrote."""
         tree = json.loads(text)
         return cls(**{**tree, "limits": LimitsConfig.model_validate(tree["limits"])})
 
 
-class Gate:
-    """ASGI middleware. Answers /health, /ready, /metrics and the drain route itself, passes the routes of the API on."""
+class Gateway:
+    """ASGI middleware. Answers /health, /ready, /metrics and the drain route; checks API requests and passes them on."""
 
-    def __init__(self, app: App, settings: GateSettings) -> None:
+    def __init__(self, app: App, settings: GatewaySettings) -> None:
         self.app, self.settings = app, settings
         self.under_way = 0
         self.draining = False
-        self.metrics = GateMetrics()
+        self.metrics = GatewayMetrics()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; websockets are not spoken here."""
+        """Handle one request; websockets are not supported and closed."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            await self._meter(scope, receive, send)
+            await self._record(scope, receive, send)
 
-    async def _meter(self, scope: Scope, receive: Receive, send: Send) -> None:
-        entry = Entry(scope["path"] if scope["path"] in ROUTES else "other")
+    async def _record(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = RequestRecord(scope["path"] if scope["path"] in ROUTES else "other")
 
-        async def note(message: Any) -> None:
+        async def send_and_record(message: Any) -> None:
             if message["type"] == "http.response.start":
-                entry.status = message["status"]
+                record.status = message["status"]
             await send(message)
 
         try:
-            await self._answer(scope, receive, note, entry)
+            await self._answer(scope, receive, send_and_record, record)
         except RequestRefusedError as refusal:
-            await refuse(refusal)(scope, receive, note)
+            await refuse(refusal)(scope, receive, send_and_record)
         finally:
-            self.metrics.note(entry)
+            self.metrics.count(record)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, entry: "Entry") -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, record: "RequestRecord") -> None:
         path, method = scope["path"], scope["method"]
         if path in ROUTES:
-            _expect(method, "POST")
-            await self._ask(scope, receive, send, entry)
+            _require_method(method, "POST")
+            await self._forward(scope, receive, send, record)
         elif path == "/v1/models" or path.removeprefix("/v1/models/") in self.settings.vocabularies:
-            _expect(method, "GET")
+            _require_method(method, "GET")
             await self.app(_plain_scope(scope, b""), receive, send)
         else:
-            await (await self._own_answer(path, method))(scope, receive, send)
+            await (await self._answer_locally(path, method))(scope, receive, send)
 
-    async def _own_answer(self, path: str, method: str) -> Response:
-        """The routes that no engine is needed for."""
+    async def _answer_locally(self, path: str, method: str) -> Response:
+        """Answer the routes that need no engine."""
         if path == DRAIN_ROUTE:
-            _expect(method, "POST")
+            _require_method(method, "POST")
             self.draining = True
             return JSONResponse({"under_way": self.under_way})
         if path not in {"/health", "/ready", "/metrics"}:
             raise RequestRefusedError(404, "there is no such route")
-        _expect(method, "GET")
+        _require_method(method, "GET")
         if path == "/metrics":
             return Response(self.metrics.render(self.under_way), media_type=CONTENT_TYPE_LATEST)
         if path == "/health":
@@ -109,15 +109,15 @@ class Gate:
         ready = all(running.values()) and not self.draining
         return JSONResponse({"ready": ready, "replicas": running}, status_code=200 if ready else 503)
 
-    async def _ask(self, scope: Scope, receive: Receive, send: Send, entry: "Entry") -> None:
+    async def _forward(self, scope: Scope, receive: Receive, send: Send, record: "RequestRecord") -> None:
         settings = self.settings
         body = await _read_body(scope, receive, int(settings.limits.body_mib * 2**20))
         request = read_request(scope["path"], body, settings.limits, settings.vocabularies, settings.context)
-        entry.model = request.model
-        if self.draining:  # asked now, not when the body began to arrive
-            raise RequestRefusedError(503, "this endpoint is about to end; it answers what it has begun")
+        record.model = request.model
+        if self.draining:  # checked after the body has arrived, not before
+            raise RequestRefusedError(503, "this endpoint is shutting down and takes no new requests")
         if self.under_way >= settings.limits.requests:
-            raise RequestRefusedError(429, f"{self.under_way} requests are under way or waiting; try again later")
+            raise RequestRefusedError(429, f"{self.under_way} requests are running or waiting; retry later")
         checked = write_request(request)
         unread = [{"type": "http.request", "body": checked, "more_body": False}]
 
@@ -132,8 +132,8 @@ class Gate:
 
 
 @dataclass
-class Entry:
-    """What the metrics keep of one request. `model` stays empty where none that is served was asked."""
+class RequestRecord:
+    """One request, for the metrics. `model` stays empty unless the request names a served model."""
 
     route: str
     model: str = ""
@@ -141,8 +141,8 @@ class Entry:
     started: float = field(default_factory=time.monotonic)
 
 
-class GateMetrics:
-    """Counts for Prometheus. Labels are routes, models and statuses that exist: nobody can make new ones by asking."""
+class GatewayMetrics:
+    """Prometheus metrics. Labels only take known routes, models and statuses, so clients cannot create new time series."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -157,35 +157,35 @@ class GateMetrics:
             registry=self.registry,
         )
         self.under_way = Gauge(
-            "cpo_ray_requests_under_way", "Requests that engines work on or that wait", registry=self.registry
+            "cpo_ray_requests_under_way", "Requests that are running or waiting", registry=self.registry
         )
 
-    def note(self, entry: Entry) -> None:
-        """Count one answer."""
-        self.requests.labels(entry.route, entry.model, str(entry.status)).inc()
-        if entry.model:
-            self.seconds.labels(entry.route, entry.model).observe(time.monotonic() - entry.started)
+    def count(self, record: RequestRecord) -> None:
+        """Count one finished request."""
+        self.requests.labels(record.route, record.model, str(record.status)).inc()
+        if record.model:
+            self.seconds.labels(record.route, record.model).observe(time.monotonic() - record.started)
 
     def render(self, under_way: int) -> bytes:
-        """Prometheus' text format."""
+        """The metrics in Prometheus' text format."""
         self.under_way.set(under_way)
         return generate_latest(self.registry)
 
 
 def guard_middlewares() -> list[Middleware]:
-    """What Ray Serve's proxy puts around itself, innermost first. Raises ServiceError where the environment lacks a part."""
+    """Middlewares for Ray Serve's proxy, innermost first. Raises ServiceError if a variable is missing in the environment."""
     settings = os.environ.get(SETTINGS_VARIABLE, "")
     if not settings:
         raise ServiceError(f"{SETTINGS_VARIABLE} is not set: this proxy would serve without limits")
     expected, control = read_digests()
     return [
-        Middleware(Gate, settings=GateSettings.load(settings)),
-        Middleware(KeyGuard, expected=expected, control=control),
+        Middleware(Gateway, settings=GatewaySettings.load(settings)),
+        Middleware(KeyMiddleware, expected=expected, control=control),
     ]
 
 
 def refuse(refusal: RequestRefusedError) -> JSONResponse:
-    """OpenAI's error object."""
+    """The answer to a refused request, with OpenAI's error object."""
     content = {"message": refusal.message, "type": "invalid_request_error", "param": refusal.param, "code": None}
     waits = {429: RETRY_AFTER_S, 503: DRAIN_RETRY_AFTER_S}
     headers = {"Retry-After": str(waits[refusal.status])} if refusal.status in waits else {}
@@ -193,7 +193,7 @@ def refuse(refusal: RequestRefusedError) -> JSONResponse:
 
 
 def count_replicas(deployments: dict[str, str]) -> dict[str, int]:
-    """Model name -> replicas that run now, as Ray Serve knows it; none where Serve cannot say. Called in its proxy; blocks."""
+    """Model name -> running replicas, 0 if Ray Serve cannot be asked. Called in Serve's proxy; blocks."""
     from ray import serve
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
@@ -201,7 +201,7 @@ def count_replicas(deployments: dict[str, str]) -> dict[str, int]:
 
     try:
         applications = serve.status().applications.values()
-    except (RayError, RayServeException):  # its controller is being started anew
+    except (RayError, RayServeException):  # Serve's controller is restarting
         return dict.fromkeys(deployments, 0)
     found = {name: deployment for application in applications for name, deployment in application.deployments.items()}
     return {
@@ -210,13 +210,13 @@ def count_replicas(deployments: dict[str, str]) -> dict[str, int]:
     }
 
 
-def _expect(method: str, expected: str) -> None:
+def _require_method(method: str, expected: str) -> None:
     if method != expected:
         raise RequestRefusedError(405, f"this route takes {expected}")
 
 
 async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole body. Raises RequestRefusedError: 413 beyond `limit` bytes, 408 where it does not come, 400 for a torn one."""
+    """Read the whole body. Raises RequestRefusedError: 413 above `limit` bytes, 408 after a timeout, 400 if the client left."""
     too_large = RequestRefusedError(413, f"the body is larger than {limit} bytes")
     declared = dict(scope["headers"]).get(b"content-length", b"")
     if declared.isdigit() and int(declared) > limit:
@@ -227,7 +227,7 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise RequestRefusedError(400, "the client left before its request was whole")
+                    raise RequestRefusedError(400, "the client disconnected before its request was complete")
                 body += message.get("body", b"")
                 if len(body) > limit:
                     raise too_large
@@ -238,7 +238,7 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
 
 def _plain_scope(scope: Scope, body: bytes) -> Scope:
-    """The request with headers of ours alone: the key goes no further, and no header steers Serve or an engine."""
+    """The request with our headers only: the key is not passed on, and no client header reaches Serve or an engine."""
     headers = [
         (b"host", b"endpoint"),
         (b"accept", b"*/*"),

@@ -14,18 +14,18 @@ from starlette.routing import Route
 
 from cpo_ray.config import LimitsConfig
 from cpo_ray.errors import ServiceError
-from cpo_ray.serving.gate import SETTINGS_VARIABLE, Gate, GateSettings, guard_middlewares
-from cpo_ray.serving.keys import CONTROL_DIGEST_VARIABLE, DIGEST_VARIABLE, DRAIN_ROUTE, KeyGuard, digest
+from cpo_ray.serving.auth import CONTROL_DIGEST_VARIABLE, DIGEST_VARIABLE, DRAIN_ROUTE, KeyMiddleware, digest
+from cpo_ray.serving.gateway import SETTINGS_VARIABLE, Gateway, GatewaySettings, guard_middlewares
 from tests.serving.odd_bodies import FIELDS, requests
 
 KEY, CONTROL = {"Authorization": "Bearer key"}, {"Authorization": "Bearer control"}
 LIMITS = LimitsConfig(body_mib=0.01, prompts=4, samples=8, tokens=2000, requests=3)
-SETTINGS = GateSettings({"a": 1000, "b": 500}, {"a": "LLMServer:a", "b": "LLMServer:b"}, 256, LIMITS)
+SETTINGS = GatewaySettings({"a": 1000, "b": 500}, {"a": "LLMServer:a", "b": "LLMServer:b"}, 256, LIMITS)
 ASK = {"model": "a", "prompt": "hello", "max_tokens": 4}
 
 
 class StubEngine:
-    """What stands behind the gate: remembers what reached it, and answers when it is let."""
+    """An engine behind the gateway: records each request, and answers once `open` is set."""
 
     def __init__(self) -> None:
         self.bodies: list[Any] = []
@@ -49,12 +49,12 @@ class StubEngine:
         return JSONResponse({"choices": []})
 
 
-def ask(work: Callable[[httpx.AsyncClient, StubEngine], Any], limits: GateSettings = SETTINGS) -> Any:
-    """Run `work` against the guard and the gate before a stub engine."""
+def ask(work: Callable[[httpx.AsyncClient, StubEngine], Any], limits: GatewaySettings = SETTINGS) -> Any:
+    """Run `work` against the key check and the gateway in front of a stub engine."""
 
     async def run() -> Any:
         engine = StubEngine()
-        app = KeyGuard(Gate(engine.app, limits), digest("key"), digest("control"))
+        app = KeyMiddleware(Gateway(engine.app, limits), digest("key"), digest("control"))
         transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://endpoint", headers=KEY) as client:
             return await work(client, engine)
@@ -70,7 +70,7 @@ def post(body: Any, route: str = "/v1/completions", **options: Any) -> tuple[htt
     return ask(work)  # type: ignore[no-any-return]
 
 
-def test_what_passes_reaches_the_engine_as_it_was_checked_and_without_the_key() -> None:
+def test_the_engine_gets_the_validated_request_without_the_key() -> None:
     answer, engine = post(b'{"model": "b", "prompt": [1], "max_tokens": null, "model": "a"}', headers={"x-evil": "1"})
     assert answer.status_code == 200
     assert engine.bodies == [{"model": "a", "prompt": [1]}]
@@ -111,7 +111,7 @@ def test_what_passes_reaches_the_engine_as_it_was_checked_and_without_the_key() 
         ({"stream_options": {"include_usage": True}}, 400, None),
     ],
 )
-def test_what_is_out_of_bounds_is_refused_before_the_engine(change: Any, status: int, param: str | None) -> None:
+def test_a_value_out_of_bounds_is_refused_before_the_engine(change: Any, status: int, param: str | None) -> None:
     answer, engine = post(ASK | change)
     assert answer.status_code == status
     error = answer.json()["error"]
@@ -123,13 +123,13 @@ def test_what_is_out_of_bounds_is_refused_before_the_engine(change: Any, status:
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b"\xff", b'"x"', b"[" * 5000, b'{"model": "\\ud800"}', b"\x00"]
 )
-def test_what_is_not_a_request_is_refused(body: bytes) -> None:
+def test_a_body_that_is_not_a_request_is_refused(body: bytes) -> None:
     answer, engine = post(body)
     assert answer.status_code == 400
     assert engine.bodies == []
 
 
-def test_a_large_body_is_refused_whether_it_says_so_or_not() -> None:
+def test_a_large_body_is_refused_with_and_without_content_length() -> None:
     large = json.dumps(ASK | {"prompt": "x" * 20_000}).encode()
     assert post(large)[0].status_code == 413
 
@@ -143,7 +143,7 @@ def test_a_large_body_is_refused_whether_it_says_so_or_not() -> None:
     assert ask(work) == (413, [])
 
 
-def test_only_the_routes_of_the_api_are_there() -> None:
+def test_only_the_routes_of_the_api_exist() -> None:
     async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
         calls = [
             ("GET", "/v1/models"), ("GET", "/docs"), ("GET", "/"), ("POST", "/v1/embeddings"), ("GET", "/v1/completions"),
@@ -154,7 +154,7 @@ def test_only_the_routes_of_the_api_are_there() -> None:
     assert ask(work) == [200, 404, 404, 404, 405, 405, 404, 404, 404, 200]
 
 
-def test_a_full_queue_is_429_with_retry_after_and_empties_again() -> None:
+def test_a_full_queue_is_429_with_retry_after_until_requests_finish() -> None:
     async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
         engine.open.clear()
         waiting = [asyncio.create_task(client.post("/v1/completions", json=ASK)) for _ in range(LIMITS.requests)]
@@ -173,7 +173,7 @@ def test_a_full_queue_is_429_with_retry_after_and_empties_again() -> None:
     assert later == 200
 
 
-def test_a_client_that_leaves_gives_its_place_back() -> None:
+def test_a_client_that_disconnects_frees_its_place() -> None:
     async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
         engine.open.clear()
         waiting = asyncio.create_task(client.post("/v1/completions", json=ASK))
@@ -185,7 +185,7 @@ def test_a_client_that_leaves_gives_its_place_back() -> None:
     assert ask(work) == 0
 
 
-def test_draining_takes_its_own_key_refuses_what_is_new_and_finishes_what_is_not() -> None:
+def test_draining_has_its_own_key_refuses_new_requests_and_finishes_running_ones() -> None:
     async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
         engine.open.clear()
         last = asyncio.create_task(client.post("/v1/completions", json=ASK))
@@ -203,7 +203,7 @@ def test_draining_takes_its_own_key_refuses_what_is_new_and_finishes_what_is_not
     assert ask(work) == {"under_way": 0}
 
 
-def test_a_request_whose_body_is_late_does_not_slip_in_after_the_draining() -> None:
+def test_a_request_whose_body_arrives_after_draining_is_refused() -> None:
     async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
         begun, drained = asyncio.Event(), asyncio.Event()
 
@@ -222,13 +222,13 @@ def test_a_request_whose_body_is_late_does_not_slip_in_after_the_draining() -> N
     assert ask(work) == (503, [])
 
 
-def test_readiness_waits_for_a_replica_of_every_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readiness_needs_a_replica_of_every_model(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
         answer = await client.get("/ready")
         return answer.status_code, answer.json()
 
     for running, status in (({"a": 1, "b": 0}, 503), ({"a": 1, "b": 2}, 200)):
-        monkeypatch.setattr("cpo_ray.serving.gate.count_replicas", lambda _, running=running: running)
+        monkeypatch.setattr("cpo_ray.serving.gateway.count_replicas", lambda _, running=running: running)
         assert ask(work) == (status, {"ready": status == 200, "replicas": running})
 
 
@@ -260,14 +260,14 @@ def test_the_proxy_does_not_start_without_its_settings(monkeypatch: pytest.Monke
         guard_middlewares()
     monkeypatch.setenv(CONTROL_DIGEST_VARIABLE, digest("control"))
     inner, outer = guard_middlewares()
-    assert (inner.cls, inner.kwargs["settings"], outer.cls) == (Gate, SETTINGS, KeyGuard)
+    assert (inner.cls, inner.kwargs["settings"], outer.cls) == (Gateway, SETTINGS, KeyMiddleware)
 
 
 @pytest.mark.e2e
-def test_two_thousand_odd_bodies_meet_no_500_and_what_passes_is_within_bounds() -> None:
+def test_two_thousand_odd_bodies_cause_no_500_and_accepted_ones_are_within_bounds() -> None:
     seen: Counter[int] = Counter()
     engine = StubEngine()
-    app = KeyGuard(Gate(engine.app, SETTINGS), digest("key"), digest("control"))
+    app = KeyMiddleware(Gateway(engine.app, SETTINGS), digest("key"), digest("control"))
     client = httpx.AsyncClient(
         transport=httpx.ASGITransport(app),  # type: ignore[arg-type]
         base_url="http://endpoint",

@@ -1,12 +1,11 @@
-"""The endpoint's key, and the guard that asks for it on every route.
+"""The endpoint's API key, and the middleware that requires it on every route.
 
-Ray Serve's proxy loads the guard (`gate.guard_middlewares`), so this module imports nothing heavy. Ray itself only
-ever sees the key's SHA-256: actors' environments show up in logs and dashboards, the key does not.
+Ray Serve's proxy loads the middleware (`gateway.guard_middlewares`), so this module imports nothing heavy. Ray only gets the
+key's SHA-256, because actors' environments show up in logs and dashboards.
 """
 
 import hashlib
 import hmac
-import ipaddress
 import os
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -15,6 +14,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from cpo_ray.cluster.loopback import is_loopback
 from cpo_ray.errors import ServiceError
 
 DIGEST_VARIABLE = "CPO_RAY_ENDPOINT_KEY_SHA256"
@@ -28,10 +28,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def choose_key(host: str, variable: str, file: Path | None = None) -> str:
-    """The key from the environment, else from `file`, else, on loopback alone, a fresh one.
+    """Read the key from the environment, otherwise from `file`; on loopback, generate one if neither is set.
 
-    Raises ServiceError where `host` can be reached from elsewhere and there is no key, where `file` cannot be read or
-    others can read it too, and for a key that no HTTP header can carry.
+    Raises ServiceError if there is no key and `host` can be reached from other machines, if `file` cannot be read or is
+    readable by other users, and if an HTTP header cannot carry the key.
     """
     key, origin = os.environ.get(variable, "").strip(), f"the environment variable {variable}"
     if not key and file is not None:
@@ -44,7 +44,7 @@ def choose_key(host: str, variable: str, file: Path | None = None) -> str:
         return key
     if not is_loopback(host):
         raise ServiceError(
-            f"serving.host {host} can be reached from other machines, so the endpoint's key must be yours: "
+            f"serving.host {host} can be reached from other machines, so you must choose the endpoint's key: "
             f"set the environment variable {variable}, name a key file, or serve on 127.0.0.1"
         )
     return secrets.token_urlsafe(32)
@@ -56,20 +56,10 @@ def _read_key(file: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise ServiceError(f"the key file {file} cannot be read: {error}") from None
     if mode & 0o077:
-        raise ServiceError(f"the key file {file} can be read by others: chmod 600 {file}")
+        raise ServiceError(f"the key file {file} can be read by other users: chmod 600 {file}")
     if not key:
         raise ServiceError(f"the key file {file} is empty")
     return key
-
-
-def is_loopback(host: str) -> bool:
-    """True for `localhost` and loopback addresses; any other name may resolve to anything."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def digest(key: str) -> str:
@@ -77,17 +67,17 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-class KeyGuard:
-    """ASGI middleware: no `Authorization: Bearer <key>`, no entry, whatever the route. Answers 401 in OpenAI's error JSON.
+class KeyMiddleware:
+    """ASGI middleware that requires `Authorization: Bearer KEY` on every route; otherwise answers 401 as OpenAI's API does.
 
-    DRAIN_ROUTE has a key of its own, `control`, which only the process that serves knows.
+    DRAIN_ROUTE requires a different key, `control`, which only the serving process has.
     """
 
     def __init__(self, app: App, expected: str, control: str = "") -> None:
         self.app, self.expected, self.control = app, expected, control
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass lifespan events and requests with the right key on; close websockets and answer 401 to the rest."""
+        """Pass on lifespan events and requests with the right key; close other websockets, answer 401 to other requests."""
         if scope["type"] == "lifespan" or self.admits(scope):
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -108,7 +98,7 @@ class KeyGuard:
             await refusal(scope, receive, send)
 
     def admits(self, scope: Scope) -> bool:
-        """Compare in constant time; the digest makes both sides equally long."""
+        """Whether the request has the right key. Digests of equal length are compared in constant time."""
         expected = self.control if scope["path"] == DRAIN_ROUTE else self.expected
         given = [value for name, value in scope.get("headers", []) if name == b"authorization"]
         if len(given) != 1:
@@ -118,7 +108,7 @@ class KeyGuard:
 
 
 def read_digests() -> tuple[str, str]:
-    """Both keys' digests from the proxy's environment. Raises ServiceError where one is missing."""
+    """Both keys' digests, from the proxy's environment. Raises ServiceError if one is missing."""
     found = tuple(os.environ.get(variable, "") for variable in (DIGEST_VARIABLE, CONTROL_DIGEST_VARIABLE))
     if not all(found):
         raise ServiceError(
