@@ -1,4 +1,4 @@
-"""Pairs to judge: two files of answers to the same prompts, joined by id."""
+"""Pairs of responses to judge: two files of answers to the same prompts, joined by id."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ FIELDS = ("id", "prompt", "response")
 
 
 class Pair(TypedDict):
-    """Two responses to one prompt. A records.Generation is one, with the ground truth as reference."""
+    """Two responses to one prompt. A records.Generation is a Pair whose reference is the ground truth."""
 
     id: str
     prompt: str
@@ -22,16 +22,15 @@ class Pair(TypedDict):
 def read_pairs(candidates: Path, references: Path) -> list[Pair]:
     """Join two JSONL files of {"id", "prompt", "response"} by id, in the candidates' order; other keys are ignored.
 
-    References without a candidate are left out, so that a part can be judged against the whole. Raises DataError naming
-    file:line for a line that is no such row or an id that comes twice, and for a candidate that has no reference or
-    another prompt than its reference.
+    References without a candidate are left out, so that a subset can be judged. Raises DataError with file:line for an
+    invalid row or a duplicate id, and for a candidate that has no reference or a different prompt than its reference.
     """
-    against = dict(_read_answers(references))
+    references_by_id = dict(_read_answers(references))
     pairs = []
     for key, row in _read_answers(candidates):
-        if key not in against:
+        if key not in references_by_id:
             raise DataError(f"{candidates}:{row['line']}: id {key!r} is not in {references}")
-        reference = against[key]
+        reference = references_by_id[key]
         if reference["prompt"] != row["prompt"]:
             raise DataError(
                 f"id {key!r} has one prompt at {candidates}:{row['line']} and another at {references}:{reference['line']}: "
@@ -42,7 +41,7 @@ def read_pairs(candidates: Path, references: Path) -> list[Pair]:
 
 
 def _read_answers(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(id, row with its `line`), in order."""
+    """Yield (id, row with its `line` number), in order."""
     seen: dict[str, int] = {}
     try:
         content = path.read_bytes()
@@ -53,11 +52,11 @@ def _read_answers(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             continue
         row = _parse_row(line, f"{path}:{number}")
         if row["id"] in seen:
-            raise DataError(f"{path}:{number}: id {row['id']!r} stood already on line {seen[row['id']]}")
+            raise DataError(f"{path}:{number}: duplicate id {row['id']!r}, first on line {seen[row['id']]}")
         seen[row["id"]] = number
         yield row["id"], {**row, "line": number}
     if not seen:
-        raise DataError(f"{path} holds no answers: expected one JSON object with {', '.join(FIELDS)} a line")
+        raise DataError(f"{path} holds no answers: expected one JSON object with {', '.join(FIELDS)} per line")
 
 
 def _parse_row(line: bytes, where: str) -> dict[str, Any]:
@@ -75,6 +74,6 @@ def _parse_row(line: bytes, where: str) -> dict[str, Any]:
             row[field].encode()
         except UnicodeEncodeError as error:
             raise DataError(
-                f"{where}: `{field}` holds half a surrogate pair, which no request can carry: {error}"
+                f"{where}: `{field}` holds half a surrogate pair, which cannot be sent as UTF-8: {error}"
             ) from None
     return row

@@ -1,4 +1,4 @@
-"""What a model of a run was trained by, in the paper's words: MLE, PSS, DPO, AN, ANR, ... MixN, MixNR."""
+"""Names of base models, data and training methods. Methods have the paper's names: MLE, PSS, DPO, AN, ANR to MixN, MixNR."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,11 +9,11 @@ SHORT = {"autoregressive": "AN", "batch": "BN", "meanfield": "MN", "truncation":
 
 
 def name_method(config: Mapping[str, Any], model: str) -> str:
-    """The method of a model by its name in the run: `mle`, `cpo`, `merged-0.30` (that of `cpo`); others keep their name.
+    """Return the method of a model: `mle`, `cpo` and `merged-0.30` (same method as `cpo`) are mapped; others keep their name.
 
-    `R` at the end: candidates are ranked. `streamed` and `on-policy`: negatives were sampled while training went on, from the
-    reference or from the policy. K = 2 with one unhelpful answer is DPO, ranked or not. A configuration that
-    does not say which negatives there were gives `CPO`.
+    `R` at the end: candidates are ranked. `streamed` and `on-policy`: negatives were sampled during training, from the
+    reference or from the policy. K = 2 with one unhelpful answer is DPO, ranked or not. A configuration without
+    negatives gives `CPO`.
     """
     if model == BASELINE:
         return "PSS" if (config.get("mle") or {}).get("scheduled_sampling") else PLAIN
@@ -35,7 +35,7 @@ def name_method(config: Mapping[str, Any], model: str) -> str:
 
 
 def name_base(config: Mapping[str, Any]) -> str:
-    """The model that a run starts from: a hub id or folder, or the shape of one made from scratch."""
+    """Return the model that a run starts from: a hub id or directory, or the shape of a model trained from scratch."""
     model = config.get("model") or {}
     if model.get("path"):
         return str(model["path"])
@@ -45,5 +45,5 @@ def name_base(config: Mapping[str, Any]) -> str:
 
 
 def name_source(config: Mapping[str, Any]) -> str:
-    """Where the prompts come from."""
+    """Return the source of the prompts."""
     return str((config.get("data") or {}).get("source", "unnamed data"))

@@ -39,18 +39,18 @@ def test_answers_are_joined_by_id_in_the_candidates_order(tmp_path: Path, refere
         ('{"id": "2", "prompt": "p", "response": null}', r"a.jsonl:2: `response` is NoneType, not text"),
         ('{"id": "2", "prompt": "p", "response": "\\ud800"}', r"a.jsonl:2: `response` holds half a surrogate pair"),
         ("[]", r"a.jsonl:2: expected an object with id, prompt, response, not list"),
-        (answer("1", "again"), r"a.jsonl:2: id '1' stood already on line 1"),
+        (answer("1", "again"), r"a.jsonl:2: duplicate id '1', first on line 1"),
         (answer("9", "nine"), r"a.jsonl:2: id '9' is not in .*b.jsonl"),
         (answer("2", "deux", prompt="q"), r"one prompt at .*a.jsonl:2 and another at .*b.jsonl:2"),
     ],
 )
-def test_a_bad_row_is_named_by_its_line(tmp_path: Path, references: Path, row: Any, complaint: str) -> None:
+def test_an_invalid_row_is_named_with_its_line(tmp_path: Path, references: Path, row: Any, complaint: str) -> None:
     candidates = write(tmp_path / "a.jsonl", answer("1", "un"), row)
     with pytest.raises(DataError, match=complaint):
         read_pairs(candidates, references)
 
 
-def test_bytes_that_are_no_text_are_named_by_their_line(tmp_path: Path, references: Path) -> None:
+def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path: Path, references: Path) -> None:
     candidates = tmp_path / "a.jsonl"
     candidates.write_bytes(b'{"id": "1", "prompt": "p", "response": "\xff"}\n')
     with pytest.raises(DataError, match=r"a.jsonl:1 is not JSON"):

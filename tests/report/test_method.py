@@ -33,13 +33,13 @@ def test_methods_have_the_paper_s_names(tree, name):
 
 def test_the_other_models():
     assert name_method({}, "mle") == "MLE"
-    assert name_method({"mle": {"scheduled_sampling": {}}}, "mle") == "MLE", "an empty section is not what a run stores"
+    assert name_method({"mle": {"scheduled_sampling": {}}}, "mle") == "MLE", "a run does not store an empty section"
     assert name_method({"mle": {"scheduled_sampling": {"sequences": 3}}}, "mle") == "PSS"
     assert name_method({}, "reference") == "reference"
     assert name_method({}, "somebody-else") == "somebody-else"
 
 
-def test_every_baseline_is_named_as_its_file_says():
+def test_every_baseline_has_the_name_of_its_file():
     for name in ("an", "anr", "bn", "bnr", "mn", "mnr", "tn", "tnr", "mixn", "mixnr"):
         resolved = load_config(shipped_configs()[f"baselines/{name}"]).model_dump(mode="json")
         assert name_method(resolved, "cpo").lower() == name
