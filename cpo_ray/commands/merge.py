@@ -1,4 +1,4 @@
-"""`cpo-ray merge`: weighted means of models, made like a stage's artifacts: whole or not at all, reused when the same."""
+"""`cpo-ray merge`: weighted means of models. Like a stage's output, each is complete or absent, and reused if unchanged."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ from cpo_ray.monitoring.console import say
 
 
 def merge(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the merged models go.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the merged models.")],
     mle: Annotated[Path | None, typer.Option("--mle", metavar="DIR", help="The model with weight alpha.")] = None,
     cpo: Annotated[Path | None, typer.Option("--cpo", metavar="DIR", help="The model with weight 1 - alpha.")] = None,
     alpha: Annotated[
@@ -22,12 +22,12 @@ def merge(
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", metavar="DIR=WEIGHT", help="Instead: any number of models, into DIR itself."),
+        typer.Option("--model", metavar="DIR=WEIGHT", help="Instead: any number of models, merged into --out itself."),
     ] = None,
 ) -> None:
     """Average models' weights: alpha * MLE + (1 - alpha) * CPO.
 
-    Hugging Face directories with safetensors in and out, streamed: files may be larger than memory.
+    Reads and writes Hugging Face directories with safetensors. Weights are streamed, so files may be larger than memory.
     """
     if model and not (mle or cpo or alpha):
         _merge(out.parent, out.name, [_parse_model(text) for text in model])
@@ -38,7 +38,7 @@ def merge(
 
 
 def merge_alphas(mle: Path, cpo: Path, alphas: list[float], out: Path) -> dict[str, Path]:
-    """Make `out/merged-A` for every alpha, or reuse it; return name -> directory. Raises as `name_alphas` and the merge."""
+    """Make `out/merged-A` for every alpha, or reuse it; return name -> directory. Raises ConfigError or ArtifactError."""
     named = name_alphas(alphas)
     for name, alpha in named.items():
         _merge(out, name, [(cpo, 1 - alpha), (mle, alpha)])
@@ -58,15 +58,15 @@ def name_alphas(alphas: list[float]) -> dict[str, float]:
 def _merge(root: Path, name: str, models: list[tuple[Path, float]]) -> None:
     from cpo_ray.serving.merging import average_models
 
-    place = root / name
+    target = root / name
     inputs = {"merge": [{"weight": weight, "files": _hash_files(folder)} for folder, weight in models]}
     made = find_artifact(root, name)
-    if place.exists() and (made is None or made.manifest.inputs != inputs):
-        raise ArtifactError(f"{place} exists and is not this merge: choose another --out, or delete it")
+    if target.exists() and (made is None or made.manifest.inputs != inputs):
+        raise ArtifactError(f"{target} exists and is not this merge: choose another --out, or delete it")
     artifact = make_artifact(root, name, inputs, lambda partial: average_models(models, partial))
     what = "reused" if artifact.reused else "made"
     listed = " + ".join(f"{weight:g} {folder}" for folder, weight in models)
-    say(f"[green]{what}[/] {escape(str(place))} = {escape(listed)}")
+    say(f"[green]{what}[/] {escape(str(target))} = {escape(listed)}")
 
 
 def _parse_model(text: str) -> tuple[Path, float]:
@@ -82,5 +82,5 @@ def _hash_files(folder: Path) -> dict[str, str]:
     from cpo_ray.serving.merging import files_read
 
     if not folder.is_dir():
-        raise ArtifactError(f"{folder} is not a model directory: it is not there")
+        raise ArtifactError(f"{folder} is not a model directory: it does not exist")
     return {file.name: hash_file(file) for file in files_read(folder)}

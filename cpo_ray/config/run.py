@@ -1,4 +1,4 @@
-"""A run: all sections, and what must hold between them."""
+"""A run: all sections, and the rules between them."""
 
 from typing import Annotated
 
@@ -14,16 +14,16 @@ from cpo_ray.config.training import MleConfig, ModelConfig, ObjectiveConfig, Tra
 
 
 class RunConfig(Section):
-    """A run from start to finish."""
+    """The whole run."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    """The run's name; its directory is `runs/<name>` unless --run-dir says otherwise."""
+    """The run's name. Its directory is `runs/<name>`, or the one given with --run-dir."""
     seed: Annotated[int, Field(ge=0)] = 17
-    """Every draw is seeded by (seed, row id, kind, index)."""
+    """Every random draw is seeded by (seed, row id, kind, index)."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     reference: TrainingConfig = TrainingConfig()
-    """Stage `reference`: MLE from `model` (the paper: 2000 steps). Anneal it: else any continued training looks like a gain."""
+    """Stage `reference`: MLE from `model` (the paper: 2000 steps). Anneal it, or any continued training looks like a gain."""
     sampling: SamplingConfig = SamplingConfig()
     training: TrainingConfig = TrainingConfig()
     """Stages `cpo` and `mle`, both continued from the reference."""
@@ -55,10 +55,10 @@ class RunConfig(Section):
                 f"but {key} is {size}"
             )
         for section in ("reference", "training"):
-            wanted = getattr(self, section).validation_rows
-            if wanted > self.data.validation_rows:
+            rows = getattr(self, section).validation_rows
+            if rows > self.data.validation_rows:
                 raise ValueError(
-                    f"{section}.validation_rows {wanted} exceeds data.validation_rows {self.data.validation_rows}"
+                    f"{section}.validation_rows {rows} exceeds data.validation_rows {self.data.validation_rows}"
                 )
         unknown = [name for name in self.evaluated_models if name not in self.models]
         if unknown:
@@ -77,10 +77,10 @@ class RunConfig(Section):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of all models that the run makes, in the order of the tables."""
+        """Names of all models of the run, in the order of the tables."""
         return ("reference", "mle", "cpo", *(self.merging.model_name(alpha) for alpha in self.merging.alphas))
 
     @property
     def evaluated_models(self) -> tuple[str, ...]:
-        """Those that answer and are judged."""
+        """Names of the models that answer and are judged."""
         return self.generation.models or self.models

@@ -1,4 +1,4 @@
-"""Progress for people: one bar per stage on a terminal, plain lines elsewhere. Everything else goes to log files."""
+"""Console output: one progress bar per stage on a terminal, plain lines otherwise. Other output goes to log files."""
 
 import contextlib
 import io
@@ -20,40 +20,40 @@ PLAIN_INTERVAL_S = 10.0
 log = logging.getLogger("cpo_ray")
 
 
-class _Screen:
-    """Where our own lines go: stdout, also while `chatter_to` has pointed that elsewhere."""
+class _UserOutput:
+    """The stream of our own lines: stdout, or the original stdout while `redirect_output` redirects it."""
 
     def __init__(self) -> None:
-        self.kept: TextIO | None = None
+        self.original: TextIO | None = None
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.kept or sys.stdout, name)
+        return getattr(self.original or sys.stdout, name)
 
 
-_screen = _Screen()
-console = Console(file=cast("TextIO", _screen), highlight=False, soft_wrap=True)
+_output = _UserOutput()
+console = Console(file=cast("TextIO", _output), highlight=False, soft_wrap=True)
 
 
 class Bar(Protocol):
-    """What a stage tells: how much is done and, if it likes, a few words (`loss 2.31`)."""
+    """A progress bar. note: a few words beside it, e.g. `loss 2.31`."""
 
     def advance(self, amount: float = 1, note: str = "") -> None:
-        """Add `amount` to what is done."""
+        """Add `amount` to the completed units."""
 
-    def moveto(self, completed: float, note: str = "") -> None:
-        """Set what is done."""
+    def set_completed(self, completed: float, note: str = "") -> None:
+        """Set the completed units."""
 
 
 def say(line: str) -> None:
-    """One line for the user, in rich's markup: escape what is not ours. Goes to the log too."""
+    """Print one line for the user, and log it. The line is rich markup: escape any text that is not ours."""
     console.print(line)
     console.file.flush()
     log.info(Text.from_markup(line).plain.strip())
 
 
 @contextlib.contextmanager
-def bar(title: str, total: float, unit: str) -> Iterator[Bar]:
-    """A bar of `total` units, with rate and time left."""
+def progress_bar(title: str, total: float, unit: str) -> Iterator[Bar]:
+    """Show a bar of `total` units, with rate and time left."""
     if console.is_terminal:
         columns = (
             SpinnerColumn(),
@@ -72,43 +72,43 @@ def bar(title: str, total: float, unit: str) -> Iterator[Bar]:
 
 
 @contextlib.contextmanager
-def chatter_to(log: Path) -> Iterator[None]:
-    """Send whatever third parties print, log or warn, in this process and its children, to `log`; our lines stay."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file, _divert_streams(file), _divert_logging(file):
+def redirect_output(path: Path) -> Iterator[None]:
+    """Append what libraries print, log or warn, in this process and its children, to `path`. `console` still prints."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file, _redirect_streams(file), _redirect_logging(file):
         yield
 
 
 @contextlib.contextmanager
-def _divert_streams(file: TextIO) -> Iterator[None]:
-    """Point file descriptors 1 and 2 at `file`; `console` keeps what 1 was before."""
+def _redirect_streams(file: TextIO) -> Iterator[None]:
+    """Redirect file descriptors 1 and 2 to `file`; `console` keeps the original descriptor 1."""
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+    originals = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
     if _descriptor(sys.stdout) == 1:
-        _screen.kept = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
-    for descriptor in kept:
+        _output.original = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
+    for descriptor in originals:
         os.dup2(file.fileno(), descriptor)
     try:
         yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for descriptor, copy in kept.items():
+        for descriptor, copy in originals.items():
             os.dup2(copy, descriptor)
             os.close(copy)
-        if _screen.kept is not None:
-            _screen.kept.close()
-            _screen.kept = None
+        if _output.original is not None:
+            _output.original.close()
+            _output.original = None
 
 
 @contextlib.contextmanager
-def _divert_logging(file: TextIO) -> Iterator[None]:
-    """Give every logger one handler: `file`."""
+def _redirect_logging(file: TextIO) -> Iterator[None]:
+    """Make `file` the only handler of the root logger, and log warnings."""
     handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root = logging.getLogger()
-    kept, level = root.handlers, root.level
+    handlers, level = root.handlers, root.level
     root.handlers = [handler]
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
@@ -116,7 +116,7 @@ def _divert_logging(file: TextIO) -> Iterator[None]:
         yield
     finally:
         logging.captureWarnings(False)
-        root.handlers = kept
+        root.handlers = handlers
         root.setLevel(level)
 
 
@@ -144,12 +144,12 @@ class _TerminalBar:
     def advance(self, amount: float = 1, note: str = "") -> None:
         self.display.update(self.task, advance=amount, note=note)  # type: ignore[arg-type]
 
-    def moveto(self, completed: float, note: str = "") -> None:
+    def set_completed(self, completed: float, note: str = "") -> None:
         self.display.update(self.task, completed=completed, note=note)  # type: ignore[arg-type]
 
 
 class _PlainBar:
-    """A line about every ten seconds, also while nothing moves, and one at the end."""
+    """Prints a line every ten seconds, also without progress, and one at the end."""
 
     def __init__(self, title: str, total: float, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
@@ -169,9 +169,9 @@ class _PlainBar:
             self._print_line()
 
     def advance(self, amount: float = 1, note: str = "") -> None:
-        self.moveto(self.done + amount, note)
+        self.set_completed(self.done + amount, note)
 
-    def moveto(self, completed: float, note: str = "") -> None:
+    def set_completed(self, completed: float, note: str = "") -> None:
         self.done, self.note = completed, note
         self._print_if_due()
 
@@ -186,8 +186,8 @@ class _PlainBar:
     def _print_line(self) -> None:
         self.printed = time.monotonic()
         elapsed = max(self.printed - self.started, 1e-9)
-        words = [f"{self.title}: {self.done:.0f}/{self.total:.0f}", *self._pace(elapsed)]
-        say(escape("  " + ", ".join([*words, *([self.note] if self.note else [])])))
+        parts = [f"{self.title}: {self.done:.0f}/{self.total:.0f}", *self._pace(elapsed)]
+        say(escape("  " + ", ".join([*parts, *([self.note] if self.note else [])])))
 
     def _pace(self, elapsed: float) -> list[str]:
         if not self.done:
