@@ -1,4 +1,4 @@
-"""Instructions with their responses, from a file or from the embedded task: read, split, tokenized."""
+"""Prepares instructions with their responses, from a file or from the synthetic task: reads, splits and tokenizes them."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-from cpo_ray.config import DataConfig, RunConfig
+from cpo_ray.config import DataConfig
 from cpo_ray.data import dolly
 from cpo_ray.data.instructions import read_instructions
-from cpo_ray.data.prepared import Draft, Material, take_good
+from cpo_ray.data.prepared import PreparedSource, UncutExample, drop_bad_rows
 from cpo_ray.data.reading import read_chunks
-from cpo_ray.data.rows import BadRow, Row, content_hash
+from cpo_ray.data.rows import BadRow, InstructionRow, content_hash
 from cpo_ray.data.sources import list_parts
 from cpo_ray.data.splits import SPLITS, split_prompts
 from cpo_ray.data.synthetic import filler_words, synthetic_rows
@@ -21,24 +21,24 @@ from cpo_ray.data.tokenization import Tokenizer, encode, make_tokenizer
 
 @dataclass(frozen=True)
 class Corpus:
-    """The usable rows in the order of the files, each with its prompt and its id."""
+    """The usable rows in file order, each with its prompt and id."""
 
-    rows: list[Row]
+    rows: list[InstructionRow]
     quarantined: list[BadRow]
     prompts: list[str]
     ids: list[str]
 
 
-def instruction_material(config: RunConfig) -> Material[int]:
-    """Everything up to the cut to the configured lengths.
+def prepare_instructions(data: DataConfig, seed: int) -> PreparedSource[int]:
+    """Read, split and set up the tokenizer; everything before the cut to the configured lengths.
 
     Raises DataError for a file that is missing or empty, a bad line (unless quarantined), too few rows, or a tokenizer
     that cannot be loaded.
     """
-    corpus = gather(config)
-    sizes = {name: getattr(config.data, f"{name}_rows") for name in SPLITS}
-    splits = split_prompts(corpus.prompts, sizes, config.seed)
-    tokenizer = make_tokenizer(config.data.tokenizer, _texts(corpus, splits["train"]))
+    corpus = load_corpus(data, seed)
+    sizes = {name: getattr(data, f"{name}_rows") for name in SPLITS}
+    splits = split_prompts(corpus.prompts, sizes, seed)
+    tokenizer = make_tokenizer(data.tokenizer, _texts(corpus, splits["train"]))
     contents = {(prompt, row.response) for prompt, row in zip(corpus.prompts, corpus.rows, strict=True)}
     counts = {
         "unused_rows": len(corpus.rows) - sum(sizes.values()),
@@ -46,25 +46,25 @@ def instruction_material(config: RunConfig) -> Material[int]:
         "repeated_prompts": len(corpus.rows) - len(set(corpus.prompts)),
     }
     answers = None
-    if config.data.source == "synthetic":
+    if data.source == "synthetic":
         used = (row for indices in splits.values() for row in indices)
         answers = {"filler": filler_words(), "answers": {corpus.ids[row]: corpus.rows[row].answer for row in used}}
-    return Material(tokenizer, splits, partial(_draft, corpus, tokenizer), corpus.quarantined, counts, answers)
+    return PreparedSource(tokenizer, splits, partial(_tokenize, corpus, tokenizer), corpus.quarantined, counts, answers)
 
 
-def gather(config: RunConfig) -> Corpus:
-    """Read the source whole, and give every row its prompt and its id.
+def load_corpus(data: DataConfig, seed: int) -> Corpus:
+    """Read the whole source and give every row its prompt and id. `seed` is for the synthetic task.
 
-    Raises DataError at the first bad line, unless the configuration has such lines quarantined.
+    Raises DataError at the first bad line, unless the configuration quarantines bad lines.
     """
     quarantined: list[BadRow] = []
-    rows = list(take_good(_read_source(config), config.data, quarantined))
-    prompts = [apply_template(config.data.template, row.instruction, row.context) for row in rows]
+    rows = list(drop_bad_rows(_read_source(data, seed), data, quarantined))
+    prompts = [apply_template(data.template, row.instruction, row.context) for row in rows]
     return Corpus(rows, quarantined, prompts, example_ids(rows, prompts))
 
 
-def example_ids(rows: Sequence[Row], prompts: Sequence[str]) -> list[str]:
-    """16 hex digits of the content's hash. The second copy of a row hashes an ordinal with it, and so on."""
+def example_ids(rows: Sequence[InstructionRow], prompts: Sequence[str]) -> list[str]:
+    """16 hex digits of a hash of the content. For the n-th copy of a row, the hash includes n."""
     copies: Counter[tuple[str, str, str]] = Counter()
     ids = []
     for row, prompt in zip(rows, prompts, strict=True):
@@ -74,15 +74,14 @@ def example_ids(rows: Sequence[Row], prompts: Sequence[str]) -> list[str]:
     return ids
 
 
-def _read_source(config: RunConfig) -> Iterable[Row | BadRow]:
-    data = config.data
+def _read_source(data: DataConfig, seed: int) -> Iterable[InstructionRow | BadRow]:
     if data.files is None:
-        return islice(synthetic_rows(config.seed), data.train_rows + data.validation_rows + data.test_rows)
+        return islice(synthetic_rows(seed), data.train_rows + data.validation_rows + data.test_rows)
     return _read_files(data, data.files)
 
 
-def _read_files(data: DataConfig, path: str) -> Iterator[Row | BadRow]:
-    """The rows in the order of the files, however many are read at once."""
+def _read_files(data: DataConfig, path: str) -> Iterator[InstructionRow | BadRow]:
+    """The rows in file order, also if several files are read in parallel."""
     is_dolly = data.source == "dolly"
     fields = dolly.FIELDS if is_dolly else data.fields
     reader = partial(read_instructions, fields=fields, source=data.source)
@@ -97,12 +96,12 @@ def _texts(corpus: Corpus, indices: Sequence[int]) -> Iterator[str]:
         yield corpus.rows[index].response
 
 
-def _draft(corpus: Corpus, tokenizer: Tokenizer, indices: Sequence[int]) -> list[Draft]:
-    """Prompt and response apart, so that training and generation see the same boundary."""
+def _tokenize(corpus: Corpus, tokenizer: Tokenizer, indices: Sequence[int]) -> list[UncutExample]:
+    """Tokenize prompt and response separately, so that training and generation have the same token boundary."""
     prompts = encode(tokenizer, [corpus.prompts[index] for index in indices], special=True)
     responses = encode(tokenizer, [corpus.rows[index].response for index in indices], special=False)
     return [
-        Draft(
+        UncutExample(
             id=corpus.ids[index],
             source=corpus.rows[index].source,
             category=corpus.rows[index].category,

@@ -1,4 +1,4 @@
-"""Instruction data: one JSON object per line, with named fields."""
+"""Reads instruction data: one JSON object per line, with configurable field names."""
 
 import json
 from collections.abc import Iterator
@@ -6,27 +6,29 @@ from typing import IO
 
 from cpo_ray.config import FieldsConfig
 from cpo_ray.data.lines import decode_line, read_lines
-from cpo_ray.data.rows import BadRow, Row
+from cpo_ray.data.rows import BadRow, InstructionRow
 
-EXCERPT = 60  # characters of a bad line that its message shows
+EXCERPT = 60  # characters of a bad line that its message quotes
 
 
 class _LineError(Exception):
-    """A line is JSON but no row."""
+    """A line that is valid JSON but not a usable row."""
 
 
-def read_instructions(file: IO[bytes], name: str, fields: FieldsConfig, source: str) -> Iterator[Row | BadRow]:
-    """Stream the lines of `file`: a Row, or a BadRow that says what is wrong with the line.
+def read_instructions(
+    file: IO[bytes], name: str, fields: FieldsConfig, source: str
+) -> Iterator[InstructionRow | BadRow]:
+    """Stream the lines of `file`: an InstructionRow, or a BadRow with the reason why the line cannot be used.
 
-    name: what messages call the file. source: what the rows' `source` is. White space around texts is removed; blank
-    lines are passed over. Raises DataError where the file holds no line at all.
+    name: the file's name in messages. source: the rows' `source`. Whitespace around texts is removed and blank lines are
+    skipped. Raises DataError if the file has no lines.
     """
     for number, line in read_lines(file, name):
         if line.strip():
             yield _parse(name, number, line, fields, source)
 
 
-def _parse(name: str, number: int, line: bytes, fields: FieldsConfig, source: str) -> Row | BadRow:
+def _parse(name: str, number: int, line: bytes, fields: FieldsConfig, source: str) -> InstructionRow | BadRow:
     text = decode_line(name, number, line)
     if isinstance(text, BadRow):
         return text
@@ -39,8 +41,8 @@ def _parse(name: str, number: int, line: bytes, fields: FieldsConfig, source: st
         return BadRow(name, number, str(error))
 
 
-def _row(record: object, fields: FieldsConfig, source: str) -> Row:
-    """The record as a Row. Raises _LineError with the reason where a field is not what it must be."""
+def _row(record: object, fields: FieldsConfig, source: str) -> InstructionRow:
+    """The record as a row. Raises _LineError with the reason if a field is missing, empty or not text."""
     if not isinstance(record, dict):
         raise _LineError(f"a JSON object is expected, not {type(record).__name__}")
     keys = [key for key in (fields.instruction, fields.context, fields.response, fields.category) if key is not None]
@@ -51,7 +53,7 @@ def _row(record: object, fields: FieldsConfig, source: str) -> Row:
     empty = [key for key in (fields.instruction, fields.response) if not texts[key]]
     if empty:
         raise _LineError(f"empty {', '.join(empty)}")
-    return Row(
+    return InstructionRow(
         source=source,
         category=texts[fields.category] if fields.category is not None else "",
         instruction=texts[fields.instruction],
@@ -66,5 +68,5 @@ def _text(key: str, value: object) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise _LineError(f"{key} holds half a surrogate pair, which is not a character") from None
+        raise _LineError(f"{key} has half a surrogate pair, which is not a character") from None
     return value.strip()

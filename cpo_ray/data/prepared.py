@@ -1,4 +1,4 @@
-"""What the two kinds of sources, instructions and articles, hand to the stage."""
+"""A source that was read and split: what `corpus.py` (instructions) and `articles.py` return to `examples.py`."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from cpo_ray.errors import DataError
 T = TypeVar("T")
 
 
-class Draft(NamedTuple):
+class UncutExample(NamedTuple):
     """An example before its tokens are cut to the configured lengths."""
 
     id: str
@@ -26,19 +26,19 @@ class Draft(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Material(Generic[T]):
-    """The rows of each split, in order, and how to make examples of some of them."""
+class PreparedSource(Generic[T]):
+    """The rows of each split, in order, and a function that tokenizes some of them."""
 
     tokenizer: Tokenizer
     splits: dict[str, list[T]]
-    draft: Callable[[Sequence[T]], list[Draft]]
+    tokenize: Callable[[Sequence[T]], list[UncutExample]]
     quarantined: list[BadRow]
     counts: Summary
     answers: dict[str, Any] | None = None  # of the synthetic task
 
 
-def take_good(records: Iterable[T | BadRow], data: DataConfig, quarantined: list[BadRow]) -> Iterator[T]:
-    """Pass on what is no BadRow; append those to `quarantined`, or raise DataError where the configuration says so."""
+def drop_bad_rows(records: Iterable[T | BadRow], data: DataConfig, quarantined: list[BadRow]) -> Iterator[T]:
+    """Yield the good records. Append each BadRow to `quarantined`, or raise DataError, depending on `data.on_bad_row`."""
     for record in records:
         if not isinstance(record, BadRow):
             yield record
@@ -46,7 +46,7 @@ def take_good(records: Iterable[T | BadRow], data: DataConfig, quarantined: list
             quarantined.append(record)
         else:
             raise DataError(
-                f"{record} Mend the file, or set data.on_bad_row=quarantine to leave such rows out, counted."
+                f"{record} Repair the file, or set data.on_bad_row=quarantine to leave out and count such rows."
                 if record.reason.endswith(".")
-                else f"{record}. Mend the line, or set data.on_bad_row=quarantine to leave such rows out, counted."
+                else f"{record}. Repair the line, or set data.on_bad_row=quarantine to leave out and count such rows."
             )

@@ -1,4 +1,4 @@
-"""How text becomes tokens: a tokenizer trained on the training split, or one that is loaded."""
+"""Tokenizers: trained on the training split, or loaded from a folder or the hub."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -7,10 +7,11 @@ from typing import Any
 
 from cpo_ray.config import TokenizerConfig
 from cpo_ray.errors import DataError
+from cpo_ray.records import Tokens
 
 EOS = "<|endoftext|>"
 PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""Words and punctuation keep the space before them, as in GPT-2. Digits stand alone, as in Llama, so numbers share them."""
+"""Words and punctuation keep the space before them, as in GPT-2. Each digit is its own token, as in Llama."""
 
 LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
 
@@ -18,9 +19,9 @@ Tokenizer = Any  # transformers.PreTrainedTokenizerFast, which has no types to i
 
 
 def make_tokenizer(config: TokenizerConfig, training_texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer that `config` asks for, with EOS and padding set. `training_texts` serve only where it is trained.
+    """The configured tokenizer, with EOS and padding set. `training_texts` are used only if it is trained.
 
-    Raises DataError where it cannot be loaded or has no EOS token.
+    Raises DataError if it cannot be loaded or has no EOS token.
     """
     if config.path is None:
         return train_tokenizer(training_texts, config.vocabulary_size)
@@ -28,9 +29,9 @@ def make_tokenizer(config: TokenizerConfig, training_texts: Iterable[str]) -> To
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
-    """A byte-level BPE: any text survives a round trip. Equal texts give equal tokenizers.
+    """A byte-level BPE, which encodes and decodes any text without loss. Equal texts give equal tokenizers.
 
-    The vocabulary is smaller than `vocabulary_size` where the texts run out of pairs to merge.
+    The vocabulary is smaller than `vocabulary_size` if the texts run out of pairs to merge.
     """
     from tokenizers import Regex, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
@@ -53,9 +54,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    """A directory (Hugging Face, or `*vocab.json` and `*merges.txt`) or a hub id. No remote code is run.
+    """Load a directory (Hugging Face, or `*vocab.json` and `*merges.txt`) or a hub id. No remote code is run.
 
-    Raises DataError where it cannot be loaded or has no EOS token.
+    Raises DataError if it cannot be loaded or has no EOS token.
     """
     folder = Path(path)
     if folder.is_dir() and not (folder / "tokenizer.json").exists() and not (folder / "tokenizer_config.json").exists():
@@ -67,10 +68,10 @@ def load_tokenizer(path: str) -> Tokenizer:
     return _load_pretrained(path)
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-    """Token ids of each text. `special` adds what the tokenizer puts around a text (a Llama's BOS).
+def encode(tokenizer: Tokenizer, texts: Sequence[str], *, special: bool) -> list[Tokens]:
+    """Token ids of each text. `special` adds the special tokens that the tokenizer puts around a text (Llama's BOS).
 
-    A text that spells out a special token (`<|endoftext|>`) stays text: it never becomes that token.
+    A special token that is spelled out in a text (`<|endoftext|>`) is encoded as text, never as that token.
     """
     encoded = tokenizer(list(texts), add_special_tokens=special, split_special_tokens=True, verbose=False)
     return [list(ids) for ids in encoded["input_ids"]]
@@ -105,7 +106,7 @@ def _read_vocabulary(file: Path) -> dict[str, int]:
     if not isinstance(vocabulary, dict) or not all(type(index) is int and index >= 0 for index in vocabulary.values()):
         raise DataError(f"{file} is not a vocabulary: an object from token to id is expected")
     if EOS not in vocabulary:
-        raise DataError(f"{file} has no {EOS}, so a response could not end")
+        raise DataError(f"{file} has no {EOS}, which ends every response")
     return vocabulary
 
 
@@ -120,7 +121,7 @@ def _read_merges(file: Path, vocabulary: dict[str, int]) -> list[tuple[str, str]
             continue
         left, _, right = line.partition(" ")
         if not {left, right, left + right} <= vocabulary.keys():
-            raise DataError(f"{file}:{number}: the merge {line!r} does not fit the vocabulary beside it")
+            raise DataError(f"{file}:{number}: the merge {line!r} uses a token that is not in the vocabulary")
         merges.append((left, right))
     return merges
 
@@ -131,7 +132,7 @@ def _load_pretrained(path: str) -> Tokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
-        # `tokenizers` raises bare Exception for a file it cannot read. Its subclasses are named one by one.
+        # `tokenizers` raises a bare Exception for a file that it cannot read. Of the subclasses, only LOAD_ERRORS are caught.
         if type(error) is not Exception and not isinstance(error, LOAD_ERRORS):
             raise
         first_line = str(error).strip().split("\n")[0]
@@ -140,7 +141,7 @@ def _load_pretrained(path: str) -> Tokenizer:
             f"or with one *vocab.json and one *merges.txt) nor as a hub id: {type(error).__name__}: {first_line}"
         ) from None
     if tokenizer.eos_token_id is None:
-        raise DataError(f"data.tokenizer.path: the tokenizer {path} has no EOS token, so a response could not end")
+        raise DataError(f"data.tokenizer.path: the tokenizer {path} has no EOS token, which ends every response")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -1,4 +1,4 @@
-"""MediaWiki XML dumps: articles as plain text, streamed. The only file that imports mwxml and mwparserfromhell."""
+"""Reads MediaWiki XML dumps as a stream of plain-text articles. The only file that imports mwxml and mwparserfromhell."""
 
 import itertools
 import re
@@ -18,20 +18,20 @@ from cpo_ray.data.rows import Article, BadRow
 from cpo_ray.errors import DataError
 
 ARTICLES = 0  # the namespace
-REDIRECT = re.compile(r"\s*#redirect\b", re.IGNORECASE)  # old dumps mark redirects in the text alone
+REDIRECT = re.compile(r"\s*#redirect\b", re.IGNORECASE)  # old dumps mark redirects only in the text
 NOT_PROSE = re.compile(r"\s*((?i:file|image|media|category)\s*:|[a-z]{2,3}(-[a-z-]+)?:\S|simple:\S)")
-"""Links that put up a picture, file the article, or name it in another language."""
+"""Links to pictures, categories and other languages, which are not part of the text."""
 FIGURES = {"table", "gallery", "imagemap", "timeline", "graph", "mapframe", "maplink", "score"}
 FORMULAS = {"math", "chem", "ce", "hiero", "source", "syntaxhighlight"}
 DROPPED_TAGS = {"ref", "references", "categorytree", "inputbox", "section", "templatedata"} | FIGURES | FORMULAS
-EMPTY_BRACKETS = re.compile(r"[ \t]*\([\s,;:\u2013\u2014-]*\)")  # what a template or a pronunciation leaves behind
+EMPTY_BRACKETS = re.compile(r"[ \t]*\([\s,;:\u2013\u2014-]*\)")  # left behind by a template or a pronunciation
 LONE_COMMA = re.compile(r" +([,;])")
 BLANKS = re.compile(r"[ \t\u00a0]+")
 PARAGRAPHS = re.compile(r"\s*\n\s*\n\s*")
 
 
 class _PlainStream:
-    """An uncompressed dump, read with the same face as a compressed one."""
+    """An uncompressed dump, with the interface of Bzip2Stream."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -44,11 +44,11 @@ class _PlainStream:
 
 
 def read_wikidump(file: IO[bytes], name: str) -> Iterator[Article | BadRow]:
-    """Stream a dump's articles in plain text: namespace 0, no redirects, of each page the last revision.
+    """Stream a dump's articles as plain text: namespace 0, no redirects, the last revision of each page.
 
-    name: ends in .bz2 where the file is compressed; messages call it so. Memory holds one page. A file that is
-    truncated, damaged or no dump ends with a BadRow that names the byte; an article that cannot be parsed is one alone.
-    Raises DataError where the file holds no byte at all.
+    name: the file's name in messages; it ends in .bz2 if the file is compressed. Memory holds one page. A truncated or
+    damaged file, or one that is not a dump, ends with a BadRow with the byte offset; an article that cannot be parsed
+    becomes a BadRow and does not affect the others. Raises DataError if the file is empty.
     """
     stream = Bzip2Stream(file) if name.endswith(".bz2") else _PlainStream(file)
     try:
@@ -57,29 +57,31 @@ def read_wikidump(file: IO[bytes], name: str) -> Iterator[Article | BadRow]:
             if text is not None:
                 yield _article(page, text, name, stream.byte)
     except DamagedFileError as error:
-        yield BadRow(name, None, f"{error}. What follows is lost.", error.byte)
+        yield BadRow(name, None, f"{error}. The rest of the file is lost.", error.byte)
     except ParseError as error:
         if not stream.byte:
             raise DataError(
-                f"{name} is empty. Fetch it again, or name another file with --set data.path=FILE."
+                f"{name} is empty. Download it again, or name another file with --set data.path=FILE."
             ) from None
-        line, column = getattr(error, "position", (1, 0))  # mwxml leaves it out for the first element
+        line, column = getattr(error, "position", (1, 0))  # mwxml does not set it for the first element
         reason = f"not well-formed XML at line {line}, column {column} of the text ({error.msg.split(':')[0]})"
-        yield BadRow(name, None, f"{reason}. What follows is lost.", stream.byte)
+        yield BadRow(name, None, f"{reason}. The rest of the file is lost.", stream.byte)
     except (MalformedXML, AssertionError, ValueError, TypeError, AttributeError) as error:
-        # What mwxml raises for XML that is no dump: another root, a page without a title, an id that is no number.
+        # mwxml raises these for XML that is not a dump: another root, a page without a title, an id that is not a number.
         reason = f"not a MediaWiki dump ({type(error).__name__}: {error})".replace(": )", ")")
-        yield BadRow(name, None, f"{reason}. What follows is lost.", stream.byte)
+        yield BadRow(name, None, f"{reason}. The rest of the file is lost.", stream.byte)
 
 
 def plain_text(wikitext: str) -> str:
-    """What a reader would read: no templates, tables, footnotes, pictures, formulas or categories; links by their words.
+    """The readable text: without templates, tables, footnotes, pictures, formulas and categories; links become their text.
 
-    Paragraphs and headings are separated by a blank line. An entity that stands for no character (half a UTF-16 pair)
-    becomes U+FFFD. Raises mwparserfromhell's ParserError where it gives up.
+    Paragraphs and headings are separated by a blank line. An entity that is not a character (half a UTF-16 pair) becomes
+    U+FFFD. Raises mwparserfromhell's ParserError if it cannot parse the text.
     """
     text = "".join(_strip(mwparserfromhell.parse(wikitext)))
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # joins pairs that were written in halves
+    text = text.encode("utf-16", "surrogatepass").decode(
+        "utf-16", "replace"
+    )  # joins surrogate pairs written as two entities
     text = LONE_COMMA.sub(r"\1", EMPTY_BRACKETS.sub("", BLANKS.sub(" ", text)))
     paragraphs = (
         "\n".join(stripped for line in paragraph.split("\n") if (stripped := line.strip()))
@@ -94,13 +96,13 @@ def _pages(stream: Any) -> Iterator[Page]:
         raise MalformedXML(f"the root is <{root.tag}>, not <mediawiki>")
     for page in Dump.from_element(root).pages:
         yield page
-        root.element.clear()  # else the tree keeps an empty element of every page
-    for _ in root.pointer.etree_events:  # mwxml stops at </mediawiki>: what follows must be nothing
+        root.element.clear()  # otherwise the tree keeps an empty element for every page
+    for _ in root.pointer.etree_events:  # mwxml stops at </mediawiki>; raises if anything follows
         pass
 
 
 def _wikitext(page: Page) -> str | None:
-    """The text of the page's last revision; None for what is no article."""
+    """The text of the page's last revision; None if the page is not an article."""
     if page.namespace != ARTICLES or page.redirect is not None:
         return None
     text = None

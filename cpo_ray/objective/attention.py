@@ -1,9 +1,9 @@
-"""Attention over packed token trees: FlexAttention's block masks on CUDA, branch by branch elsewhere, else SDPA.
+"""Attention over packed token trees: FlexAttention with block masks on CUDA, branch by branch on CPU, otherwise SDPA.
 
-All say the same: a token sees exactly the tokens whose subtree it lies in (see `packing`). A block mask lets the kernel
-leave out whole blocks of pairs that see nothing of each other, and those are most of a tree; `branches` leaves out all of
-them. SDPA takes a dense mask and computes every pair: it is what a model uses that was told nothing, and what is left on a
-GPU where FlexAttention cannot do the shape.
+All compute the same: a token attends exactly the tokens whose subtree contains it (see `packing`). With a block mask the
+kernel skips whole blocks of pairs that do not attend, which are most of a tree; `branches` skips all of them. SDPA takes a
+dense mask and computes every pair: it is a model's default, and the fallback on a GPU if FlexAttention does not support
+the shape.
 """
 
 from functools import cache
@@ -18,16 +18,16 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from cpo_ray.objective.branches import Branch, BranchAttention, find_branches
 from cpo_ray.objective.packing import PackedGroups, drop_padding, widen
 
-TREE = "cpo_ray_tree"  # the name under which transformers finds `tree_attention` ...
+TREE = "cpo_ray_tree"  # the name under which transformers looks up `tree_attention` ...
 BRANCHES = "cpo_ray_branches"  # ... and `branch_attention`
 BLOCK = 128  # FlexAttention's block of queries and keys
-BRANCH_OVERHEAD = 1_000_000  # what a branch costs to start on, in (pairs of tokens) * (model width); measured on CPU
+BRANCH_OVERHEAD = 1_000_000  # fixed cost of a branch, in (pairs of tokens) * (model width); measured on CPU
 
 
 def use_tree_attention(model: PreTrainedModel) -> str | None:
-    """Give the model FlexAttention on CUDA, attention by branches elsewhere. Returns None, or why SDPA is left on CUDA.
+    """Give the model FlexAttention on CUDA, attention by branches elsewhere. Returns None, or the reason for SDPA on CUDA.
 
-    Tried, not looked up: which head sizes and which ratios of query to key heads a kernel takes changes with torch and card.
+    The kernel is tried, because the head sizes and ratios of query to key heads that it supports change with torch and GPU.
     """
     AttentionInterface.register(TREE, tree_attention)
     AttentionInterface.register(BRANCHES, branch_attention)
@@ -41,7 +41,7 @@ def use_tree_attention(model: PreTrainedModel) -> str | None:
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     try:
         _try_kernel(heads, keys, size, model.dtype, model.device)
-    except (RuntimeError, ValueError) as error:  # what torch and its compiler raise for a shape they cannot do
+    except (RuntimeError, ValueError) as error:  # raised by torch and its compiler for an unsupported shape
         reason = str(error).strip().splitlines()[0][:200]
         return f"FlexAttention cannot do {heads} heads of size {size} on {keys} key heads here: {reason}"
     model.set_attn_implementation(TREE)
@@ -49,7 +49,7 @@ def use_tree_attention(model: PreTrainedModel) -> str | None:
 
 
 def arrange(model: PreTrainedModel, packed: PackedGroups) -> tuple[PackedGroups, dict[str, Any]]:
-    """The groups in the rows that suit the model's attention, and the mask in its form, as arguments of its decoder."""
+    """The groups in rows for the model's attention, and the mask in its format, as arguments for the decoder."""
     attention = model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
     if attention == TREE:
         packed = widen(packed, BLOCK)
@@ -58,20 +58,20 @@ def arrange(model: PreTrainedModel, packed: PackedGroups) -> tuple[PackedGroups,
         one_row = drop_padding(packed)
         branches = find_branches(one_row.subtree_end_RN[0].tolist())
         if branches_pay(branches, packed.input_ids_RN.shape, model.config.hidden_size):
-            # transformers hands a mask of four dimensions on as it is, and unknown arguments down to the attention.
+            # transformers passes a mask of four dimensions on unchanged, and unknown arguments down to the attention.
             return one_row, {"attention_mask": one_row.subtree_end_RN[:, None, None], "branches": branches}
     return packed, {"attention_mask": tree_mask(packed.subtree_end_RN)}
 
 
 def branches_pay(branches: list[Branch], shape: torch.Size, width: int) -> bool:
-    """Does it cost less to go from branch to branch than to compute every pair of each row's tokens? shape: (R, N)."""
+    """Whether computing branch by branch costs less than computing every pair of tokens in each row. shape: (R, N)."""
     rows, tokens = shape
     spared = rows * tokens**2 - sum(branch.pairs for branch in branches)
     return spared * width > BRANCH_OVERHEAD * len(branches)
 
 
 def tree_mask(subtree_end_RN: Tensor) -> Tensor:
-    """Who may attend whom, (R, 1, N, N) bool, True = visible."""
+    """Which query may attend which key, (R, 1, N, N) bool, True = visible."""
     index = torch.arange(subtree_end_RN.shape[1], device=subtree_end_RN.device)
     query, key = index[:, None], index[None, :]
     return ((key <= query) & (query < subtree_end_RN[:, None, None, :])).contiguous()
@@ -99,7 +99,7 @@ def tree_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """An attention function as transformers calls it: (R, heads, N, head size) in, (R, N, heads, head size) out."""
-    attend = _compiled() if query.is_cuda else flex_attention  # uncompiled it is slow and exact: for tests
+    attend = _compiled() if query.is_cuda else flex_attention  # uncompiled it is slow but exact, for tests
     grouped = query.shape[1] != key.shape[1]
     out: Any = attend(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=grouped)
     return out.transpose(1, 2).contiguous(), None
@@ -130,10 +130,9 @@ def _compiled() -> Any:
 
 
 def compile_kernel(backend: Any) -> Any:
-    """FlexAttention, compiled for a shape and then, once another one comes, for every number and length of rows.
+    """FlexAttention, compiled for the first shape, then once more for any number and length of rows.
 
-    Where it had to be compiled over and over, torch would give up and go on uncompiled, with every score in memory: that
-    is an error here.
+    After too many recompilations torch would silently run it uncompiled, with every score in memory: here that is an error.
     """
     compiled: Any = torch.compile(flex_attention, backend=backend)
 
@@ -145,7 +144,7 @@ def compile_kernel(backend: Any) -> Any:
 
 
 def _try_kernel(heads: int, keys: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Forward and backward passes of the kernel, in one shape and then in others."""
+    """Run forward and backward passes of the kernel in several shapes."""
     for rows, width in ((1, BLOCK), (2, 2 * BLOCK), (3, 4 * BLOCK)):
         mask = tree_block_mask(torch.full((rows, width), width, device=device))
         shapes = ((rows, n, width, size) for n in (heads, keys, keys))

@@ -17,12 +17,12 @@ def read_all(compressed: bytes, size: int = 1000) -> bytes:
 
 
 @given(st.lists(st.binary(max_size=300), max_size=4), st.integers(1, 500))
-def test_streams_one_after_the_other_read_as_one(pieces: list[bytes], size: int) -> None:
+def test_concatenated_streams_read_as_one(pieces: list[bytes], size: int) -> None:
     assert read_all(b"".join(map(bz2.compress, pieces)), size) == b"".join(pieces)
 
 
 @given(st.data())
-def test_a_file_cut_anywhere_is_told_with_its_length(data: st.DataObject) -> None:
+def test_a_truncated_file_is_reported_with_its_length(data: st.DataObject) -> None:
     first, second = bz2.compress(PAYLOAD), bz2.compress(b"more")
     cut = data.draw(st.integers(1, len(first + second) - 1).filter(lambda cut: cut != len(first)))
     with pytest.raises(DamagedFileError, match="truncated") as caught:
@@ -36,13 +36,13 @@ STORED = bz2.compress(BLOCKS, 1)
 
 @given(st.integers(4, len(STORED) - 2), st.integers(1, 255))
 @settings(max_examples=20)
-def test_what_a_damaged_file_gives_is_right_as_far_as_it_goes(position: int, change: int) -> None:
-    """The last byte may be padding in part."""
+def test_a_damaged_file_gives_only_verified_blocks(position: int, change: int) -> None:
+    """The last byte is left out, because part of it may be padding."""
     damaged = bytearray(STORED)
     damaged[position] ^= change
     stream = Bzip2Stream(io.BytesIO(bytes(damaged)))
     given = b""
-    with pytest.raises(DamagedFileError) as caught:  # noqa: PT012 - what came before counts
+    with pytest.raises(DamagedFileError) as caught:  # noqa: PT012 - the data read before the error is checked
         while data := stream.read(16_000):
             given += data
     assert BLOCKS.startswith(given)
@@ -59,12 +59,12 @@ def test_data_before_the_damage_comes_first() -> None:
         stream.read(1000)
 
 
-def test_what_follows_the_last_stream_is_damage() -> None:
+def test_bytes_after_the_last_stream_are_damage() -> None:
     with pytest.raises(DamagedFileError):
         read_all(bz2.compress(b"x") + b"garbage")
 
 
 def test_memory_holds_a_block_not_the_file() -> None:
-    """A hundred megabytes of zeros compress to some hundred bytes; reading them must not unpack them at once."""
+    """A hundred megabytes of zeros compress to a few hundred bytes; they must not be decompressed at once."""
     stream = Bzip2Stream(io.BytesIO(bz2.compress(bytes(100 << 20))))
     assert len(stream.read(1 << 16)) == 1 << 16

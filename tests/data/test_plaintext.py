@@ -3,7 +3,7 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpo_ray.data.plaintext import PIECE, read_plaintext
+from cpo_ray.data.plaintext import ARTICLE_CHARACTERS, read_plaintext
 from cpo_ray.data.rows import Article, BadRow
 
 
@@ -28,16 +28,16 @@ def test_text_without_headings_is_cut_at_blank_lines() -> None:
         "wiki.txt 3",
     ]
     assert isinstance(first, Article)
-    assert PIECE <= len(first.text) < PIECE + 2 * len(paragraph)
+    assert ARTICLE_CHARACTERS <= len(first.text) < ARTICLE_CHARACTERS + 2 * len(paragraph)
 
 
-def test_a_long_article_goes_on_under_its_title() -> None:
+def test_a_long_article_continues_under_its_title() -> None:
     articles = read(" = Long = \n" + "\n\n".join(["word " * 5000] * 8))
     assert len(articles) > 1
     assert {article.title for article in articles if isinstance(article, Article)} == {"Long"}
 
 
-def test_a_line_that_is_not_utf8_is_one_alone() -> None:
+def test_a_line_that_is_not_utf8_affects_no_other() -> None:
     bad, article = read(b"one\ncaf\xe9\ntwo\n")
     assert str(bad) == "some/wiki.txt:2: not UTF-8: byte 0xe9 at position 3"
     assert article == Article("wiki.txt 1", "one\ntwo")

@@ -35,7 +35,7 @@ def names(parts: list[str]) -> list[str]:
     return [part.rsplit("/", 1)[-1] for part in parts]
 
 
-def test_a_file_is_its_only_part(folder: Path) -> None:
+def test_a_file_is_one_part(folder: Path) -> None:
     assert list_parts(str(folder / "notes.txt"), "dolly") == [str(folder / "notes.txt")]
 
 
@@ -45,11 +45,11 @@ def test_a_folder_gives_the_files_of_its_source_by_name(folder: Path) -> None:
     assert names(list_parts(str(folder), "text")) == ["notes.txt"]
 
 
-def test_a_pattern_gives_what_it_matches(folder: Path) -> None:
+def test_a_pattern_gives_the_files_that_match(folder: Path) -> None:
     assert names(list_parts(f"{folder}/*.xml*.bz2", "wikidump")) == ["wiki-1.xml.bz2"]
 
 
-def test_a_name_that_looks_like_a_pattern_is_a_name(folder: Path) -> None:
+def test_an_existing_file_name_is_not_read_as_a_pattern(folder: Path) -> None:
     odd = folder / "odd[1].jsonl"
     odd.write_bytes(CONTENT)
     assert list_parts(str(odd), "dolly") == [str(odd)]
@@ -83,7 +83,7 @@ def test_content_decides_the_fingerprint(folder: Path, bucket: str) -> None:
 @pytest.mark.parametrize("place", ["{folder}", "{folder}/*.parquet", "{bucket}"])
 def test_a_folder_without_such_files(place: str, tmp_path: Path) -> None:
     fsspec.filesystem("memory").makedirs("/empty", exist_ok=True)
-    with pytest.raises(DataError, match=r"holds no file for source dolly: one ending in \.jsonl is needed"):
+    with pytest.raises(DataError, match=r"has no file for source dolly: one ending in \.jsonl is needed"):
         list_parts(place.format(folder=tmp_path, bucket="memory://empty"), "dolly")
 
 
@@ -96,14 +96,14 @@ def test_a_folder_without_such_files(place: str, tmp_path: Path) -> None:
         ),
         (
             "databricks/databricks-dolly-15k",
-            r"Of a data set on the Hugging Face hub, name the files: data\.path=hf://datasets/databricks/",
+            r"For a dataset on the Hugging Face hub, name its files: data\.path=hf://datasets/databricks/",
         ),
         ("memory://nowhere/here.jsonl", r"no data file memory://nowhere/here\.jsonl"),
         ("odd://x.jsonl", "data.path: odd://x.jsonl: Protocol not known: odd"),
         ("s3://bucket/x.jsonl", "needs a package that is not installed: Install s3fs"),
     ],
 )
-def test_what_cannot_be_opened_says_what_to_do(part: str, words: str) -> None:
+def test_a_part_that_cannot_be_opened_is_an_error_with_a_remedy(part: str, words: str) -> None:
     with pytest.raises(DataError, match=words), open_part(part):
         pass
 
@@ -115,7 +115,7 @@ def test_a_folder_cannot_be_opened(tmp_path: Path) -> None:
 
 @pytest.fixture
 def web() -> Iterator[str]:
-    """A server that answers /ok, breaks off in /short, and refuses the rest with the number in the path."""
+    """A server that answers /ok, disconnects during /short, and refuses other paths with the status in the path."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -158,6 +158,6 @@ def test_a_web_server_is_a_source(web: str) -> None:
         ("short.jsonl", "cannot be read"),
     ],
 )
-def test_a_web_server_that_refuses_or_breaks_off(web: str, path: str, words: str) -> None:
+def test_a_web_server_that_refuses_or_disconnects(web: str, path: str, words: str) -> None:
     with pytest.raises(DataError, match=words), open_part(f"{web}/{path}") as file:
         file.read()

@@ -21,7 +21,7 @@ def read(content: bytes, name: str = "wiki.xml.bz2") -> list[Article | BadRow]:
 
 
 @pytest.mark.parametrize("name", ["wiki.xml", "wiki.xml.bz2"])
-def test_articles_alone_are_read(name: str) -> None:
+def test_only_articles_are_read(name: str) -> None:
     content = dump(
         page("Cod", "A '''cod''' is a [[fish]]."),
         page("Codfish", "#REDIRECT [[Cod]]", redirect="Cod"),
@@ -61,7 +61,7 @@ def test_wikitext_is_stripped(wikitext: str, text: str) -> None:
 
 
 @given(st.lists(st.tuples(XML_TEXT.filter(str.strip), XML_TEXT), max_size=4), st.sampled_from(["w.xml", "w.xml.bz2"]))
-def test_whatever_articles_hold_they_are_read_or_told(pages: list[tuple[str, str]], name: str) -> None:
+def test_articles_with_any_text_are_read(pages: list[tuple[str, str]], name: str) -> None:
     records = read(dump(*(page(title, text) for title, text in pages)), name)
     whole = [pair for pair in pages if pair[1] and not re.match(r"\s*#redirect\b", pair[1], re.IGNORECASE)]
     assert len(records) == len(whole)
@@ -82,7 +82,7 @@ def test_a_truncated_dump_gives_its_whole_articles_and_the_byte(data: st.DataObj
     *articles, bad = read_wikidump(io.BytesIO(stored[:cut]), "wiki.xml.bz2")
     assert isinstance(bad, BadRow)
     assert bad.byte == cut
-    assert re.match(rf"wiki\.xml\.bz2: byte {cut}: .*What follows is lost", str(bad))
+    assert re.match(rf"wiki\.xml\.bz2: byte {cut}: .*The rest of the file is lost", str(bad))
     assert len(articles) == sum(len(b"".join(streams[: n + 2])) <= cut for n in range(8))
 
 
@@ -112,7 +112,7 @@ def test_a_damaged_dump_names_the_byte() -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["wiki.xml", "wiki.xml.bz2"])
-def test_what_is_no_dump_is_told(content: bytes, reason: str, name: str) -> None:
+def test_a_file_that_is_not_a_dump_is_reported(content: bytes, reason: str, name: str) -> None:
     *_, bad = read(content, name)
     assert isinstance(bad, BadRow)
     assert bad.byte
@@ -125,7 +125,7 @@ def test_an_empty_file_is_an_error(name: str) -> None:
         list(read_wikidump(io.BytesIO(b""), name))
 
 
-def test_an_article_that_cannot_be_parsed_is_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_article_that_cannot_be_parsed_affects_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     def parse(text: str) -> object:
         if "bad" in text:
             raise wikidump.ParserError("no idea")
@@ -138,8 +138,8 @@ def test_an_article_that_cannot_be_parsed_is_one_alone(monkeypatch: pytest.Monke
     assert "article 'B' cannot be parsed" in str(bad)
 
 
-def test_pages_that_were_read_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the XML tree nor the file grows in memory, however many pages there are."""
+def test_pages_are_freed_after_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the XML tree nor the file grows in memory with the number of pages."""
     roots = []
 
     class Spy(wikidump.ElementIterator):
@@ -153,7 +153,7 @@ def test_pages_that_were_read_are_let_go(monkeypatch: pytest.MonkeyPatch) -> Non
     most = 0
     for _ in read_wikidump(io.BytesIO(content), "wiki.xml"):
         most = max(most, len(roots[0].element))
-    assert most < 100  # those of the 16 kB that the parser has looked ahead
+    assert most < 100  # the parser reads 16 kB ahead
 
 
 @pytest.mark.e2e

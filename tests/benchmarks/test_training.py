@@ -30,7 +30,7 @@ def test_groups_are_mixn_with_the_gold_first():
             assert all(cut[:-1] == gold[: len(cut) - 1] for cut in cuts)
 
 
-def test_nothing_is_shared_in_separate_packing(batch):
+def test_separate_packing_shares_no_prefix(batch):
     packed = pack_separately(batch)
     assert packed.tokens == sum(len(p) + len(c) - 1 for p, c in rows_of(batch))
     assert len(packed.source_S) == sum(len(c) for _, c in rows_of(batch))
@@ -54,7 +54,7 @@ def test_mle_has_as_many_tokens_as_cpo(predicted):
         assert len(theirs.source_S) == pytest.approx(len(ours.source_S), rel=0.05)
 
 
-def test_a_padded_step_s_memory_is_its_logits(batch):
+def test_the_memory_of_a_padded_step_is_its_logits(batch):
     assert padded_gib(batch) == pytest.approx(3 * 4 * 50_257 * 24 * 17 / 2**30)
 
 
@@ -66,13 +66,13 @@ def test_a_ratio_is_the_median_with_its_spread():
     assert line(not_measured(">= 1", "that", "what", "no such thing")) == "not measured: no such thing"
 
 
-def test_a_ratio_of_sums_weighs_long_steps_more():
+def test_a_ratio_of_sums_gives_long_steps_more_weight():
     entry = ratio_of_sums([(1.0, 1.5), (3.0, 9.0), (1.0, 1.0)], ">= 1.9", "that", "times faster")
     assert (entry["value"], entry["median"], entry["spread"], entry["holds"]) == (2.3, 1.5, [1.0, 3.0], True)
     assert line(entry) == "2.3 (target >= 1.9: holds; median 1.5, 1.0 to 3.0) times faster, against that"
 
 
-def test_sharing_saves_more_where_the_head_is_a_smaller_part():
+def test_sharing_saves_more_if_the_head_is_a_smaller_share():
     batch = make_batches(3)[0][0]
     ours, rows = drop_padding(pack_groups(*batch)), pack_separately(batch)
     saved = len(rows.source_S) / len(ours.source_S), rows.tokens / ours.tokens

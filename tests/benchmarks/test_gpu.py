@@ -7,7 +7,7 @@ from benchmarks import gpu
 
 
 @pytest.mark.e2e
-def test_it_runs_in_small_without_a_gpu(tmp_path):
+def test_tiny_models_run_on_cpu(tmp_path):
     out = tmp_path / "gpu.json"
     gpu.main(["--tiny", "--device", "cpu", "--prompts", "4", "--batches", "1", "--out", str(out)])
     result = json.loads(out.read_text())
@@ -18,7 +18,7 @@ def test_it_runs_in_small_without_a_gpu(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(capsys):
+def test_without_a_gpu_it_exits_with_a_message(capsys):
     with pytest.raises(SystemExit):
         gpu.main([])
     assert "no CUDA device" in capsys.readouterr().err
