@@ -110,7 +110,9 @@ class ObjectiveConfig(Section):
     ranked: bool = True
     """True: Plackett-Luce over all K candidates by rank (equation 2). False: only the gold against the rest (equation 1)."""
     mle_weight: Annotated[float, Field(ge=0)] = 0.0
-    """`alpha` of the joint loss `alpha * MLE + CPO`; 0 is CPO alone."""
+    """`alpha` of the paper's joint loss `alpha * MLE + CPO`; 0 is CPO alone. MLE is here the negative log-likelihood of the
+    sequence: summed over its tokens and averaged over prompts, as CPO's scores are. Compared by their gradients in the
+    log-probs, 1 is little beside a `beta` of 5; `mle_gradient_share` in `metrics.jsonl` is the MLE term's share."""
     length_normalised: bool = False
     """Compare log-probs per token instead of sums, so that long candidates weigh no more than short ones. Not in the paper.
     Scores are then smaller by a factor of the length, so `beta` should be larger by it."""

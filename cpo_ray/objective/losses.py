@@ -1,9 +1,10 @@
 """Every loss, as a pure function of log-probs. Equations are the paper's.
 
-CPO and ranked CPO (`cpo_loss`), MLE (`mle_loss`), the gold floor (`gold_floor`), and their sum (`joint_loss`).
+CPO and ranked CPO (`cpo_loss`), MLE (`mle_loss`), the gold floor (`gold_floor`), and the joint loss (`joint_loss`).
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -58,13 +59,13 @@ def initial_cpo_loss(valid_BK: Tensor, *, ranked: bool) -> float:
     return sum(math.lgamma(k + 1) if ranked else math.log(k) for k in counts) / len(counts)
 
 
-def mle_loss(gold_logps_B: Tensor, per_token: float, weight: float = 1.0) -> Tensor:
-    """Next-token loss over the continuations: -weight * sum of log-probs * per_token, a scalar.
+def mle_loss(gold_logps_B: Tensor, per_token: float) -> Tensor:
+    """Next-token loss of stage `mle`: -(sum of log-probs) * per_token, a scalar. The joint loss has its own MLE term.
 
     gold_logps_B: (B,) nats, summed over the continuation's tokens. per_token: 1 / tokens of the batch for nats per token; a
     microbatch passes what makes the mean over microbatches and workers the mean over the tokens of the global batch.
     """
-    return -weight * gold_logps_B.sum() * per_token
+    return -gold_logps_B.sum() * per_token
 
 
 def gold_floor(policy_gold_B: Tensor, ref_gold_B: Tensor) -> Tensor:
@@ -82,20 +83,35 @@ def joint_loss(
     ref_logps_BK: Tensor,
     *,
     mle_weight: float = 0.0,
-    per_token: float = 0.0,
     gold_floor_weight: float = 0.0,
 ) -> Tensor:
-    """The scalar that CPO training differentiates: mean CPO + mle_weight * MLE + gold_floor_weight * mean gold floor.
+    """What CPO training differentiates: mle_weight * MLE + CPO + gold_floor_weight * gold floor, (B,), one loss per prompt.
+
+    The MLE term is the negative log-likelihood of the gold as a sequence, -log pi(y|x): summed over the tokens, like the
+    scores of CPO, because the paper's joint objective is over sequences. Its gradient with respect to a gold's log-prob is
+    mle_weight; CPO's is at most beta (equation 1).
 
     cpo_B: (B,), from `cpo_loss`. policy_logps_BK, ref_logps_BK: (B, K) nats, as there. mle_weight: alpha of the paper's
-    joint loss. per_token: as in `mle_loss`. A weight of 0 omits its term.
+    joint loss. A weight of 0 omits its term.
     """
-    loss = cpo_B.mean()
+    loss_B = cpo_B
     if mle_weight:
-        loss = loss + mle_loss(policy_logps_BK[:, 0], per_token, mle_weight)
+        loss_B = loss_B - mle_weight * policy_logps_BK[:, 0]
     if gold_floor_weight:
-        loss = loss + gold_floor_weight * gold_floor(policy_logps_BK[:, 0], ref_logps_BK[:, 0]).mean()
-    return loss
+        loss_B = loss_B + gold_floor_weight * gold_floor(policy_logps_BK[:, 0], ref_logps_BK[:, 0])
+    return loss_B
+
+
+def gradient_size(loss: Callable[[Tensor], Tensor], logps_BK: Tensor) -> Tensor:
+    """Sum over prompts and candidates of |d loss / d log-prob|, a scalar without gradient, also inside `torch.no_grad`.
+
+    loss: from log-probs (B, K) to (B,), where a prompt's loss depends on its own row alone. Nothing is propagated
+    beyond the log-probs.
+    """
+    with torch.enable_grad():
+        leaf_BK = logps_BK.detach().requires_grad_()
+        (gradient_BK,) = torch.autograd.grad(loss(leaf_BK).sum(), leaf_BK)
+    return gradient_BK.abs().sum()
 
 
 def reward_margin(scores_BK: Tensor, valid_BK: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cpo_ray.config import ObjectiveConfig
-from cpo_ray.objective.losses import cpo_loss, joint_loss, mle_loss
+from cpo_ray.objective.losses import cpo_loss, gradient_size, joint_loss, mle_loss
 from cpo_ray.objective.packing import PackedGroups, pack_groups
 from cpo_ray.training.rows import TrainingRows
 from cpo_ray.training.scheduled_sampling import pack_copies, sample_copies, uniform_draws
@@ -26,14 +26,14 @@ def microbatch_loss(
 ) -> Tensor:
     """The loss of these rows under the policy, a scalar, which DeepSpeed averages over workers and microbatches.
 
-    per_token: see `losses.mle_loss`. sums: this microbatch is added to them.
+    per_token: for MLE alone, see `losses.mle_loss`. sums: this microbatch is added to them.
     """
     packed = pack_microbatch(engine, rows, microbatch, task, step).to(engine.device)
     sums.add(tokens=packed.tokens)
     policy_BK = engine(packed)
     if task.objective is None:
         return _mle(policy_BK, rows, microbatch, per_token, sums)
-    return _cpo(policy_BK, rows, microbatch, task.objective, per_token, sums)
+    return _cpo(policy_BK, rows, microbatch, task.objective, sums)
 
 
 def pack_microbatch(engine: Any, rows: TrainingRows, microbatch: Sequence[int], task: Task, step: int) -> PackedGroups:
@@ -65,7 +65,6 @@ def _cpo(
     rows: TrainingRows,
     microbatch: Sequence[int],
     objective: ObjectiveConfig,
-    per_token: float,
     sums: StepSums,
 ) -> Tensor:
     device = policy_BK.device
@@ -78,14 +77,16 @@ def _cpo(
     if objective.length_normalised:
         lengths_BK = torch.tensor([[len(c) for c in group] for group in groups], device=device)
     ranks_or_none = ranks_BK if objective.ranked else None
-    cpo_B = cpo_loss(policy_BK, ref_BK, objective.beta, ranks_or_none, valid_BK, lengths_BK)
+
+    def cpo(logps_BK: Tensor) -> Tensor:
+        return cpo_loss(logps_BK, ref_BK, objective.beta, ranks_or_none, valid_BK, lengths_BK)
+
+    cpo_B = cpo(policy_BK)
     kinds = [rows.kinds[r] for r in microbatch]
     sums.add_cpo(cpo_B.detach(), policy_BK.detach(), ref_BK, valid_BK, ranks_BK, kinds, list(microbatch), objective)
-    return joint_loss(
-        cpo_B,
-        policy_BK,
-        ref_BK,
-        mle_weight=objective.mle_weight,
-        per_token=per_token,
-        gold_floor_weight=objective.gold_floor_weight,
-    )
+    weights = {"mle_weight": objective.mle_weight, "gold_floor_weight": objective.gold_floor_weight}
+    joint_B = joint_loss(cpo_B, policy_BK, ref_BK, **weights)
+    sums.add(joint_loss=joint_B.detach().sum())
+    if objective.mle_weight:
+        sums.add(mle_gradient=objective.mle_weight * len(microbatch), cpo_gradient=gradient_size(cpo, policy_BK))
+    return joint_B.mean()

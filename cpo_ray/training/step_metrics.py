@@ -12,6 +12,7 @@ from cpo_ray.objective.losses import gold_first, initial_cpo_loss, rank_accuracy
 
 NAMES = ["prompts", "target_tokens", "tokens", "loss", "expected_loss", "gold_logp", "gold_drift", "gold_first"]
 NAMES += ["rank_accuracy", "margin", "with_negatives", "masked", "nonfinite_losses", "nonfinite_gradients"]
+NAMES += ["joint_loss", "mle_gradient", "cpo_gradient"]
 GOLD = "gold"
 
 
@@ -96,6 +97,8 @@ def step_metrics(
     negatives, which are samples of the reference (top-k cut); absent without them, and if they are samples of the
     policy after `sampled_from_step` steps.
     `..._drift`: policy minus reference log-prob.
+    `joint_loss`: what is differentiated, if that is more than the CPO loss. `mle_gradient_share`: of the joint loss, the MLE
+    term's share |g_mle| / (|g_mle| + |g_cpo|) of the gradient with respect to the candidates' log-probs, sums of magnitudes.
     """
     n = sums["prompts"]
     if objective is None:
@@ -112,6 +115,10 @@ def step_metrics(
         "negative_logp": {kind: sums[f"{kind} logp"] / count for kind, count in counts.items()},
         "negative_drift": drift,
     }
+    if objective.mle_weight or objective.gold_floor_weight:
+        metrics["joint_loss"] = sums["joint_loss"] / n
+    if objective.mle_weight:
+        metrics["mle_gradient_share"] = sums["mle_gradient"] / (sums["mle_gradient"] + sums["cpo_gradient"])
     if sums["with_negatives"]:
         metrics["margin"] = sums["margin"] / sums["with_negatives"]
     if "autoregressive" in drift and sampled_from_step == 0:

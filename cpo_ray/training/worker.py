@@ -100,7 +100,7 @@ def checkpoint(
     report: dict[str, Any] = {"finished": step.number}
     if validation is not None:
         measured = validate(engine, validation, task)
-        report["validation_loss"] = measured["loss"]
+        report["validation_loss"] = measured.get("joint_loss", measured["loss"])
         if first_worker:
             mailbox.post_metrics.remote({"stage": task.stage, "step": step.number, "validation": measured})
 

@@ -10,6 +10,7 @@ from cpo_ray.objective.losses import (
     cpo_loss,
     gold_first,
     gold_floor,
+    gradient_size,
     initial_cpo_loss,
     joint_loss,
     mle_loss,
@@ -161,22 +162,44 @@ def test_half_precision_is_computed_in_float32(dtype):
         assert torch.equal(loss, cpo_loss(policy.float(), ref.float(), 0.1, given_ranks, valid))
 
 
-def test_the_joint_loss_is_the_sum_of_its_terms():
-    """The same bits, gradients too, as the terms written out: mean CPO - alpha * gold log-probs + weight * gold floor."""
+def test_the_joint_loss_by_hand():
+    """Two prompts: the CPO losses 1 and 3, the gold's log-probs -10 and -30, under the reference -8 and -40."""
+    policy, ref = torch.tensor([[-10.0, -1.0], [-30.0, -2.0]]), torch.tensor([[-8.0, -1.0], [-40.0, -2.0]])
+    cpo = torch.tensor([1.0, 3.0])
+    assert joint_loss(cpo, policy, ref).tolist() == [1.0, 3.0]
+    assert joint_loss(cpo, policy, ref, mle_weight=0.5).tolist() == [1 + 5, 3 + 15]
+    assert joint_loss(cpo, policy, ref, mle_weight=0.5, gold_floor_weight=0.25).tolist() == [1 + 5 + 0.5, 3 + 15]
+
+
+def test_the_joint_loss_is_the_sum_of_its_terms_in_the_gradient_too():
     policy, ref, ranks, valid = random_logps(torch.float32)
-    results = []
-    for composed in (True, False):
+    gradients = []
+    for weights in ({}, {"mle_weight": 0.7}, {"mle_weight": 0.7, "gold_floor_weight": 0.3}):
         logps = policy.clone().requires_grad_()
-        cpo = cpo_loss(logps, ref, 0.1, ranks, valid)
-        if composed:
-            loss = joint_loss(cpo, logps, ref, mle_weight=0.7, per_token=1 / 37, gold_floor_weight=0.3)
-        else:
-            loss = cpo.mean() - 0.7 * logps[:, 0].sum() * (1 / 37)
-            loss = loss + 0.3 * gold_floor(logps[:, 0], ref[:, 0]).mean()
-        results.append((loss, *torch.autograd.grad(loss, logps)))
-    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
-    cpo = cpo_loss(policy, ref, 0.1)
-    assert torch.equal(joint_loss(cpo, policy, ref), cpo.mean())
+        loss = joint_loss(cpo_loss(logps, ref, 0.1, ranks, valid), logps, ref, **weights).sum()
+        gradients.append(torch.autograd.grad(loss, logps)[0])
+    alone, joint, floored = gradients
+    torch.testing.assert_close((joint - alone)[:, 0], torch.full((3,), -0.7))
+    torch.testing.assert_close((floored - joint)[:, 0], -0.3 * (policy[:, 0] < ref[:, 0]).float())
+    assert torch.equal(joint[:, 1:], alone[:, 1:])
+
+
+def test_at_alpha_1_and_beta_1_the_mle_term_has_a_part_in_the_gradient():
+    """At the start CPO's gradient is 2 * beta * (1 - 1/K) per prompt (equation 1) and the MLE term's is alpha."""
+    logps = torch.full((4, 12), -40.0, requires_grad=True)
+    cpo = cpo_loss(logps, logps.detach(), beta=1.0)
+    (of_cpo,) = torch.autograd.grad(cpo.sum(), logps, retain_graph=True)
+    (of_both,) = torch.autograd.grad(joint_loss(cpo, logps, logps.detach(), mle_weight=1.0).sum(), logps)
+    of_mle = (of_both - of_cpo).abs().sum() / (of_cpo.abs().sum() + (of_both - of_cpo).abs().sum())
+    assert of_mle.item() == pytest.approx(1 / (1 + 2 * 11 / 12))
+
+
+def test_the_size_of_a_gradient_by_hand():
+    """Of equation 1 with equal scores and K = 4: beta times (3/4 at the gold and 1/4 at each of three negatives)."""
+    logps = torch.full((2, 4), -7.0)
+    with torch.no_grad():  # as in a validation
+        assert gradient_size(lambda policy: cpo_loss(policy, logps, 5.0), logps).item() == pytest.approx(2 * 5 * 1.5)
+    assert not logps.requires_grad
 
 
 def test_rank_accuracy_by_hand():

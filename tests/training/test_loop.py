@@ -99,6 +99,7 @@ def test_the_joint_loss_and_the_gold_floor_raise_the_gold_s_log_prob(world, plai
     for objective in (ObjectiveConfig(mle_weight=20.0), ObjectiveConfig(gold_floor_weight=20.0)):
         metrics, _ = run(make_task(world, workers=1, steps=4, objective=objective))
         assert metrics[-1]["gold_logp"] > plain[-1]["gold_logp"]
+        assert metrics[-1]["joint_loss"] > metrics[-1]["loss"]
 
 
 def test_mle_and_pss_learn_the_gold(world):
