@@ -12,6 +12,7 @@ import yaml
 
 from cpo_ray.artifacts import write_atomically
 from cpo_ray.report.findings import TableRow, format_p, signed
+from cpo_ray.report.method import PAPER
 from cpo_ray.report.provenance import dump_config, reproduce_command
 from cpo_ray.report.run_contents import RunContents, alpha_of
 
@@ -92,6 +93,7 @@ def _hub_result(source: str, row: TableRow) -> dict[str, Any]:
 def _description(run: RunContents, model: str) -> str:
     base = run.setting[1]
     method, alpha = run.method(model), alpha_of(model)
+    named = f"{method} in the paper's words" if method in PAPER else method
     if model == "reference":
         return f"The frozen reference of a CPO run: {base}, trained further by next-token loss."
     if model == "mle":
@@ -101,14 +103,14 @@ def _description(run: RunContents, model: str) -> str:
         )
     if model == "cpo":
         return (
-            f"{base}, continued from the run's reference by Contrastive Preference Optimization ({method} in the paper's "
-            "words): trained to prefer the truth over negatives made by machine, by more than the reference does. No human "
+            f"{base}, continued from the run's reference by Contrastive Preference Optimization ({named}): "
+            "trained to prefer the truth over negatives made by machine, by more than the reference does. No human "
             "labels were used."
         )
     if alpha is not None:
         return (
             f"The average of two models' weights: {alpha:g} times the continued-MLE model plus {1 - alpha:g} times the CPO "
-            f"model ({method} in the paper's words) of one run, both continued from one reference. Base: {base}."
+            f"model ({named}) of one run, both continued from one reference. Base: {base}."
         )
     return f"A model of the run {run.label}. Base: {base}."
 

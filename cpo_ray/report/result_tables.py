@@ -67,7 +67,9 @@ def render_paper(report: ReportFacts) -> str:
     return "".join(_paper_table(table, several=len(report["runs"]) > 1) for table in report["paper"]) + PAPER_NOTE
 
 
-PAPER_NOTE = """<p class="note">A column per model, as in the paper. R: candidates ranked by similarity to the truth;
+PAPER_NOTE = """<p class="note">A column per model, as in the paper. MixN: 3 batch, 5 meanfield and 3 truncation negatives; any
+other mixture is named by its counts of autoregressive (AN), batch (BN), meanfield (MN), truncation (TN) and unhelpful (UN)
+negatives. R: candidates ranked by similarity to the truth;
 \N{GREEK SMALL LETTER ALPHA}: weight of MLE in the merged model (0 is CPO alone). Points against MLE are paired on the same
 prompts, with Holm-adjusted p-values; n.s.: not significant at 0.05. Bold: the highest, which need not mean better.</p>"""
 
