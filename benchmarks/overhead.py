@@ -43,7 +43,7 @@ def time_steps(settings: dict[str, Any]) -> None:
     from cpo_ray.training.deepspeed_engine import start_engine
     from cpo_ray.training.loader import StoredLoader
     from cpo_ray.training.loop import training_steps
-    from cpo_ray.training.models import load_model
+    from cpo_ray.objective.pretrained import load_model
     from cpo_ray.training.rows import TrainingRows
     from cpo_ray.training.signals import Signals
 

@@ -67,6 +67,10 @@ class TrainingConfig(Section):
     """Gradients are clipped to this global norm."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the model. Log-prob sums and losses are float32 in both cases."""
+    dropout: Literal["none", "model"] = "none"
+    """`none`: dropout is off, so that policy and reference are the same function wherever their log-probs are compared.
+    `model`: in training steps the model's own rates are used, except those of attention weights. Scoring, the check of the
+    first loss and validation never use dropout."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed ZeRO stage: what is partitioned over the workers (0 nothing, 1 optimizer, 2 + gradients, 3 + parameters)."""
     workers: Annotated[int, Field(ge=1)] = Field(default=2, json_schema_extra=EXECUTION)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from cpo_ray.config import RunConfig, SamplingConfig
 from cpo_ray.errors import TrainingError
+from cpo_ray.objective import pretrained
 from cpo_ray.objective.attention import use_tree_attention
 from cpo_ray.objective.logprobs import candidate_logps, gold_logits
 from cpo_ray.objective.packing import pack_groups
@@ -53,14 +54,8 @@ class Scorer:
 
 def load_model(folder: str | Path, config: RunConfig) -> PreTrainedModel:
     """The model in `folder` in the trainer's precision, so that its log-probs equal the trainer's."""
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.float32 if config.training.precision == "fp32" else torch.bfloat16,
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
-    model.to("cuda" if config.cluster.gpus_per_worker else "cpu").eval()
+    model = pretrained.load_model(folder, config.training.precision)
+    model.to("cuda" if config.cluster.gpus_per_worker else "cpu")
     use_tree_attention(model)  # as the trainer does, which also warns if it is not available
     return model
 

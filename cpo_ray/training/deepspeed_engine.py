@@ -22,7 +22,8 @@ from cpo_ray.objective.attention import use_tree_attention
 from cpo_ray.objective.cost import model_shape
 from cpo_ray.objective.logprobs import candidate_logps, lm_head_weight, sample_edges
 from cpo_ray.objective.packing import PackedGroups
-from cpo_ray.training.models import export_model, load_model
+from cpo_ray.objective.pretrained import load_model
+from cpo_ray.training.models import export_model
 from cpo_ray.training.task import Task
 
 
@@ -60,7 +61,7 @@ def start_engine(task: Task, notify: Callable[[str], None], *, universal: bool =
     import deepspeed  # here, because the import takes seconds and the driver never needs it
 
     load_extension()
-    model = load_model(task.model, task.training.precision)
+    model = load_model(task.model, task.training.precision, dropout=task.training.dropout)
     model.to("cuda" if task.cuda else "cpu")
     reason = use_tree_attention(model)
     if reason is not None and task.cuda:
@@ -68,7 +69,7 @@ def start_engine(task: Task, notify: Callable[[str], None], *, universal: bool =
     if task.training.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     policy = Policy(model)
-    policy.train()  # activation checkpointing needs it; there is no dropout
+    policy.train()  # activation checkpointing needs it, and dropout where it is configured
     if task.training.zero_stage == 3:
         # The LM head is used outside its own module's forward, so ZeRO-3 would not gather it.
         deepspeed.zero.register_external_parameter(policy, lm_head_weight(model))

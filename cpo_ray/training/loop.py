@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 import torch.distributed as dist
 
 from cpo_ray.cluster.accelerators import peak_flops
@@ -18,6 +20,7 @@ from cpo_ray.training.signals import Signals
 from cpo_ray.training.step_checks import check_step
 from cpo_ray.training.step_metrics import StepSums, step_metrics
 from cpo_ray.training.task import Task
+from cpo_ray.training.validation import measure
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,11 @@ def training_steps(
         data_seconds = time.perf_counter() - started
         costs = [engine.module.shape.forward_flops(batch.rows.sizes[row]) for row in batch.numbers]
 
+        without_dropout = prepare_dropout(engine, batch, task, step)
         sums = accumulate_gradients(engine, batch, costs, task, step)
         totals = sums.all_reduce()
         signals = (poll_signals() if dist.get_rank() == 0 else Signals()).broadcast(engine.device)
-        check_step(totals, sums, batch, task, step)
+        check_step(totals | without_dropout, sums, batch, task, step)
         rate = learning_rate(task.training, step)
         set_learning_rate(engine, rate)
         grad_norm = optimizer_step(engine)
@@ -69,6 +73,19 @@ def training_steps(
         if step == 0 and task.objective is not None:
             metrics["expected_loss"] = totals["expected_loss"] / len(batch.numbers)
         yield Step(step + 1, metrics, signals)
+
+
+def prepare_dropout(engine: Any, batch: Batch, task: Task, step: int) -> dict[str, float]:
+    """Seed the dropout of a step, if there is any, so that training that resumes draws the same.
+
+    Returns the sum of the batch's losses without dropout at the first step, where it is checked: with dropout, the policy is
+    not the reference. Otherwise nothing.
+    """
+    if task.training.dropout == "none":
+        return {}
+    loss = {"loss": measure(engine, batch.rows, batch.numbers, task)["loss"]} if step == 0 else {}
+    torch.manual_seed(int(np.random.SeedSequence([task.seed, step, dist.get_rank()]).generate_state(1)[0]))
+    return loss
 
 
 def accumulate_gradients(engine: Any, batch: Batch, costs: list[float], task: Task, step: int) -> StepSums:

@@ -1,4 +1,4 @@
-"""Initialize, load, export and copy models as Hugging Face directories."""
+"""Initialize, export and copy models as Hugging Face directories."""
 
 import shutil
 from pathlib import Path
@@ -8,9 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, PreTrainedModel
 
 from cpo_ray.config import ModelConfig
-from cpo_ray.errors import TrainingError
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from cpo_ray.objective.pretrained import original_dropout
 
 
 def initialize_model(config: ModelConfig, tokenizer: Path, seed: int, out: Path) -> dict[str, Any]:
@@ -51,34 +49,21 @@ def initialize_model(config: ModelConfig, tokenizer: Path, seed: int, out: Path)
     return {"parameters": model.num_parameters(), "vocabulary": len(hf_tokenizer)}
 
 
-def load_model(source: str | Path, precision: str) -> PreTrainedModel:
-    """Load a causal language model for training: safetensors only, no remote code, no dropout.
-
-    Dropout is off because policy and reference must be the same function at the first step.
-    """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=DTYPES[precision], attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"cannot load the model {source}: {error}") from None
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
-    return model
-
-
 def export_model(
-    model: PreTrainedModel, weights: dict[str, torch.Tensor] | None, source: str | Path, out: Path
+    model: PreTrainedModel,
+    weights: dict[str, torch.Tensor] | None,
+    source: str | Path,
+    out: Path,
+    tokenizer: str | Path | None = None,
 ) -> None:
-    """Write an ordinary Hugging Face directory: safetensors, config, and the tokenizer of `source`.
+    """Write an ordinary Hugging Face directory: safetensors, config with the dropout rates of `source`, and the tokenizer.
 
-    weights: the gathered state dict if the module's own is partitioned (ZeRO-3); None for the module's own.
+    weights: the gathered state dict if the module's own is partitioned (ZeRO-3); None for the module's own. tokenizer: a
+    directory; by default, the tokenizer of `source`.
     """
-    model.save_pretrained(out, state_dict=weights)
-    AutoTokenizer.from_pretrained(source).save_pretrained(out)
+    with original_dropout(model.config, source):
+        model.save_pretrained(out, state_dict=weights)
+    AutoTokenizer.from_pretrained(tokenizer or source, trust_remote_code=False).save_pretrained(out)
 
 
 def copy_model(source: Path, out: Path) -> None:

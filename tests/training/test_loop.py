@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
-from cpo_ray.config import ObjectiveConfig, ScheduledSamplingConfig
+from cpo_ray.config import ModelConfig, ObjectiveConfig, ScheduledSamplingConfig
 from cpo_ray.training.deepspeed_engine import start_engine
 from cpo_ray.training.loader import StoredLoader
 from cpo_ray.training.loop import training_steps
+from cpo_ray.training.models import initialize_model
 from cpo_ray.training.rows import TrainingRows
 from cpo_ray.training.signals import Signals
 from cpo_ray.training.task import Refusal
@@ -161,3 +162,29 @@ def test_a_requested_checkpoint_reaches_every_worker(world):
     loader = StoredLoader(TrainingRows.read(task.rows, task), task)
     steps = training_steps(engine, loader, task, 0, lambda: Signals(save=next(requested)))
     assert [step.signals.save for step in steps] == [False, True, False]
+
+
+@pytest.fixture(scope="module")
+def gpt2(world, tmp_path_factory):
+    """A GPT-2, whose three dropout rates are 0.1, and groups that it scored."""
+    root = tmp_path_factory.mktemp("gpt2")
+    shape = ModelConfig(architecture="gpt2", hidden_size=32, heads=1, layers=2, intermediate_size=64, context=64)
+    initialize_model(shape, world / "tokenizer", 3, root / "gpt2")
+    write_groups(root / "gpt2", root / "groups-gpt2")
+    return root
+
+
+def test_with_the_model_s_dropout_the_first_loss_is_checked_without_it(gpt2):
+    task = make_task(gpt2, head="gpt2", workers=1, steps=3, dropout="model", prompts_per_step=32)
+    metrics, engine = run(task)
+    assert metrics[0]["loss"] != pytest.approx(math.lgamma(8), abs=1e-2)  # a step of training has dropout
+    assert losses(task) == [each["loss"] for each in metrics]  # its draws are seeded
+    rows = TrainingRows.read(task.rows, task)
+    assert validate(engine, rows, task) == validate(engine, rows, task)  # validation has none
+    assert losses(make_task(gpt2, head="gpt2", workers=1, steps=3))[0] == pytest.approx(math.lgamma(8), abs=1e-3)
+
+
+def test_with_dropout_groups_of_another_reference_are_refused_too(gpt2, world):
+    task = make_task(gpt2, head="gpt2", groups=world / "groups-tied", workers=1, dropout="model")
+    with pytest.raises(Refusal, match=r"first CPO loss is .* but must be 8\.52"):
+        run(task)

@@ -24,9 +24,9 @@ from transformers import AutoTokenizer
 from cpo_ray.cluster.session import ray_cluster
 from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import Preempted, TrainingError
+from cpo_ray.objective.pretrained import load_model
 from cpo_ray.training import trainer
 from cpo_ray.training.checkpoint import scratch_prefix
-from cpo_ray.training.models import load_model
 from tests.training.world import make_task, worker_with_kills, write_groups
 from tests.waiting import eventually
 

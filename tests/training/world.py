@@ -11,8 +11,9 @@ from cpo_ray.artifacts import write_table
 from cpo_ray.config import ModelConfig, ObjectiveConfig, TrainingConfig
 from cpo_ray.objective.logprobs import candidate_logps
 from cpo_ray.objective.packing import pack_groups
+from cpo_ray.objective.pretrained import load_model
 from cpo_ray.records import GROUP_SCHEMA
-from cpo_ray.training.models import initialize_model, load_model
+from cpo_ray.training.models import initialize_model
 from cpo_ray.training.task import Task
 from tests.objective.conftest import random_groups
 
