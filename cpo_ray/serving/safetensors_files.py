@@ -15,9 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from cpo_ray.errors import ArtifactError
+from cpo_ray.inference.weight_files import INDEX, WEIGHTS, check_one_set_of_weights, read_index
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 BLOCK_NUMBERS = 2**18
 DTYPES = {
     "F64": torch.float64,
@@ -33,6 +32,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+FLOATS = {"F64", "F32", "F16", "BF16"}  # dtypes that can be converted; F8 tensors belong to a quantized model
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class StoredTensor:
     def numel(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Size in the file."""
+        return self.numel * DTYPES[self.dtype].itemsize
 
     def blocks(self) -> Iterator[torch.Tensor]:
         """Yield the elements in order, as flat tensors of at most BLOCK_NUMBERS in the stored dtype."""
@@ -74,13 +79,15 @@ class WeightShard:
 def read_shards(model: Path) -> dict[str, WeightShard]:
     """File name -> shard, for a Hugging Face directory with one safetensors file, or several and their index.
 
-    Raises ArtifactError if there are none, if a file is damaged, or if the index does not match the files.
+    Raises ArtifactError if there are none, or a second set of weights, if a file is damaged, or if the index does not match the
+    files.
     """
+    check_one_set_of_weights(model)
     if not (model / INDEX).is_file():
         if not (model / WEIGHTS).is_file():
             raise ArtifactError(f"{model} holds neither {WEIGHTS} nor {INDEX}: only safetensors models can be read")
         return {WEIGHTS: read_shard(model / WEIGHTS)}
-    places = _read_index(model / INDEX)
+    places = read_index(model / INDEX)
     shards = {name: read_shard(model / name) for name in sorted(set(places.values()))}
     found = {tensor: name for name, shard in shards.items() for tensor in shard.tensors}
     if found != places:
@@ -92,6 +99,23 @@ def read_shards(model: Path) -> dict[str, WeightShard]:
 def read_tensors(model: Path) -> dict[str, StoredTensor]:
     """Tensor name -> its place on disk, over all shards. Raises as `read_shards`."""
     return {name: tensor for shard in read_shards(model).values() for name, tensor in shard.tensors.items()}
+
+
+def convert_header(shard: WeightShard, dtype: str) -> tuple[bytes, list[str]]:
+    """The shard's header if all tensors of FLOATS were stored as `dtype` (safetensors' name), and the order of their data.
+
+    Wide elements come first, so that every tensor is aligned to its elements.
+    """
+    header = json.loads(shard.header)
+    stored = {name: dtype if tensor.dtype in FLOATS else tensor.dtype for name, tensor in shard.tensors.items()}
+    order = sorted(stored, key=lambda name: -DTYPES[stored[name]].itemsize)
+    position = 0
+    for name in order:
+        size = shard.tensors[name].numel * DTYPES[stored[name]].itemsize
+        header[name] |= {"dtype": stored[name], "data_offsets": [position, position + size]}
+        position += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return text + b" " * (-len(text) % 8), order
 
 
 def read_shard(path: Path) -> WeightShard:
@@ -118,14 +142,3 @@ def read_shard(path: Path) -> WeightShard:
         for name, entry in ordered
     }
     return WeightShard(path, header, tensors)
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    try:
-        places = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path} is not an index of safetensors files: {error!r}") from None
-    for name in places.values():
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ArtifactError(f"{path} names the file {name!r}, which is not beside it")
-    return places

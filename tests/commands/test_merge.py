@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from cpo_ray.commands.options import spread_numbers
-from cpo_ray.serving.safetensors_files import WEIGHTS
+from cpo_ray.inference.weight_files import WEIGHTS
 from tests.commands.command_line import invoke
 from tests.serving.tiny_llama import write_tiny_llama
 
@@ -40,6 +40,19 @@ def test_models_with_weights_go_into_the_directory_itself(models: tuple[Path, Pa
     result = invoke("merge", "--model", f"{models[0]}=0.25", "--model", f"{models[1]}=0.75", "--out", tmp_path / "soup")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "soup" / WEIGHTS).is_file()
+
+
+def test_a_dtype_can_be_chosen_and_harmless_differences_are_listed(tmp_path: Path) -> None:
+    models = write_tiny_llama(tmp_path / "mle", seed=1), write_tiny_llama(tmp_path / "cpo", seed=2)
+    (models[0] / "special_tokens_map.json").write_text("{}")
+    words = ("merge", "--mle", models[0], "--cpo", models[1], "--alpha", 0.5, "--out", tmp_path / "out")
+    chosen = invoke(*words, "--dtype", "bfloat16")
+    assert chosen.exit_code == 0, chosen.output
+    line = "differences that change nothing: special_tokens_map.json only in"
+    assert line in " ".join(chosen.stdout.split())
+    assert line in " ".join(invoke(*words, "--dtype", "bfloat16").stdout.split()), "also when reused"
+    assert invoke(*words).exit_code == 1, "another dtype is another merge"
+    assert invoke(*words, "--dtype", "int8").exit_code == 2
 
 
 def test_an_existing_directory_is_never_replaced(models: tuple[Path, Path], tmp_path: Path) -> None:
