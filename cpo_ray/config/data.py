@@ -12,7 +12,7 @@ class TokenizerConfig(Section):
 
     path: str | None = None
     """A directory (a Hugging Face tokenizer, or GPT-2 style `*vocab.json` and `*merges.txt`) or a hub id.
-    Default: train a byte-level BPE on the training split."""
+    Default: the tokenizer of `model.path`. Without that, a byte-level BPE is trained on the training split."""
     vocabulary_size: Annotated[int, Field(ge=300, le=500_000)] = 1024
     """Size of the trained vocabulary. Not used with `path`."""
 
@@ -119,7 +119,7 @@ class DataConfig(Section):
         if self.tokenizer.path is None:
             raise ValueError(
                 f"source: {self.source} cuts articles by tokens, so it needs an existing tokenizer: "
-                "set data.tokenizer.path"
+                "set data.tokenizer.path or model.path"
             )
         total, share = self.passages.tokens, self.passages.prompt_share
         prompt = self.passages.prompt_tokens(total)

@@ -1,6 +1,6 @@
 """A run: all sections, and the rules between them."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -38,14 +38,18 @@ class RunConfig(Section):
     mauve: MauveConfig = MauveConfig()
     cluster: ClusterConfig = Field(default=ClusterConfig(), json_schema_extra=EXECUTION)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_to_the_tokenizer_of_the_model(cls, sections: Any) -> Any:
+        """Set `data.tokenizer.path` to `model.path` if only the latter is given, before anything reads either."""
+        model = sections.get("model") if isinstance(sections, dict) else None
+        path = model.path if isinstance(model, ModelConfig) else model.get("path") if isinstance(model, dict) else None
+        return sections if path is None else sections | {"data": _with_tokenizer(sections.get("data", {}), path)}
+
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
-        longest = self.data.max_prompt_tokens + self.data.max_response_tokens
-        if self.model.path is None and longest > self.model.context:
-            raise ValueError(
-                f"data.max_prompt_tokens {self.data.max_prompt_tokens} + data.max_response_tokens "
-                f"{self.data.max_response_tokens} = {longest} exceeds model.context {self.model.context}"
-            )
+        if self.model.path is None and (excess := self.context_excess(self.model.context)):
+            raise ValueError(f"{excess} exceeds model.context {self.model.context}")
         size, key = self.sampling.batch_rows, "sampling.batch_rows"
         if self.sampling.stream:
             size, key = self.training.prompts_per_step, "training.prompts_per_step (sampling.stream)"
@@ -70,6 +74,13 @@ class RunConfig(Section):
             )
         return self
 
+    def context_excess(self, context: int) -> str | None:
+        """The sum of the longest prompt and the longest response if it exceeds a model's `context` positions, or None."""
+        prompt, response = self.data.max_prompt_tokens, self.data.max_response_tokens
+        if prompt + response <= context:
+            return None
+        return f"data.max_prompt_tokens {prompt} + data.max_response_tokens {response} = {prompt + response}"
+
     @property
     def candidates(self) -> int:
         """K."""
@@ -84,3 +95,14 @@ class RunConfig(Section):
     def evaluated_models(self) -> tuple[str, ...]:
         """Names of the models that answer and are judged."""
         return self.generation.models or self.models
+
+
+def _with_tokenizer(data: Any, path: Any) -> Any:
+    """The section `data`, as read or as validated, with a tokenizer at `path` if it names none."""
+    if isinstance(data, DataConfig):
+        tokenizer = data.tokenizer.model_copy(update={"path": data.tokenizer.path or path})
+        return data.model_copy(update={"tokenizer": tokenizer})
+    tokenizer = data.get("tokenizer", {}) if isinstance(data, dict) else None
+    if not isinstance(tokenizer, dict) or tokenizer.get("path") is not None:
+        return data
+    return data | {"tokenizer": tokenizer | {"path": path}}

@@ -1,5 +1,6 @@
 """Tokenizers: trained on the training split, or loaded from a folder or the hub."""
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,11 +16,13 @@ PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
 
+SAMPLE = "Add 3 and 4."
+
 Tokenizer = Any  # transformers.PreTrainedTokenizerFast, which has no types to import
 
 
 def make_tokenizer(config: TokenizerConfig, training_texts: Iterable[str]) -> Tokenizer:
-    """The configured tokenizer, with EOS and padding set. `training_texts` are used only if it is trained.
+    """The configured tokenizer, with EOS. `training_texts` are used only if it is trained.
 
     Raises DataError if it cannot be loaded or has no EOS token.
     """
@@ -69,10 +72,32 @@ def load_tokenizer(path: str) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], *, special: bool) -> list[Tokens]:
-    """Token ids of each text. `special` adds the special tokens that the tokenizer puts around a text (Llama's BOS).
+    """Token ids of each text. `special` adds the special tokens that the tokenizer puts before a text (Llama's BOS).
 
-    A special token that is spelled out in a text (`<|endoftext|>`) is encoded as text, never as that token.
+    Those that it puts after a text (EOS, if it was made with `add_eos_token`) are never added: the text goes on. A special
+    token that is spelled out in a text (`<|endoftext|>`) is encoded as text, never as that token.
     """
+    leading = leading_tokens(tokenizer) if special else []
+    return [[*leading, *ids] for ids in _encode(tokenizer, texts, special=False)]
+
+
+def leading_tokens(tokenizer: Tokenizer) -> Tokens:
+    """The special tokens that the tokenizer's post-processor puts before a text, each once in a row.
+
+    Raises DataError for a tokenizer that changes the text's own tokens when it adds special ones.
+    """
+    (ids,), (around,) = (_encode(tokenizer, [SAMPLE], special=special) for special in (False, True))
+    starts = range(len(around) - len(ids) + 1)
+    start = next((start for start in starts if around[start : start + len(ids)] == ids), None)
+    if start is None or not ids:
+        raise DataError(
+            f"data.tokenizer.path: the tokenizer encodes {SAMPLE!r} as {ids}, but with its special tokens as {around}, which "
+            "does not contain that. Correct its post-processor."
+        )
+    return [token for token, _ in itertools.groupby(around[:start])]
+
+
+def _encode(tokenizer: Tokenizer, texts: Sequence[str], *, special: bool) -> list[Tokens]:
     encoded = tokenizer(list(texts), add_special_tokens=special, split_special_tokens=True, verbose=False)
     return [list(ids) for ids in encoded["input_ids"]]
 
@@ -142,6 +167,4 @@ def _load_pretrained(path: str) -> Tokenizer:
         ) from None
     if tokenizer.eos_token_id is None:
         raise DataError(f"data.tokenizer.path: the tokenizer {path} has no EOS token, which ends every response")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
