@@ -1,11 +1,8 @@
 """Ranks by embedding similarity to the gold (the paper's section 3): pure functions and their Ray Data actor."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -14,9 +11,7 @@ from cpo_ray.inference.embedding import embed_texts, load_embedder
 from cpo_ray.records import Group
 from cpo_ray.sampling.units import read_units, write_units
 
-CACHED_TEXTS = 2**16  # 100 MB of MiniLM embeddings
 DECIMALS = 5  # of a stored cosine: 100 times the noise of a float32 embedding
-Vector = npt.NDArray[np.float32]
 
 
 def round_similarity(cosine: float) -> float:
@@ -37,7 +32,7 @@ def rank_by_similarity(similarity: Sequence[float]) -> list[int]:
 
 
 class Ranker:
-    """Sets `candidate_text`, `similarity` and `rank`. Caches the embeddings of the latest CACHED_TEXTS distinct texts."""
+    """Sets `candidate_text`, `similarity` and `rank`. Embeds each distinct text of a unit once."""
 
     def __init__(self, config: RunConfig, reference: Path) -> None:
         """Load the embedder, and the reference's tokenizer, which decodes candidates."""
@@ -46,7 +41,6 @@ class Ranker:
         torch.set_num_threads(config.cluster.threads_per_worker)
         self.tokenizer = AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
         self.embedder = load_embedder(config.sampling.embedder, "cuda" if config.cluster.gpus_per_worker else "cpu")
-        self.cache: OrderedDict[str, Vector] = OrderedDict()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rank the candidates of the batch's units, one unit after another."""
@@ -58,20 +52,11 @@ class Ranker:
     def _rank(self, groups: list[Group]) -> None:
         for group in groups:
             group["candidate_text"] = self.tokenizer.batch_decode(group["candidate_ids"], skip_special_tokens=True)
-        vectors = self._embed({text: None for group in groups for text in group["candidate_text"]})
+        # The texts of a unit are embedded together and nothing is cached between units: what an embedding is batched with
+        # decides its last bits, and would otherwise depend on the order in which units arrive.
+        distinct = list({text: None for group in groups for text in group["candidate_text"]})
+        vectors = dict(zip(distinct, embed_texts(self.embedder, distinct), strict=True))
         for group in groups:
             gold, *_ = texts = group["candidate_text"]
             group["similarity"] = [round_similarity(float(vectors[text] @ vectors[gold])) for text in texts]
             group["rank"] = rank_by_similarity(group["similarity"])
-
-    def _embed(self, texts: dict[str, None]) -> dict[str, Vector]:
-        """The embedding of each text, from a cache that evicts the least recently used."""
-        missing = [text for text in texts if text not in self.cache]
-        cached = {text: self.cache[text] for text in texts if text in self.cache}
-        vectors = cached | dict(zip(missing, embed_texts(self.embedder, missing), strict=True))
-        for text, vector in vectors.items():
-            self.cache[text] = vector
-            self.cache.move_to_end(text)
-        while len(self.cache) > CACHED_TEXTS:
-            self.cache.popitem(last=False)
-        return vectors
