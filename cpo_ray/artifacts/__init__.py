@@ -16,6 +16,7 @@ from cpo_ray.artifacts.lock import lock_run
 from cpo_ray.artifacts.manifest import (
     INPUTS,
     MANIFEST,
+    SELECTED,
     STATS,
     Artifact,
     Builder,
@@ -29,6 +30,7 @@ __all__ = [
     "CHECKOUT",
     "INPUTS",
     "MANIFEST",
+    "SELECTED",
     "STATS",
     "Artifact",
     "Builder",

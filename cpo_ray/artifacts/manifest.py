@@ -23,6 +23,7 @@ from cpo_ray.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 INPUTS = "inputs.json"
+SELECTED = "selected"  # folder of a groups artifact: the examples that its groups are made of
 STATS = "stats.json"  # measurements of what the other files hold, speeds among them: no part of the content
 
 Summary = dict[str, Any]
@@ -46,6 +47,11 @@ class Manifest:
         hashes = {name: entry["sha256"] for name, entry in self.files.items() if name != STATS}
         content = {"inputs": self.inputs, "files": hashes}
         return hashlib.sha256(canonical(content).encode()).hexdigest()[:16]
+
+    def part_fingerprint(self, part: str) -> str | None:
+        """Hash of the files below the folder `part` alone, whatever the rest was made from; None if it has none."""
+        hashes = {name: entry["sha256"] for name, entry in self.files.items() if name.startswith(f"{part}/")}
+        return hashlib.sha256(canonical(hashes).encode()).hexdigest()[:16] if hashes else None
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class ScheduledSamplingConfig(Section):
 
 
 class MleConfig(Section):
-    """Stage `mle`: the loss. Its steps and schedule are those of `cpo`."""
+    """Stage `mle`: the baseline. Its prompts, their order, its steps and its schedule are those of `cpo`."""
 
     scheduled_sampling: ScheduledSamplingConfig | None = None
     """`{}` selects PSS with the paper's settings. Default: plain next-token loss."""

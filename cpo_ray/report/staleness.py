@@ -74,10 +74,13 @@ def _find_outdated(configured: ManifestsByName, manifests: ManifestsByName) -> d
 
     @cache
     def changed(source: str, recorded: str) -> bool:
-        """Whether an artifact is another now than when it was read; one that is gone is not known to be."""
-        if source not in manifests:
+        """Whether an artifact, or the part of it that was read, is another now; one that is gone is not known to be."""
+        name, part = (source, None) if source in manifests else source.rpartition("/")[::2]
+        if name not in manifests:
             return False
-        return _fingerprint(source, manifests[source]) != recorded or any(starmap(changed, _reads(manifests, source)))
+        now = _read_manifest(name, manifests[name])
+        fingerprint = now.fingerprint if part is None else now.part_fingerprint(part)
+        return fingerprint != recorded or any(starmap(changed, _reads(manifests, name)))
 
     outdated: dict[str, str] = {}
     for name in configured:
@@ -95,9 +98,9 @@ def _reads(manifests: ManifestsByName, name: str) -> Iterable[tuple[str, str]]:
     return reads.items()
 
 
-def _fingerprint(name: str, manifest: Mapping[str, Any]) -> str:
+def _read_manifest(name: str, manifest: Mapping[str, Any]) -> Manifest:
     try:
-        return Manifest(**manifest).fingerprint
+        return Manifest(**manifest)
     except TypeError as error:
         raise ArtifactError(
             f"{name}/manifest.json is not a valid manifest ({error}): delete {name} and run its stage again"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpo_ray.artifacts import Summary, write_atomically, write_json
+from cpo_ray.artifacts import SELECTED, Summary, write_atomically, write_json
 from cpo_ray.report.findings import find_results, headline_sentence, mean_words
 from cpo_ray.report.model_card import CARD, write_cards
 from cpo_ray.report.page import render_page
@@ -122,10 +122,16 @@ def _stages(run: RunContents) -> list[dict[str, Any]]:
             "seconds": manifest.get("seconds"),
             "created": manifest.get("created"),
             "files": len(manifest.get("files", {})),
-            "rows": sum(entry.get("rows", 0) for entry in manifest.get("files", {}).values()) or None,
+            "rows": _rows(manifest) or None,
         }
         for name, manifest in run.manifests.items()
     ]
+
+
+def _rows(manifest: Mapping[str, Any]) -> int:
+    """Return the rows of an artifact's files. The examples that groups are made of are not counted a second time."""
+    files = manifest.get("files", {}).items()
+    return sum(entry.get("rows", 0) for name, entry in files if not name.startswith(f"{SELECTED}/"))
 
 
 def _missing(run: RunContents) -> list[str]:

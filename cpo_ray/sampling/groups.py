@@ -24,6 +24,7 @@ from cpo_ray.sampling.negatives.registry import load_kinds
 from cpo_ray.sampling.negatives.unhelpful import add_unhelpful
 from cpo_ray.sampling.reference_model import Reference, candidate_limits, read_reference
 from cpo_ray.sampling.responses import load_tokenizer
+from cpo_ray.sampling.selected_examples import write_selected
 from cpo_ray.sampling.selection import BatchPlan, Selection, select_rows
 from cpo_ray.sampling.stats import DrawCounts, count_candidates, equal_share, warnings, with_redraws
 from cpo_ray.sampling.units import Unit, draw_unit, read_units
@@ -50,7 +51,7 @@ class GroupShard:
 def make_groups(
     config: RunConfig, data: Path, reference: Path, out: Path, on_rows: OnRows, *, split: str = "train"
 ) -> Summary:
-    """Write `out/part-*.parquet` (GROUP_SCHEMA, rows in the order of the split) and `out/stats.json`.
+    """Write `out/part-*.parquet` (GROUP_SCHEMA, rows in the order of the split), `out/selected/` and `out/stats.json`.
 
     data: the data artifact; its split `split` is used. reference: a Hugging Face directory with a tokenizer. Finished shards
     in `out` are kept. on_rows(n): called when n more rows are done. Ray must be initialised.
@@ -69,6 +70,7 @@ def make_groups(
     if missing:
         starts = [row for shard in missing for row in range(shard.start, shard.stop, config.sampling.batch_rows)]
         counts = write_shards(groups_dataset(config, selection, model, starts), missing, on_rows)
+    write_selected(selection.table, selection.prompt_tokens, out)
     return _summarize(config, selection, shards, out, counts, unhelpful)
 
 

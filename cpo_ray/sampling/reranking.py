@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from cpo_ray.artifacts import STATS, Artifact, Summary, write_json, write_table
+from cpo_ray.artifacts import SELECTED, STATS, Artifact, Summary, read_table, write_json, write_table
 from cpo_ray.cluster.raydata import LOGICAL_CPUS, configure, plain_errors
 from cpo_ray.config import RunConfig
 from cpo_ray.inference.embedding import check_embedder
@@ -38,6 +38,8 @@ def rerank(config: RunConfig, groups: Artifact, reference: Path, out: Path, on_r
     on_rows(sum(pq.ParquetFile(shard).metadata.num_rows for shard in shards if shard not in missing))
     if missing:
         _write_ranked(_ranked_units(config, missing, reference), missing, out, on_rows)
+    selected = read_table(groups.path / SELECTED)
+    write_table(out / SELECTED / "part-00000.parquet", selected)
     before = json.loads((groups.path / STATS).read_text(encoding="utf-8"))
     speeds = {kind: numbers["tokens_per_second"] for kind, numbers in before.items() if numbers["tokens_per_second"]}
     write_json(out / STATS, count_candidates((pq.read_table(out / shard.name) for shard in shards), speeds))

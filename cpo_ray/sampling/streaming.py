@@ -24,6 +24,7 @@ from cpo_ray.sampling.groups import prepare
 from cpo_ray.sampling.negatives.registry import load_kinds
 from cpo_ray.sampling.reference_model import Reference, candidate_limits
 from cpo_ray.sampling.seeding import draw_seed
+from cpo_ray.sampling.selected_examples import write_selected
 from cpo_ray.sampling.stats import DrawCounts, count_candidates, warnings, with_redraws
 from cpo_ray.sampling.units import Unit, draw_unit, read_units
 
@@ -125,13 +126,16 @@ def open_stream(
 
 
 def write_recorded(stream: Stream, out: Path) -> Summary:
-    """The recorded units as a groups artifact: `out/part-00000.parquet` and `out/stats.json`."""
+    """The recorded units as a groups artifact: `out/part-00000.parquet` and `out/stats.json`; all rows in `out/selected/`."""
+    import ray
+
     units = [unit for file in sorted(stream.recorded.glob("*.parquet")) for unit in read_units(pq.read_table(file))]
     counts = DrawCounts()
     for unit in units:
         counts.add(unit["work"])
     groups = pa.Table.from_pylist([group for unit in units for group in unit["groups"]], schema=GROUP_SCHEMA)
     write_table(out / "part-00000.parquet", with_redraws(groups, counts.redraws))
+    write_selected(ray.get(stream.table), stream.prompt_tokens, out)
     stats = count_candidates([groups], counts.speeds)
     write_json(out / STATS, stats)
     return {

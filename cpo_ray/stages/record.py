@@ -56,11 +56,15 @@ class Output:
 
 @dataclass(frozen=True)
 class Read:
-    """A read that not every configuration has (`when`), or that may be missing (`optional`)."""
+    """A read that not every configuration has (`when`), that may be missing (`optional`), or of one folder (`part`) alone.
+
+    An output that reads a part depends on the files in it, not on what the rest of that artifact was made from.
+    """
 
     source: str | Output
     when: Condition = always
     optional: bool = False
+    part: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An output under one configuration: the artifacts that it reads, and the values of the keys that count."""
+    """An output under one configuration: the artifacts that it reads, and the values of the keys that count.
+
+    parts: artifact -> the folder of it that is read, for those that are not read whole.
+    """
 
     name: str
     required: tuple[str, ...]
     optional: tuple[str, ...]
+    parts: Mapping[str, str]
     values: Mapping[str, Any]
 
 
@@ -138,12 +146,22 @@ class StageRun:
         also: what counts besides the run's own configuration and artifacts, e.g. hashes of files elsewhere.
         """
         recipe = self.recipes[name]
-        reads = {source: self.read(source).fingerprint for source in recipe.required}
-        for source in recipe.optional:
-            artifact = find_artifact(self.root, source)
-            if artifact is not None:
-                reads[source] = artifact.fingerprint
+        artifacts = [self.read(source) for source in recipe.required]
+        artifacts += filter(None, (find_artifact(self.root, source) for source in recipe.optional))
+        reads = dict(self._fingerprint(artifact, recipe.parts.get(artifact.name)) for artifact in artifacts)
         return {"config": dict(recipe.values), "reads": reads} | ({"also": dict(also)} if also else {})
+
+    def _fingerprint(self, artifact: Artifact, part: str | None) -> tuple[str, str]:
+        """What is read of an artifact, by name, and its fingerprint. Raises ArtifactError if the part is missing."""
+        if part is None:
+            return artifact.name, artifact.fingerprint
+        fingerprint = artifact.manifest.part_fingerprint(part)
+        if fingerprint is None:
+            raise ArtifactError(
+                f"{artifact.path / part} is missing: an older version made {artifact.name}. Delete {artifact.path}, and run "
+                f"the stage `{self.writers.get(artifact.name, artifact.name)}` again"
+            )
+        return f"{artifact.name}/{part}", fingerprint
 
     def make(self, name: str, build: Builder, also: Mapping[str, Any] | None = None) -> Artifact:
         """Build the output `name`, or reuse it if it was made from the same inputs."""
@@ -161,14 +179,17 @@ class StageRun:
 def _recipe(output: Output, config: RunConfig, model: str) -> Recipe:
     required: list[str] = []
     optional: list[str] = []
+    parts: dict[str, str] = {}
     for read in output.reads:
         entry = read if isinstance(read, Read) else Read(read)
         if entry.when(config):
             source = entry.source
             names = source.names(config) if isinstance(source, Output) else (source.format(model=model),)
             (optional if entry.optional else required).extend(names)
+            if entry.part is not None:
+                parts |= dict.fromkeys(names, entry.part)
     values = {key: _without(_select(config, key), key, output.ignored) for key in output.keys}
-    return Recipe(output.named(model), tuple(required), tuple(optional), values)
+    return Recipe(output.named(model), tuple(required), tuple(optional), parts, values)
 
 
 def _select(config: RunConfig, key: str) -> Any:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from cpo_ray.artifacts import Summary, hash_directories
+from cpo_ray.artifacts import SELECTED, Summary, hash_directories
 from cpo_ray.cluster.resources import sampling_resources
 from cpo_ray.config import RunConfig, SamplingConfig
 from cpo_ray.monitoring.console import say
@@ -75,6 +75,8 @@ def _make_groups(stage: StageRun, name: str, config: RunConfig, rows: int) -> No
     examples, reference = stage.read("data"), stage.read("models/reference")
     also = outside_files(config.sampling)
     similar = stage.find_similar(name, also, *EMBEDDER)
+    if similar is not None and similar.manifest.part_fingerprint(SELECTED) is None:  # made by an older version
+        similar = None
 
     def build(out: Path) -> Summary:
         stage.ray.ensure(sampling_resources(config))

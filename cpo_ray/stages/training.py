@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpo_ray.artifacts import Artifact, Summary, canonical, hash_directories
+from cpo_ray.artifacts import SELECTED, Summary, canonical, hash_directories
 from cpo_ray.cluster.resources import streaming_resources, training_resources
 from cpo_ray.cluster.waiting import Bundle
 from cpo_ray.config import RunConfig, ScheduledSamplingConfig, TrainingConfig
@@ -48,7 +48,11 @@ CPO_MODEL = Output(
 )
 STREAMED_CPO_MODEL = Output("models/cpo", STREAM_READS, (*CPO_KEYS, *GROUP_KEYS), when=is_streamed)
 STREAMED_GROUPS = Output(TRAIN_GROUPS.name, STREAM_READS, (*CPO_KEYS, *GROUP_KEYS), when=is_streamed)
-MLE_MODEL = Output("models/mle", reads=("models/reference", "data"), keys=("mle", "training", "seed"))
+SELECTED_PROMPTS = (  # of the groups that `cpo` trains on, without their negatives
+    Read("groups/train", part=SELECTED),
+    Read("groups/validation", when=has_validation, part=SELECTED),
+)
+MLE_MODEL = Output("models/mle", reads=("models/reference", *SELECTED_PROMPTS), keys=("mle", "training", "seed"))
 
 
 def train_reference(stage: StageRun) -> None:
@@ -61,7 +65,8 @@ def train_reference(stage: StageRun) -> None:
         folder = Path(config.model.path)
         start = str(folder.resolve()) if folder.is_dir() else config.model.path
         also = hash_directories(model_files=config.model.path)
-    task = partial(_mle_task, stage, config.reference, start, examples)
+    splits = {name: examples.path / name for name in _splits(config.reference)}
+    task = partial(_mle_task, stage, config.reference, start, splits)
     _train(stage, REFERENCE_MODEL, training_resources(config.reference, config.cluster), task, also)
 
 
@@ -76,10 +81,11 @@ def train_cpo(stage: StageRun) -> None:
 
 
 def train_mle(stage: StageRun) -> None:
-    """Continue MLE from the reference for as many steps, with PSS if configured: the baseline."""
-    config, examples, reference = stage.config, stage.read("data"), stage.read("models/reference")
+    """Continue MLE from the reference on the prompts of `cpo`, for as many steps, with PSS if configured: the baseline."""
+    config, reference = stage.config, stage.read("models/reference")
+    splits = {name: stage.read(f"groups/{name}").path / SELECTED for name in _splits(config.training)}
     sampled = config.mle.scheduled_sampling
-    task = partial(_mle_task, stage, config.training, str(reference.path), examples, sampled)
+    task = partial(_mle_task, stage, config.training, str(reference.path), splits, sampled)
     _train(stage, MLE_MODEL, training_resources(config.training, config.cluster), task)
 
 
@@ -156,14 +162,16 @@ def _mle_task(
     stage: StageRun,
     training: TrainingConfig,
     model: str,
-    examples: Artifact,
+    splits: Mapping[str, Path],
     scheduled_sampling: ScheduledSamplingConfig | None = None,
 ) -> Iterator["Task"]:
-    """Next-token loss on the `train` split, with the first rows of `validation` held out."""
-    rows = {"rows": examples.path / "train", "validation": None}
-    if training.validation_rows:
-        rows["validation"] = examples.path / "validation"
+    """Next-token loss on the examples in the folder `train`, with the first of `validation`, if it is given, held out."""
+    rows = {"rows": splits["train"], "validation": splits.get("validation")}
     yield _task(stage, training, model, objective=None, scheduled_sampling=scheduled_sampling, **rows)
+
+
+def _splits(training: TrainingConfig) -> list[str]:
+    return ["train", "validation"] if training.validation_rows else ["train"]
 
 
 @contextlib.contextmanager
@@ -213,4 +221,4 @@ CPO = Stage(
     (CPO_MODEL, STREAMED_CPO_MODEL, STREAMED_GROUPS),
     train_cpo,
 )
-MLE = Stage("mle", "the baseline: as many steps of next-token loss", (MLE_MODEL,), train_mle)
+MLE = Stage("mle", "the baseline: as many steps of next-token loss on the same prompts", (MLE_MODEL,), train_mle)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from cpo_ray.artifacts import Manifest
 from cpo_ray.report.write import write_report
 from tests.report.fake_run import MODELS, make_fake_run
 
@@ -72,6 +73,16 @@ def test_staleness_follows_the_reads_of_the_manifests_whatever_the_stage(small):
     assert "models/merged-0.30 (made from an earlier models/mle)" in missing
     assert "generations/merged-0.30 (made from an earlier models/merged-0.30)" in missing
     assert not any("models/cpo" in line for line in missing)
+
+
+def test_a_model_made_from_a_part_of_an_artifact_is_stale_if_that_part_has_changed(small):
+    groups = small / "groups" / "train" / "manifest.json"
+    edit_json(groups, files={"selected/part-00000.parquet": {"sha256": "1" * 64, "bytes": 9, "rows": 3000}})
+    part = Manifest(**json.loads(groups.read_text())).part_fingerprint("selected")
+    for recorded, stale in ((part, False), ("another", True)):
+        edit_json(small / "models" / "mle" / "manifest.json", inputs={"reads": {"groups/train/selected": recorded}})
+        missing = write_report([small], small / "report")["missing"]
+        assert ("models/mle (made from an earlier groups/train/selected)" in missing) == stale
 
 
 def test_a_manifest_that_records_no_reads_is_not_stale(small):

@@ -78,7 +78,10 @@ def test_groups_have_the_schema_the_order_and_the_configured_candidates(finished
     out, summary, progress = finished
     table = read_table(out)
     assert table.schema.equals(GROUP_SCHEMA)
-    assert sorted(p.name for p in out.glob("*")) == [*(f"part-0000{i}.parquet" for i in range(3)), "stats.json"]
+    shards = [f"part-0000{i}.parquet" for i in range(3)]
+    assert sorted(p.name for p in out.glob("*")) == [*shards, "selected", "stats.json"]
+    selected = read_table(out / "selected").select(["id", "prompt_ids"])
+    assert selected.equals(table.select(["id", "prompt_ids"]))
     examples = [row for row in read_table(data / "train").to_pylist() if row["id"] != f"{40:016x}"]
     assert sum(progress) == summary["rows"] == USABLE == len(table)
     assert summary["unhelpful"]["asked"] == len(api.answered) == USABLE
@@ -164,6 +167,7 @@ def test_another_embedder_only_ranks_again(finished, reference, tmp_path):
             table = table.set_column(place, table.schema.field(name), pa.array([wrong] * len(table), table[name].type))
         write_table(before / shard.name, table)
     (before / "stats.json").write_bytes((out / "stats.json").read_bytes())
+    write_table(before / "selected" / "part-00000.parquet", read_table(out / "selected"))
     artifact = Artifact("groups/train", before, Manifest({}, {}, summary, 0.0, ""))
     done: list[int] = []
     shard = min(before.glob("*.parquet"))
@@ -176,6 +180,7 @@ def test_another_embedder_only_ranks_again(finished, reference, tmp_path):
     assert after.select(same).equals(expected.select(same))
     flat = [pa.compute.list_flatten(table["similarity"]).to_pylist() for table in (after, expected)]
     assert flat[0] == pytest.approx(flat[1], abs=ROUNDED)
+    assert read_table(tmp_path / "after" / "selected").equals(read_table(out / "selected"))
     stats = [json.loads((folder / "stats.json").read_text()) for folder in (tmp_path / "after", out)]
     assert stats[0]["batch"]["redraws"] == stats[1]["batch"]["redraws"]
 

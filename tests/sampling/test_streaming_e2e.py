@@ -124,6 +124,11 @@ def test_recorded_units_become_a_groups_artifact(streamed, tmp_path):
     assert summary["of steps"] == list(range(1, STEPS + 1))
     assert "1 rows were left out: one-token response" in summary["warnings"][0]
     assert read_table(out)["id"].to_pylist() == [group["id"] for group in groups]
+    selected = read_table(out / "selected")  # all rows, also those that no step takes
+    assert len(selected) == ROWS - 1
+    for step in range(STEPS):
+        ids = selected["id"].take(BatchOrder(ROWS - 1, PROMPTS, SEED).at(step)).to_pylist()
+        assert ids == [group["id"] for group in steps[step]]
     stats = json.loads((out / "stats.json").read_text())
     assert {kind: entry["count"] for kind, entry in stats.items()} == {
         kind: count * len(groups) for kind, count in ({"gold": 1} | COUNTS).items()

@@ -70,6 +70,28 @@ def test_the_keys_of_the_record_are_the_inputs_of_the_manifest(tmp_path):
         assert inputs["also"] == {"alpha": 0.5}
 
 
+def test_an_output_that_reads_a_part_depends_on_its_files_alone(tmp_path, capsys):
+    part = Output("counted", reads=(Read("data", part="train"),), keys=("seed",))
+    stage = Stage("counting", "for these tests", (part,), lambda stage: None)
+
+    def write(text):
+        def build(out):
+            (out / "train").mkdir(exist_ok=True)
+            (out / "train" / "rows").write_text(text)
+            return {}
+
+        return build
+
+    for seed, text, remade in ((1, "same", True), (2, "same", False), (2, "same", False), (3, "other", True)):
+        with open_run(config(), tmp_path, accept_changes=True) as run:
+            run.make("data", {"seed": seed}, write(text))
+            inputs = StageRun(stage, run, {}).inputs("counted")
+            capsys.readouterr()
+            StageRun(stage, run, {}).make("counted", lambda _: {})
+        assert list(inputs["reads"]) == ["data/train"]
+        assert ("made counted" in capsys.readouterr().out) == remade
+
+
 def test_a_stage_cannot_read_or_write_what_its_record_does_not_name(tmp_path):
     with open_run(config(), tmp_path, accept_changes=False) as run:
         stage = StageRun(COUNTING, run, {"data": "data"})
@@ -107,6 +129,7 @@ def test_the_command_line_shows_the_record():
     assert STAGES["sampling"].writes == ("groups/train", "groups/validation")
     assert STAGES["generation"].writes == ("generations/*",)
     assert STAGES["reference"].reads == ("data",)
+    assert STAGES["mle"].reads == ("models/reference", "groups/train", "groups/validation")
     assert STAGES["report"].writes == ("report", "models/*/README.md")
 
 
