@@ -53,19 +53,23 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: float, unit: str) -> Iterator[Bar]:
-    """Show a bar of `total` units, with rate and time left."""
+    """Show a bar of `total` units, with rate and time left.
+
+    If `total` is unknown (0) or rounds to 0.0, only what is done is shown, with its rate: no bar, and no time left.
+    """
+    known = _format_amount(total) is not None
     if console.is_terminal:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description:<14}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            *([BarColumn(bar_width=28)] if known else []),
+            _Amount(unit),
             _Rate(unit),
-            TimeRemainingColumn(compact=True),
+            *([_TimeLeft(compact=True)] if known else []),
             TextColumn("[dim]{task.fields[note]}"),
         )
         with Progress(*columns, console=console, transient=True) as display:
-            yield _TerminalBar(display, display.add_task(title, total=total, note=""))
+            yield _TerminalBar(display, display.add_task(title, total=total if known else None, note=""))
     else:
         with _PlainBar(title, total, unit) as plain:
             yield plain
@@ -127,6 +131,34 @@ def _descriptor(stream: TextIO) -> int | None:
         return None
 
 
+def _format_amount(amount: float) -> str | None:
+    """The amount, with a decimal if it is a small fraction; None if it rounds to nothing."""
+    text = f"{amount:.0f}" if amount >= 10 or amount == int(amount) else f"{amount:.1f}"
+    return None if text in ("0", "0.0") else text
+
+
+def _format_progress(completed: float, total: float | None, unit: str) -> str | None:
+    """`4/10`; `4 rows` without a total; None if there is nothing to show."""
+    done, whole = _format_amount(completed), _format_amount(total or 0)
+    return f"{done or 0}/{whole}" if whole else done and f"{done} {unit}"
+
+
+class _Amount(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(_format_progress(task.completed, task.total, self.unit) or "")
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """Without `0:00` shortly before the end."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.time_remaining != 0 else Text("")
+
+
 class _Rate(ProgressColumn):
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -149,7 +181,7 @@ class _TerminalBar:
 
 
 class _PlainBar:
-    """Prints a line every ten seconds, also without progress, and one at the end."""
+    """Prints a line every ten seconds, also without progress, and one at the end if there is something to show."""
 
     def __init__(self, title: str, total: float, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
@@ -165,7 +197,7 @@ class _PlainBar:
     def __exit__(self, *failure: object) -> None:
         self.ended.set()
         self.ticker.join()
-        if failure[0] is None:
+        if failure[0] is None and _format_progress(self.done, self.total, self.unit):
             self._print_line()
 
     def advance(self, amount: float = 1, note: str = "") -> None:
@@ -186,8 +218,8 @@ class _PlainBar:
     def _print_line(self) -> None:
         self.printed = time.monotonic()
         elapsed = max(self.printed - self.started, 1e-9)
-        parts = [f"{self.title}: {self.done:.0f}/{self.total:.0f}", *self._pace(elapsed)]
-        say(escape("  " + ", ".join([*parts, *([self.note] if self.note else [])])))
+        parts = [_format_progress(self.done, self.total, self.unit), *self._pace(elapsed), self.note]
+        say(escape(f"  {self.title}: " + ", ".join(filter(None, parts))))
 
     def _pace(self, elapsed: float) -> list[str]:
         if not self.done:
@@ -195,4 +227,4 @@ class _PlainBar:
         rate = self.done / elapsed
         pace = f"{rate:.1f} {self.unit}/s" if rate >= 0.1 else f"{1 / rate:.0f} s each"
         left = (self.total - self.done) / rate
-        return [pace, f"{left:.0f} s left"] if left > 0 else [pace]
+        return [pace, f"{left:.0f} s left"] if left >= 0.5 and _format_amount(self.total) else [pace]

@@ -39,6 +39,54 @@ def test_plain_lines_show_progress_rate_and_time_left(piped, clock):
     ]
 
 
+@pytest.mark.parametrize(
+    ("total", "done", "line"),
+    [
+        (0.0038, 0.0038, None),
+        (0, 0, None),
+        (0, 3, "reading: 3 MB, 0.2 MB/s"),
+        (0.4, 0.4, "reading: 0.4/0.4, 25 s each"),
+        (7.64, 7.6, "reading: 7.6/7.6, 0.8 MB/s"),
+    ],
+)
+def test_plain_lines_never_show_a_total_or_a_time_of_zero(piped, clock, total, done, line):
+    with console.progress_bar("reading", total, "MB") as bar:
+        clock[0] += 5
+        bar.advance(done)
+        clock[0] += 5
+    if line is None:
+        assert piped.getvalue() == ""
+    else:
+        assert "0/0" not in piped.getvalue()
+        assert "0 s left" not in piped.getvalue()
+        assert line.split(",")[0] in piped.getvalue()
+
+
+def test_a_bar_without_total_shows_what_is_done_while_it_runs(piped, clock):
+    with console.progress_bar("reading", 0, "MB") as bar:
+        clock[0] += 11
+        bar.advance(22)
+        clock[0] += 11
+        bar.advance(22)
+    assert [line.strip() for line in piped.getvalue().splitlines()] == [
+        "reading: 22 MB, 2.0 MB/s",
+        "reading: 44 MB, 2.0 MB/s",
+        "reading: 44 MB, 2.0 MB/s",
+    ]
+
+
+@pytest.mark.parametrize("total", [0, 0.0038])
+def test_a_terminal_gets_no_bar_without_a_total(monkeypatch, total):
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "console", Console(file=screen, force_terminal=True, width=120))
+    with console.progress_bar("reading", total, "MB") as bar:
+        bar.set_completed(total)
+    assert "reading" in screen.getvalue()
+    assert "0/0" not in screen.getvalue()
+    assert "0:00" not in screen.getvalue()
+    assert "\u2501" not in screen.getvalue()
+
+
 def test_a_bar_that_fails_leaves_no_last_line(piped, clock):
     with pytest.raises(ZeroDivisionError), console.progress_bar("cpo", 10, "steps"):
         raise ZeroDivisionError
