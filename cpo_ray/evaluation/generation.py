@@ -9,7 +9,7 @@ from typing import Any
 from cpo_ray.artifacts import Journal, Summary, content_key, read_jsonl, write_rows
 from cpo_ray.config import DecodingConfig
 from cpo_ray.errors import ServiceError
-from cpo_ray.inference.client import Client, run_bounded
+from cpo_ray.inference.client import Client, require_choice, run_bounded
 from cpo_ray.records import Generation
 
 RETRIES = 14  # about six minutes: a lost machine is detected after 30 s, and an engine restarts in one or two minutes
@@ -80,7 +80,7 @@ async def _send_requests(
     async def send(body: dict[str, Any]) -> None:
         key = content_key(body)
         if key not in journal:
-            journal.add(key, _read_answer(await client.post("/completions", body), body))
+            journal.add(key, _read_answer(await client.post("/completions", body, require_choice), body))
         on_row()
 
     async with client:

@@ -20,22 +20,29 @@ from cpo_ray.errors import ArtifactError, ServiceError
 from cpo_ray.evaluation.pairs import Pair
 from cpo_ray.evaluation.statistics import INVALID, length_controlled_win_rate, position_bias, win_rate_interval
 from cpo_ray.evaluation.templates import fill_template, read_template
-from cpo_ray.inference.client import Client, RefusedError, run_bounded
+from cpo_ray.inference.client import Client, EmptyAnswerError, RefusedError, require_choice, run_bounded
 from cpo_ray.records import Verdict
 
 LONGEST_ANSWER = 16  # tokens; the expected answer is one letter
 BYTES_PER_TOKEN = 4  # English text in current tokenizers; other languages need more tokens
+EXAMPLE = 500  # characters of an invalid answer in an error message: its end, because thoughts come first
 ROW_REFUSED = {400, 413, 422}  # the judge refuses this one request: too long for it, or filtered
 
 RequestBody = dict[str, Any]
 Answer = Literal["A", "B"]
 VerdictOutcome = Literal["win", "loss", "tie", "invalid"]
-ANSWER = re.compile(r"""\s*["'“]?([AB])[."'”]{0,2}\s*""")
+THOUGHT_END = "</think>"  # some judges show what they think before they answer
+# quoted, emphasised or in brackets, and perhaps with a full stop: "A". **A** (A) [[A]] `A`
+ANSWER = re.compile(r"""\s*["'“‘*_(\[`]{0,4}([AB])[."'”’*_)\]`]{0,6}\s*""")  # noqa: RUF001 - quotation marks
+MORE_TOKENS = "A judge that thinks needs more tokens: --thinking-tokens (judge.thinking_tokens)."
 
 
 def parse_answer(text: str) -> Answer | None:
-    """Return A or B, which may be quoted or end with a full stop; None for any other text, such as lower case or a sentence."""
-    match = ANSWER.fullmatch(text)
+    """Return A or B, which may be quoted, emphasised, in brackets, and end with a full stop.
+
+    What precedes the last `</think>` does not count. None for any other text, such as lower case or a sentence.
+    """
+    match = ANSWER.fullmatch(text.rpartition(THOUGHT_END)[2])
     return cast("Answer", match[1]) if match else None
 
 
@@ -106,7 +113,7 @@ def judge_answers(
     `url` ends in /v1; the caller resolves `config.url` and the key's environment variable. Temperature is 0, except for
     reasoning judges (`thinking_tokens`). Answers are kept in `<stem>.answers` beside `out`, keyed by `config.url` and the
     request: a rerun repeats no request, and another judge gets new ones. A row that the judge refuses (too long for it, or
-    filtered) is invalid, and a rerun requests it again. `on_row()` is called once per row.
+    filtered) or never answers with text is invalid, and a rerun requests it again. `on_row()` is called once per row.
 
     Returns {"judge", "order", "n", "wins", "losses", "ties", "invalid", "flip_rate", "mean_length_candidate",
     "mean_length_reference", "win_rate", "ci95", "length_controlled", "position_bias"}: lengths in words, win_rate =
@@ -131,7 +138,8 @@ def judge_answers(
     ]
     summary = _summarise(verdicts, config)
     if summary["invalid"] > config.max_invalid_fraction * len(verdicts):
-        examples = sorted({answer for row in verdicts for answer in row["answers"] if parse_answer(answer) is None})
+        invalid = {answer for row in verdicts for answer in row["answers"] if parse_answer(answer) is None}
+        examples = sorted(answer[-EXAMPLE:] for answer in invalid)
         raise ServiceError(
             f"{summary['invalid']} of {len(verdicts)} rows have an answer that is neither A nor B, more than "
             f"judge.max_invalid_fraction {config.max_invalid_fraction} allows; for instance {examples[:3]}"
@@ -214,11 +222,13 @@ async def _send_requests(
             async with locks.setdefault(key, asyncio.Lock()):  # equal pairs share one request
                 if key not in journal and key not in refused:
                     try:
-                        journal.add(key, _read_answer(await client.post(path, body)))
+                        journal.add(key, _read_answer(await client.post(path, body, require_choice)))
                     except RefusedError as refusal:
                         if refusal.status not in ROW_REFUSED:
                             raise
                         refused[key] = str(refusal)
+                    except EmptyAnswerError as error:
+                        refused[key] = f"{error}. {MORE_TOKENS}"
         on_row()
 
     async with client:
@@ -228,11 +238,13 @@ async def _send_requests(
 
 def _read_answer(answer: dict[str, Any]) -> str:
     """Return the text of the judge's answer. An empty message (for example a refusal) is an invalid answer."""
-    try:
-        choice = answer["choices"][0]
-        return str((choice["message"]["content"] if "message" in choice else choice["text"]) or "")
-    except (KeyError, IndexError, TypeError) as error:
-        raise ServiceError(f"the judge's answer has no {error}: {str(answer)[:300]}") from None
+    choice = answer["choices"][0]
+    content = (choice.get("message") or {}).get("content") or choice.get("text") or ""
+    if isinstance(content, list):  # parts; thoughts are parts of another type
+        content = "".join(
+            str(part.get("text", "")) for part in content if isinstance(part, dict) and part.get("type") == "text"
+        )
+    return str(content)
 
 
 def _to_verdict(row: Pair, answers: list[str], candidate_first: Sequence[bool]) -> Verdict:

@@ -17,6 +17,7 @@ RETRIED = {408, 409, 425, 429}  # and every 5xx
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 60.0
 LONGEST_RETRY_AFTER_S = 600.0
+QUOTED = 300  # characters of an answer in an error message
 
 Item = TypeVar("Item")
 
@@ -27,6 +28,18 @@ class RefusedError(ServiceError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class InvalidAnswerError(Exception):
+    """A 200 whose body is not what was asked for. `Client.post` sends the request again, and names the last one at the end."""
+
+
+class NoTextError(InvalidAnswerError):
+    """The model used up its tokens before any text, as models that think can."""
+
+
+class EmptyAnswerError(ServiceError):
+    """The last attempt ended in NoTextError. Other requests to the same API may well succeed."""
 
 
 def read_key(variable: str) -> str:
@@ -69,34 +82,42 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self.http.aclose()
 
-    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Send `body`, return the JSON object of the answer.
+    async def post(
+        self, path: str, body: dict[str, Any], check: Callable[[dict[str, Any]], None] | None = None
+    ) -> dict[str, Any]:
+        """Send `body`, return the JSON object of the answer. `check` raises InvalidAnswerError for one that is not usable.
 
-        Raises ServiceError after 1 + `retries` attempts, and RefusedError without a retry if the status is final (401, ...).
+        Raises ServiceError after 1 + `retries` attempts (EmptyAnswerError if the last was NoTextError), and RefusedError
+        without a retry if the status is final (401, ...).
         """
-        problem = ""
+        problem, failure = "", ServiceError
         for attempt in range(1 + self.retries):
-            delay = 0.0
+            delay, failure = 0.0, ServiceError
             await self._wait_for_rate_limit()
             try:
                 response = await self.http.post(f"{self.url}{path}", json=body)
                 if response.is_success:
-                    return _read_object(response.content)
-                problem = f"HTTP {response.status_code}: {response.text[:300]}"
+                    answer = _read_object(response.content)
+                    if check is not None:
+                        check(answer)
+                    return answer
+                problem = f"HTTP {response.status_code}: {response.text[:QUOTED]}"
                 if response.status_code not in RETRIED and not response.is_server_error:
                     raise RefusedError(f"{self.url}{path} refused the request: {problem}", response.status_code)
                 delay = retry_after(response.headers.get("retry-after", ""))
             except httpx.RequestError as error:
                 problem = f"{type(error).__name__}: {error}"
-            except _InvalidAnswerError as error:
+            except InvalidAnswerError as error:
                 problem = str(error)
+                failure = EmptyAnswerError if isinstance(error, NoTextError) else ServiceError
             if delay > LONGEST_RETRY_AFTER_S:
                 raise ServiceError(
                     f"{self.url}{path} asks to wait {delay:.0f} s ({problem}). Run the same command later."
                 )
             if attempt < self.retries:
                 await asyncio.sleep(delay + jittered(attempt))
-        raise ServiceError(f"{self.url}{path} failed {1 + self.retries} times; the last: {problem}")
+        model = f" for the model {body['model']!r}" if "model" in body else ""
+        raise failure(f"{self.url}{path}{model} failed {1 + self.retries} times; the last: {problem}")
 
     async def _wait_for_rate_limit(self) -> None:
         """Wait until the rate limit allows one more request."""
@@ -107,8 +128,21 @@ class Client:
             await asyncio.sleep(start - now)
 
 
-class _InvalidAnswerError(Exception):
-    """A 200 whose body is not a JSON object."""
+def require_choice(answer: dict[str, Any]) -> None:
+    """Check for `Client.post`: a completion or chat completion whose first choice holds an answer, possibly an empty one.
+
+    Some APIs report a failure with status 200: an error object, no choices, or a choice that is an error. Raises
+    InvalidAnswerError with the answer, and NoTextError if the tokens ended before the first text of a message.
+    """
+    choices = answer.get("choices")
+    choice: Any = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict) or choice.get("error") or choice.get("finish_reason") == "error":
+        raise InvalidAnswerError(f"the answer has no choice: {str(answer)[:QUOTED]}")
+    message = choice.get("message")
+    if not isinstance(message, dict) and not isinstance(choice.get("text"), str):
+        raise InvalidAnswerError(f"the answer's choice has no message and no text: {str(answer)[:QUOTED]}")
+    if isinstance(message, dict) and not message.get("content") and choice.get("finish_reason") == "length":
+        raise NoTextError(f"the answer has no text (finish_reason: length): {str(answer)[:QUOTED]}")
 
 
 def _read_object(content: bytes) -> dict[str, Any]:
@@ -117,9 +151,9 @@ def _read_object(content: bytes) -> dict[str, Any]:
         answer = json.loads(content)
         answer = json.loads(json.dumps(answer, ensure_ascii=False).encode(errors="replace"))
     except (ValueError, RecursionError) as error:
-        raise _InvalidAnswerError(f"the answer is not JSON: {error}") from None
+        raise InvalidAnswerError(f"the answer is not JSON: {error}") from None
     if not isinstance(answer, dict):
-        raise _InvalidAnswerError(f"the answer is a JSON {type(answer).__name__}, not an object")
+        raise InvalidAnswerError(f"the answer is a JSON {type(answer).__name__}, not an object")
     return answer
 
 

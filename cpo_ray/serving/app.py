@@ -13,6 +13,7 @@ import httpx
 
 from cpo_ray.config import ServingConfig
 from cpo_ray.errors import ServiceError
+from cpo_ray.inference.weight_files import check_one_set_of_weights
 from cpo_ray.serving.auth import CONTROL_DIGEST_VARIABLE, DIGEST_VARIABLE, DRAIN_ROUTE, choose_key, digest
 from cpo_ray.serving.compatibility import check_compatible
 from cpo_ray.serving.deployments import build_application, name_deployments, read_vocabulary
@@ -50,7 +51,8 @@ def serve_models(
     soon as the model has answered a request. Every route requires the key. With `config.in_place` one engine serves all
     models and loads the weights of the requested one. Raises ServiceError if the host requires a key chosen by the user, if
     the port is taken, if Ray Serve already runs on the cluster, or if a model is not ready within `config.start_timeout_s`
-    (with Serve's reason); ArtifactError if the models cannot share an engine, with the differences.
+    (with Serve's reason); ArtifactError if a directory holds two sets of weights, or if the models cannot share an engine, with
+    the differences.
     """
     if not models:
         raise ServiceError("no models to serve")
@@ -59,6 +61,8 @@ def serve_models(
     deployments = {name: f"LLMServer:{part}" for name, part in name_deployments(models, config.in_place).items()}
     vocabularies = {name: read_vocabulary(path) for name, path in models.items()}
     settings = GatewaySettings(vocabularies, deployments, max_model_len, config.limits)
+    for path in models.values():
+        check_one_set_of_weights(path)
     first, *others = models.values()
     for other in others if config.in_place else ():
         check_compatible(first, other, "share one engine")

@@ -6,11 +6,12 @@ The fields here are useful and were tested not to harm an engine. Other fields t
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cpo_ray.config import LimitsConfig
 
 LONGEST_CONTEXT = 2**24  # tokens, more than any model has; bounds the numbers before the model's own limit is checked
+PARTS = 256  # of one message
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -129,12 +130,40 @@ class Completion(Decoding):
         return ids
 
 
+class TextPart(_StrictModel):
+    """One part of a message's content."""
+
+    type: Literal["text"]
+    text: Text
+
+
 class ChatMessage(_StrictModel):
-    """One message of a conversation, text only."""
+    """One message of a conversation, text only: a text, or text parts, which are joined by line feeds as vLLM joins them."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text
     name: ShortText | None = None
+    type: Annotated[Literal["text"] | None, Field(exclude=True)] = None  # some clients send it; it says nothing new
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _join_parts(cls, content: Any) -> Any:
+        if not isinstance(content, list):
+            return content
+        if not 1 <= len(content) <= PARTS:
+            raise ValueError(f"a list holds 1 to {PARTS} parts; this one has {len(content) or 'no part'}")
+        return "\n".join(_read_part(number, part) for number, part in enumerate(content))
+
+
+def _read_part(number: int, part: Any) -> str:
+    """The text of one part. Raises ValueError, which names the part and not its content."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(kind, str) and kind != "text":
+        raise ValueError(f"part {number} has the type {kind[:40]!r}, but only text parts are read")
+    try:
+        return TextPart.model_validate(part).text
+    except ValidationError as error:
+        raise ValueError(f"part {number} is not a text part: {_explain(error).message[:100]}") from None
 
 
 class Chat(Decoding):

@@ -6,7 +6,7 @@ import pytest
 
 from cpo_ray.errors import ConfigError, ServiceError
 from cpo_ray.inference import client
-from cpo_ray.inference.client import Client, read_key
+from cpo_ray.inference.client import Client, InvalidAnswerError, read_key
 from tests.flaky_server import KEY, serve_flaky
 
 
@@ -15,10 +15,10 @@ def _short_waits(monkeypatch):
     monkeypatch.setattr(client, "FIRST_WAIT_S", 0.0002)
 
 
-def ask(service, retries=1):
+def ask(service, retries=1, **options):
     async def once():
         async with Client(service.url, KEY, retries) as api:
-            return await api.post("/chat/completions", {})
+            return await api.post("/chat/completions", {}, **options)
 
     return asyncio.run(once())
 
@@ -38,6 +38,21 @@ def test_an_answer_that_is_not_a_json_object_is_retried_then_raised(garbage):
         pytest.raises(ServiceError, match=r"failed 2 times; the last: .*answer"),
     ):
         ask(service)
+
+
+def test_a_check_makes_the_client_retry_and_names_the_last_answer():
+    def check(answer):
+        if "error" in answer:
+            raise InvalidAnswerError(f"no choice: {answer}")
+
+    answers = [{"error": "busy"}, {"fine": 1}]
+    with serve_flaky(lambda _: answers.pop(0)) as service:
+        assert ask(service, check=check) == {"fine": 1}
+    with (
+        serve_flaky(lambda _: {"error": "busy"}) as service,
+        pytest.raises(ServiceError, match=r"failed 2 times; the last: no choice: \{'error': 'busy'\}"),
+    ):
+        ask(service, check=check)
 
 
 def test_lone_surrogates_are_replaced():

@@ -102,7 +102,9 @@ def _completion(models: Sequence[str]) -> Strategy:
 
 def _chat(models: Sequence[str]) -> Strategy:
     role = st.sampled_from(["system", "developer", "user", "user", "user", "assistant"])
-    message = st.fixed_dictionaries({"role": role, "content": TEXT}, optional={"name": st.text(min_size=1, max_size=5)})
+    parts = st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": TEXT}), min_size=1, max_size=3)
+    optional = {"name": st.text(min_size=1, max_size=5), "type": st.just("text")}
+    message = st.fixed_dictionaries({"role": role, "content": TEXT | parts}, optional=optional)
     messages = st.lists(message, min_size=1, max_size=3)
     few = st.integers(1, 12)  # the default is as many as fit
     return st.fixed_dictionaries({"model": st.sampled_from(models), "messages": messages, "max_tokens": few})

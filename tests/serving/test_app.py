@@ -66,6 +66,14 @@ def test_models_that_differ_cannot_share_an_engine(model: Path, tmp_path: Path) 
         pass
 
 
+def test_a_model_with_two_sets_of_weights_is_not_served(model: Path, tmp_path: Path) -> None:
+    twice = shutil.copytree(model, tmp_path / "twice")
+    shutil.copyfile(twice / "model.safetensors", twice / "model-00001-of-00002.safetensors")
+    up = serve_models({"a": twice}, CONFIG, 256, 0)
+    with pytest.raises(ArtifactError, match=r"twice holds two sets of weights"), up:
+        pass
+
+
 def test_nothing_to_serve_and_open_hosts_are_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CONFIG.key_variable, raising=False)
     with pytest.raises(ServiceError, match="no models"), serve_models({}, CONFIG, 256, 0):
