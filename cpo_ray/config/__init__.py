@@ -20,6 +20,7 @@ from cpo_ray.config.training import (
     ScheduledSamplingConfig,
     TrackingConfig,
     TrainingConfig,
+    TuningConfig,
 )
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "TokenizerConfig",
     "TrackingConfig",
     "TrainingConfig",
+    "TuningConfig",
     "UnhelpfulConfig",
     "stage_inputs",
 ]

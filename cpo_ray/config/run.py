@@ -10,7 +10,14 @@ from cpo_ray.config.evaluation import GenerationConfig, JudgeConfig, MauveConfig
 from cpo_ray.config.sampling import SamplingConfig
 from cpo_ray.config.section import EXECUTION, Section
 from cpo_ray.config.serving import MergingConfig, ServingConfig
-from cpo_ray.config.training import MleConfig, ModelConfig, ObjectiveConfig, TrackingConfig, TrainingConfig
+from cpo_ray.config.training import (
+    MleConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    TrackingConfig,
+    TrainingConfig,
+    TuningConfig,
+)
 
 
 class RunConfig(Section):
@@ -29,6 +36,7 @@ class RunConfig(Section):
     """Stages `cpo` and `mle`, both continued from the reference."""
     objective: ObjectiveConfig = ObjectiveConfig()
     mle: MleConfig = MleConfig()
+    tuning: TuningConfig = TuningConfig()
     tracking: TrackingConfig = Field(default=TrackingConfig(), json_schema_extra=EXECUTION)
     merging: MergingConfig = MergingConfig()
     serving: ServingConfig = ServingConfig()
@@ -64,6 +72,8 @@ class RunConfig(Section):
                 raise ValueError(
                     f"{section}.validation_rows {rows} exceeds data.validation_rows {self.data.validation_rows}"
                 )
+        if self.tuning.learning_rates:
+            self._check_tuning()
         unknown = [name for name in self.evaluated_models if name not in self.models]
         if unknown:
             raise ValueError(f"generation.models: there is no {unknown[0]!r}; this run makes {', '.join(self.models)}")
@@ -80,6 +90,29 @@ class RunConfig(Section):
         if prompt + response <= context:
             return None
         return f"data.max_prompt_tokens {prompt} + data.max_response_tokens {response} = {prompt + response}"
+
+    def _check_tuning(self) -> None:
+        if not self.training.validation_rows:
+            raise ValueError(
+                "tuning.learning_rates needs training.validation_rows: the validation loss decides which rate is best. "
+                f"data.validation_rows is {self.data.validation_rows}"
+            )
+        if self.mle.learning_rate is not None:
+            raise ValueError(
+                f"mle.learning_rate {self.mle.learning_rate:g} has no effect with tuning.learning_rates, which replace it: "
+                "remove one of the two"
+            )
+        if self.sampling.stream:
+            raise ValueError(
+                "tuning.learning_rates cannot be combined with sampling.stream, where negatives are sampled for one training: "
+                "find the rates with sampling.stream: false, then set training.learning_rate and mle.learning_rate"
+            )
+
+    @property
+    def mle_training(self) -> TrainingConfig:
+        """Settings of stage `mle`: those of `cpo`, with its own learning rate if it has one."""
+        rate = self.mle.learning_rate
+        return self.training if rate is None else self.training.model_copy(update={"learning_rate": rate})
 
     @property
     def candidates(self) -> int:

@@ -38,7 +38,9 @@ class ModelConfig(Section):
 
 
 class TrainingConfig(Section):
-    """Training settings that do not depend on the loss. CPO and continued MLE share one section: same steps, same schedule."""
+    """Training settings that do not depend on the loss. CPO and continued MLE share one section: same steps, same schedule.
+
+    Their learning rates may differ (`mle.learning_rate`, `tuning`)."""
 
     steps: Annotated[int, Field(ge=1)] = 300
     """Optimizer steps."""
@@ -137,8 +139,46 @@ class ScheduledSamplingConfig(Section):
 class MleConfig(Section):
     """Stage `mle`: the baseline. Its prompts, their order, its steps and its schedule are those of `cpo`."""
 
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Peak learning rate of the baseline, because the rate that suits CPO's loss need not suit next-token loss. Default:
+    `training.learning_rate`. `tuning.learning_rates` finds the best one of each."""
     scheduled_sampling: ScheduledSamplingConfig | None = None
     """`{}` selects PSS with the paper's settings. Default: plain next-token loss."""
+
+
+class TuningConfig(Section):
+    """The learning rates of `cpo` and `mle`: both train once per rate, and each keeps the best on the validation split."""
+
+    learning_rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    """Peak learning rates to try, the same for both stages, in place of `training.learning_rate`. The model with the lowest
+    validation loss is kept; needs `training.validation_rows`. Each rate costs a whole training. Default: none are tried."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TuningConfig":
+        rates = list(self.learning_rates)
+        if len(rates) == 1:
+            raise ValueError(f"learning_rates {rates}: one rate leaves nothing to choose; set training.learning_rate")
+        if len(set(rates)) < len(rates):
+            raise ValueError(f"learning_rates {rates} name one rate twice")
+        finer = [rate for rate in rates if float(self.trial_name(rate)) != rate]
+        if finer:
+            raise ValueError(f"learning_rates {finer}: a trial is named by its rate, which may have at most six digits")
+        return self
+
+    @property
+    def trials(self) -> int:
+        """Trainings of each stage."""
+        return max(1, len(self.learning_rates))
+
+    @property
+    def trial_names(self) -> list[str]:
+        """Names of the trials, in the order of the rates."""
+        return list(map(self.trial_name, self.learning_rates))
+
+    @staticmethod
+    def trial_name(rate: float) -> str:
+        """The folder of a trial below `trials/STAGE/`."""
+        return f"{rate:g}"
 
 
 class TrackingConfig(Section):

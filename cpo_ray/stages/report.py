@@ -10,7 +10,15 @@ from cpo_ray.stages.generation import GENERATIONS
 from cpo_ray.stages.merging import MERGED
 from cpo_ray.stages.record import Output, Read, Stage, StageRun
 from cpo_ray.stages.sampling import TRAIN_GROUPS
-from cpo_ray.stages.training import CPO_MODEL, MLE_MODEL, REFERENCE_MODEL, STREAMED_CPO_MODEL, STREAMED_GROUPS
+from cpo_ray.stages.training import (
+    CPO_MODEL,
+    MLE_MODEL,
+    REFERENCE_MODEL,
+    STREAMED_CPO_MODEL,
+    STREAMED_GROUPS,
+    TUNED_CPO_MODEL,
+    TUNED_MLE_MODEL,
+)
 
 SHOWN = (
     EXAMPLES,
@@ -18,8 +26,10 @@ SHOWN = (
     STREAMED_GROUPS,
     REFERENCE_MODEL,
     MLE_MODEL,
+    TUNED_MLE_MODEL,
     CPO_MODEL,
     STREAMED_CPO_MODEL,
+    TUNED_CPO_MODEL,
     MERGED,
     GENERATIONS,
     VERDICTS,

@@ -1,30 +1,22 @@
 """Stages `reference`, `cpo` and `mle`: the models, the last two trained from the first."""
 
 import contextlib
-import hashlib
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpo_ray.artifacts import SELECTED, Summary, canonical, hash_directories
+from cpo_ray.artifacts import SELECTED, Summary, hash_directories
 from cpo_ray.cluster.resources import streaming_resources, training_resources
-from cpo_ray.cluster.waiting import Bundle
 from cpo_ray.config import RunConfig, ScheduledSamplingConfig, TrainingConfig
-from cpo_ray.errors import Preempted
-from cpo_ray.monitoring.prometheus import measured_bar
-from cpo_ray.monitoring.trackers import track
-from cpo_ray.monitoring.training_monitor import TrainingMonitor
+from cpo_ray.stages.one_training import identify, train
 from cpo_ray.stages.record import Output, Read, Stage, StageRun
 from cpo_ray.stages.sampling import GROUP_KEYS, TRAIN_GROUPS, has_validation, is_streamed, outside_files
+from cpo_ray.stages.tuning import RATES, is_tuned, trial_names, tune
 
 if TYPE_CHECKING:
     from cpo_ray.training.task import Task
-
-OpenTask = Callable[[], AbstractContextManager["Task"]]
 
 
 def is_from_scratch(config: RunConfig) -> bool:
@@ -33,7 +25,14 @@ def is_from_scratch(config: RunConfig) -> bool:
 
 
 CPO_KEYS = ("objective", "training", "seed")
+CPO_READS = ("models/reference", "groups/train", Read("groups/validation", when=has_validation))
 STREAM_READS = ("models/reference", "data", Read("groups/validation", when=has_validation))
+MLE_KEYS = ("mle", "training", "seed")
+MLE_READS = (  # of the groups that `cpo` trains on, the examples without their negatives
+    "models/reference",
+    Read("groups/train", part=SELECTED),
+    Read("groups/validation", when=has_validation, part=SELECTED),
+)
 INITIAL = Output("models/initial", reads=("data",), keys=("model", "seed"), when=is_from_scratch)
 REFERENCE_MODEL = Output(
     "models/reference",
@@ -42,17 +41,23 @@ REFERENCE_MODEL = Output(
 )
 CPO_MODEL = Output(
     "models/cpo",
-    reads=("models/reference", "groups/train", Read("groups/validation", when=has_validation)),
+    reads=CPO_READS,
     keys=CPO_KEYS,
-    when=lambda config: not is_streamed(config),
+    when=lambda config: not is_streamed(config) and not is_tuned(config),
 )
 STREAMED_CPO_MODEL = Output("models/cpo", STREAM_READS, (*CPO_KEYS, *GROUP_KEYS), when=is_streamed)
 STREAMED_GROUPS = Output(TRAIN_GROUPS.name, STREAM_READS, (*CPO_KEYS, *GROUP_KEYS), when=is_streamed)
-SELECTED_PROMPTS = (  # of the groups that `cpo` trains on, without their negatives
-    Read("groups/train", part=SELECTED),
-    Read("groups/validation", when=has_validation, part=SELECTED),
+CPO_TRIALS = Output("trials/cpo/{model}", CPO_READS, CPO_KEYS, ignored=RATES, models=trial_names)
+TUNED_CPO_MODEL = Output(
+    "models/cpo", reads=(*CPO_READS, CPO_TRIALS), keys=(*CPO_KEYS, "tuning"), ignored=RATES, when=is_tuned
 )
-MLE_MODEL = Output("models/mle", reads=("models/reference", *SELECTED_PROMPTS), keys=("mle", "training", "seed"))
+MLE_MODEL = Output(
+    "models/mle", reads=MLE_READS, keys=MLE_KEYS, ignored=RATES, when=lambda config: not is_tuned(config)
+)
+MLE_TRIALS = Output("trials/mle/{model}", MLE_READS, MLE_KEYS, ignored=RATES, models=trial_names)
+TUNED_MLE_MODEL = Output(
+    "models/mle", reads=(*MLE_READS, MLE_TRIALS), keys=(*MLE_KEYS, "tuning"), ignored=RATES, when=is_tuned
+)
 
 
 def train_reference(stage: StageRun) -> None:
@@ -67,7 +72,7 @@ def train_reference(stage: StageRun) -> None:
         also = hash_directories(model_files=config.model.path)
     splits = {name: examples.path / name for name in _splits(config.reference)}
     task = partial(_mle_task, stage, config.reference, start, splits)
-    _train(stage, REFERENCE_MODEL, training_resources(config.reference, config.cluster), task, also)
+    train(stage, REFERENCE_MODEL.name, training_resources(config.reference, config.cluster), task, also)
 
 
 def train_cpo(stage: StageRun) -> None:
@@ -75,63 +80,29 @@ def train_cpo(stage: StageRun) -> None:
     config = stage.config
     if is_streamed(config):
         also = outside_files(config.sampling)
-        _train(stage, STREAMED_CPO_MODEL, streaming_resources(config), partial(_streamed_task, stage, also), also)
+        task = partial(_streamed_task, stage, also)
+        train(stage, STREAMED_CPO_MODEL.name, streaming_resources(config), task, also)
+    elif is_tuned(config):
+        tune(stage, TUNED_CPO_MODEL, CPO_TRIALS, config.training, partial(_groups_task, stage))
     else:
-        _train(stage, CPO_MODEL, training_resources(config.training, config.cluster), partial(_groups_task, stage))
+        task = partial(_groups_task, stage, config.training)
+        train(stage, CPO_MODEL.name, training_resources(config.training, config.cluster), task)
 
 
 def train_mle(stage: StageRun) -> None:
     """Continue MLE from the reference on the prompts of `cpo`, for as many steps, with PSS if configured: the baseline."""
-    config, reference = stage.config, stage.read("models/reference")
-    splits = {name: stage.read(f"groups/{name}").path / SELECTED for name in _splits(config.training)}
-    sampled = config.mle.scheduled_sampling
-    task = partial(_mle_task, stage, config.training, str(reference.path), splits, sampled)
-    _train(stage, MLE_MODEL, training_resources(config.training, config.cluster), task)
+    config, training = stage.config, stage.config.mle_training
+    model, sampled = str(stage.read("models/reference").path), config.mle.scheduled_sampling
+    splits = {name: stage.read(f"groups/{name}").path / SELECTED for name in _splits(training)}
 
+    def open_task(training: TrainingConfig) -> contextlib.AbstractContextManager["Task"]:
+        return _mle_task(stage, training, model, splits, sampled)
 
-def _train(
-    stage: StageRun,
-    output: Output,
-    resources: Sequence[Bundle],
-    open_task: OpenTask,
-    also: Mapping[str, Any] | None = None,
-) -> None:
-    """Make the model `output` by one training. The task is opened once the resources are free, closed after the last step."""
-    checkpoints = _checkpoints(stage, output, also)
-    stop_requested = threading.Event()
-
-    def build(out: Path) -> Summary:
-        stage.ray.ensure(resources)
-        from cpo_ray.training.trainer import train_model
-
-        metrics, name = stage.run.metrics, stage.stage.name
-        if not checkpoints.exists():
-            metrics.drop_stage(name)
-            checkpoints.mkdir(parents=True)
-        with (
-            open_task() as task,
-            measured_bar(name, task.training.steps, "steps") as progress,
-            track(stage.config, stage.root, name) as tracker,
-        ):
-            monitor = TrainingMonitor(metrics, name, progress, tracker)
-            hooks = monitor.on_metrics, monitor.on_notice
-            return train_model(task, stage.config.cluster, checkpoints, out, *hooks, stop_requested)
-
-    stage.run.metrics.select_training(stage.stage.name, checkpoints)
-    stage.make(output.name, build, also)
-    if stop_requested.is_set():
-        raise Preempted(
-            f"stop requested: stage `{stage.stage.name}` is finished; the same command goes on with the next"
-        )
-
-
-def _checkpoints(stage: StageRun, output: Output, also: Mapping[str, Any] | None) -> Path:
-    """The folder of this training's checkpoints: the same inputs continue from the same checkpoints."""
-    return stage.root / "checkpoints" / f"{stage.stage.name}-{_identity(stage, output, also)}"
-
-
-def _identity(stage: StageRun, output: Output, also: Mapping[str, Any] | None) -> str:
-    return hashlib.sha256(canonical(stage.inputs(output.name, also)).encode()).hexdigest()[:12]
+    if is_tuned(config):
+        tune(stage, TUNED_MLE_MODEL, MLE_TRIALS, training, open_task)
+        return
+    resources, also = training_resources(training, config.cluster), {"learning_rate": training.learning_rate}
+    train(stage, MLE_MODEL.name, resources, partial(open_task, training), also)
 
 
 def _initialize(config: RunConfig, tokenizer: Path, out: Path) -> Summary:
@@ -175,9 +146,9 @@ def _splits(training: TrainingConfig) -> list[str]:
 
 
 @contextlib.contextmanager
-def _groups_task(stage: StageRun) -> Iterator["Task"]:
+def _groups_task(stage: StageRun, training: TrainingConfig) -> Iterator["Task"]:
     """The CPO loss on the groups on disk."""
-    yield _cpo_task(stage, rows=stage.read("groups/train").path)
+    yield _cpo_task(stage, training, rows=stage.read("groups/train").path)
 
 
 @contextlib.contextmanager
@@ -186,7 +157,7 @@ def _streamed_task(stage: StageRun, also: Mapping[str, Any]) -> Iterator["Task"]
     from cpo_ray.sampling.streaming import open_stream, write_recorded
 
     config, examples, reference = stage.config, stage.read("data"), stage.read("models/reference")
-    folder = stage.root / "groups" / f".stream-{_identity(stage, STREAMED_CPO_MODEL, also)}"
+    folder = stage.root / "groups" / f".stream-{identify(stage, STREAMED_CPO_MODEL.name, also)}"
 
     def order(rows: int) -> Callable[[int], list[int]]:
         from cpo_ray.training.batch_order import BatchOrder
@@ -194,13 +165,12 @@ def _streamed_task(stage: StageRun, also: Mapping[str, Any]) -> Iterator["Task"]
         return BatchOrder(rows, config.training.prompts_per_step, config.seed).at
 
     stream = open_stream(config, examples.path, reference.path, folder, order)
-    yield _cpo_task(stage, rows=None, stream=stream)
+    yield _cpo_task(stage, config.training, rows=None, stream=stream)
     stage.make(STREAMED_GROUPS.name, partial(write_recorded, stream), also)
     shutil.rmtree(folder)
 
 
-def _cpo_task(stage: StageRun, **source: Any) -> "Task":
-    training = stage.config.training
+def _cpo_task(stage: StageRun, training: TrainingConfig, **source: Any) -> "Task":
     return _task(
         stage,
         training,
@@ -218,7 +188,12 @@ REFERENCE = Stage(
 CPO = Stage(
     "cpo",
     "train the policy to prefer the truth over its negatives",
-    (CPO_MODEL, STREAMED_CPO_MODEL, STREAMED_GROUPS),
+    (CPO_MODEL, STREAMED_CPO_MODEL, STREAMED_GROUPS, CPO_TRIALS, TUNED_CPO_MODEL),
     train_cpo,
 )
-MLE = Stage("mle", "the baseline: as many steps of next-token loss on the same prompts", (MLE_MODEL,), train_mle)
+MLE = Stage(
+    "mle",
+    "the baseline: as many steps of next-token loss on the same prompts",
+    (MLE_MODEL, MLE_TRIALS, TUNED_MLE_MODEL),
+    train_mle,
+)

@@ -114,16 +114,21 @@ def load_checkpoint(engine: Any, saved: Saved) -> None:
             load_universal(engine, folder, TAG)
 
 
-def copy_first_intact_model(stored: Sequence[StoredCheckpoint], out: Path, notify: Callable[[str], None]) -> bool:
-    """Copy the model of the first intact checkpoint into `out`; False if none is intact. Calls `notify` for damaged ones."""
+def copy_first_intact_model(
+    stored: Sequence[StoredCheckpoint], out: Path, notify: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Copy the model of the first intact checkpoint into `out`. Returns the metrics that it was reported with.
+
+    None if no checkpoint is intact. Calls `notify` for damaged ones.
+    """
     for checkpoint, metrics in stored:
         with checkpoint.as_directory() as name:
             fault = find_fault(Path(name))
             if fault is None:
                 copy_model(Path(name) / "model", out)
-                return True
+                return metrics
         notify(f"the checkpoint of step {metrics['finished']} is damaged ({fault}): its model is not used")
-    return False
+    return None
 
 
 def sort_by_validation_loss(stored: Sequence[StoredCheckpoint]) -> list[StoredCheckpoint]:

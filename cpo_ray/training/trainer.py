@@ -44,7 +44,7 @@ def train_model(
     on_notice: Callable[[str], None],
     stop_requested: threading.Event | None = None,
 ) -> Summary:
-    """Train, and write the final model, a Hugging Face directory, into `out`.
+    """Train, and write the final model, a Hugging Face directory, into `out`. Returns steps, last metrics, validation loss.
 
     checkpoints: the folder of this training; it resumes from what is there. on_metrics: called in the driver with the metrics
     of each step, again for steps that a restart repeats, and with `validation` when that was measured. on_notice: called with
@@ -94,19 +94,25 @@ def train_model(
     step = ray.get(mailbox.requested_save_step.remote())
     if step is not None and step < task.training.steps:
         raise Preempted(f"stopped by SIGTERM: saved at step {step}. Run the same command again to continue")
-    _copy_result(result, task, out, on_notice)
-    return {"steps": task.training.steps, **{name: last[name] for name in SUMMARY_METRICS if name in last}}
+    copied = _copy_result(result, task, out, on_notice)
+    summary = {"steps": task.training.steps, **{name: last[name] for name in SUMMARY_METRICS if name in last}}
+    return summary | {name: copied[name] for name in ("validation_loss",) if name in copied}
 
 
-def _copy_result(result: Result, task: Task, out: Path, on_notice: Callable[[str], None]) -> None:
-    """Copy the last or the best model, as configured, into `out`. Raises TrainingError if no checkpoint is intact."""
+def _copy_result(result: Result, task: Task, out: Path, on_notice: Callable[[str], None]) -> dict[str, Any]:
+    """Copy the last or the best model, as configured, into `out`. Returns the metrics that its checkpoint was reported with.
+
+    Raises TrainingError if no checkpoint is intact.
+    """
     stored: list[Any] = [(result.checkpoint, result.metrics)]
     if task.training.final == "best":
         stored = sort_by_validation_loss(result.best_checkpoints)
-    if result.checkpoint is None or not copy_first_intact_model(stored, out, on_notice):
+    copied = None if result.checkpoint is None else copy_first_intact_model(stored, out, on_notice)
+    if copied is None:
         raise TrainingError(
             f"training `{task.stage}` ended without an intact checkpoint. Run the same command again to train what is missing"
         )
+    return copied
 
 
 def _trainer(task: Task, cluster: ClusterConfig, checkpoints: Path, mailbox: Any) -> TorchTrainer:
