@@ -1,7 +1,7 @@
 """What stages leave on disk: artifacts with manifests, atomic files, locks, journals, and a store that runs share."""
 
 from cpo_ray.artifacts.environment import CHECKOUT, describe_environment, git_revision
-from cpo_ray.artifacts.hashing import canonical, content_key, hash_directories, hash_file
+from cpo_ray.artifacts.hashing import WEIGHTS, canonical, content_key, hash_directories, hash_file
 from cpo_ray.artifacts.io import (
     read_jsonl,
     read_table,
@@ -32,6 +32,7 @@ __all__ = [
     "MANIFEST",
     "SELECTED",
     "STATS",
+    "WEIGHTS",
     "Artifact",
     "Builder",
     "Journal",

@@ -133,8 +133,8 @@ class RunConfig(Section):
 def _with_tokenizer(data: Any, path: Any) -> Any:
     """The section `data`, as read or as validated, with a tokenizer at `path` if it names none."""
     if isinstance(data, DataConfig):
-        tokenizer = data.tokenizer.model_copy(update={"path": data.tokenizer.path or path})
-        return data.model_copy(update={"tokenizer": tokenizer})
+        own = data.tokenizer.model_copy(update={"path": data.tokenizer.path or path})
+        return data.model_copy(update={"tokenizer": own})
     tokenizer = data.get("tokenizer", {}) if isinstance(data, dict) else None
     if not isinstance(tokenizer, dict) or tokenizer.get("path") is not None:
         return data

@@ -56,10 +56,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     return _wrap(backend)
 
 
-def load_tokenizer(path: str) -> Tokenizer:
+def load_tokenizer(path: str, *, local_only: bool = False) -> Tokenizer:
     """Load a directory (Hugging Face, or `*vocab.json` and `*merges.txt`) or a hub id. No remote code is run.
 
-    Raises DataError if it cannot be loaded or has no EOS token.
+    local_only: do not download a hub id. Raises DataError if it cannot be loaded or has no EOS token.
     """
     folder = Path(path)
     if folder.is_dir() and not (folder / "tokenizer.json").exists() and not (folder / "tokenizer_config.json").exists():
@@ -68,7 +68,7 @@ def load_tokenizer(path: str) -> Tokenizer:
             return _load_gpt2(vocabularies[0], merges[0])
     elif not folder.is_dir() and (folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1):
         raise DataError(f"data.tokenizer.path: there is no directory {path}")
-    return _load_pretrained(path)
+    return _load_pretrained(path, local_only)
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], *, special: bool) -> list[Tokens]:
@@ -151,11 +151,11 @@ def _read_merges(file: Path, vocabulary: dict[str, int]) -> list[tuple[str, str]
     return merges
 
 
-def _load_pretrained(path: str) -> Tokenizer:
+def _load_pretrained(path: str, local_only: bool) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_only, trust_remote_code=False)
     except Exception as error:
         # `tokenizers` raises a bare Exception for a file that it cannot read. Of the subclasses, only LOAD_ERRORS are caught.
         if type(error) is not Exception and not isinstance(error, LOAD_ERRORS):

@@ -63,15 +63,18 @@ TUNED_MLE_MODEL = Output(
 def train_reference(stage: StageRun) -> None:
     """Train the reference by MLE, from random weights or from a pretrained model."""
     config, examples = stage.config, stage.read("data")
+    tokenizer = examples.path / "tokenizer"
     if config.model.path is None:
-        initial = stage.make(INITIAL.name, partial(_initialize, config, examples.path / "tokenizer"))
+        initial = stage.make(INITIAL.name, partial(_initialize, config, tokenizer))
         start, also = str(initial.path), None
     else:
         folder = Path(config.model.path)
         start = str(folder.resolve()) if folder.is_dir() else config.model.path
         also = hash_directories(model_files=config.model.path)
+        if not stage.is_current(REFERENCE_MODEL.name, also):
+            _check_fit(config, tokenizer)
     splits = {name: examples.path / name for name in _splits(config.reference)}
-    task = partial(_mle_task, stage, config.reference, start, splits)
+    task = partial(_mle_task, stage, config.reference, start, splits, tokenizer=tokenizer)
     train(stage, REFERENCE_MODEL.name, training_resources(config.reference, config.cluster), task, also)
 
 
@@ -105,6 +108,14 @@ def train_mle(stage: StageRun) -> None:
     train(stage, MLE_MODEL.name, resources, partial(open_task, training), also)
 
 
+def _check_fit(config: RunConfig, tokenizer: Path) -> None:
+    """Compare the pretrained model with the run's tokenizer, with which the examples were tokenized, and with the lengths."""
+    from cpo_ray.checks.model_fit import check_model_fit
+    from cpo_ray.data.tokenization import load_tokenizer
+
+    check_model_fit(config, load_tokenizer, tokenizer_path=str(tokenizer))
+
+
 def _initialize(config: RunConfig, tokenizer: Path, out: Path) -> Summary:
     from cpo_ray.training.models import initialize_model
 
@@ -135,10 +146,12 @@ def _mle_task(
     model: str,
     splits: Mapping[str, Path],
     scheduled_sampling: ScheduledSamplingConfig | None = None,
+    tokenizer: Path | None = None,
 ) -> Iterator["Task"]:
     """Next-token loss on the examples in the folder `train`, with the first of `validation`, if it is given, held out."""
     rows = {"rows": splits["train"], "validation": splits.get("validation")}
-    yield _task(stage, training, model, objective=None, scheduled_sampling=scheduled_sampling, **rows)
+    mle = {"objective": None, "scheduled_sampling": scheduled_sampling, "tokenizer": tokenizer}
+    yield _task(stage, training, model, **mle, **rows)
 
 
 def _splits(training: TrainingConfig) -> list[str]:

@@ -145,14 +145,14 @@ def set_learning_rate(engine: Any, rate: float) -> None:
         group["lr"] = rate
 
 
-def export_policy(engine: Any, source: str | Path, folder: Path) -> None:
+def export_policy(engine: Any, task: Task, folder: Path) -> None:
     """Gather the weights (every worker takes part) and write them on rank 0 as a Hugging Face directory."""
     weights = None
     if engine.zero_optimization_stage() == 3:
         gathered = engine._zero3_consolidated_16bit_state_dict()  # noqa: SLF001 - DeepSpeed has no public method for it
         weights = {name.removeprefix("model."): tensor for name, tensor in (gathered or {}).items()}
     if dist.get_rank() == 0:
-        export_model(engine.module.model, weights, source, folder)
+        export_model(engine.module.model, weights, task.model, folder, task.tokenizer)
 
 
 def optimizer_step(engine: Any) -> float:

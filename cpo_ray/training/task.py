@@ -39,5 +39,6 @@ class Task:
     seed: int
     cuda: bool
     threads: int
+    tokenizer: Path | None = None  # directory of the tokenizer that goes with the trained model; None: that of `model`
     stream: GroupStream | None = None  # groups for CPO that are sampled while training runs
     profile: Path | None = None  # folder for the profile of `training.profile_steps`

@@ -115,7 +115,7 @@ def checkpoint(
         wait=last or step.signals.save or preempted > 0,
         refuse=lambda reason: ray.get(mailbox.refuse.remote(reason)),
         wait_until_logged=wait_until_logged,
-        export=(lambda folder: export_policy(engine, task.model, folder)) if export else None,
+        export=(lambda folder: export_policy(engine, task, folder)) if export else None,
     )
     if not first_worker:
         return

@@ -1,12 +1,15 @@
 """Loading and exporting models: one function in training and in scoring, and an unchanged configuration on disk."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     BioGptConfig,
+    GenerationConfig,
     GPT2Config,
     LlamaConfig,
     OPTConfig,
@@ -14,6 +17,7 @@ from transformers import (
 )
 
 from cpo_ray.errors import TrainingError
+from cpo_ray.inference.model_facts import read_model_facts
 from cpo_ray.objective.pretrained import check_repeatable, load_model
 from cpo_ray.training.models import export_model
 from tests.sampling.tiny_reference import make_tokenizer
@@ -95,3 +99,16 @@ def test_dropout_in_training_is_asked_for_and_never_in_the_attention(folders, na
     assert all(
         not vars(model.config).get(key) for key in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
     )
+
+
+def test_the_export_has_added_tokens_and_every_end_of_text(folders, tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<|user|>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    source = shutil.copytree(folders["llama"], tmp_path / "source")
+    GenerationConfig(eos_token_id=[0, 5]).save_pretrained(source)
+    export_model(load_model(source, "fp32"), None, source, tmp_path / "out", tmp_path / "tokenizer")
+    exported = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert exported.convert_tokens_to_ids("<|user|>") == len(tokenizer) - 1
+    assert exported.pad_token is None
+    assert read_model_facts(tmp_path / "out").stops == (0, 5)
