@@ -7,6 +7,7 @@ key's SHA-256, because actors' environments show up in logs and dashboards.
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from cpo_ray.errors import ServiceError
 DIGEST_VARIABLE = "CPO_RAY_ENDPOINT_KEY_SHA256"
 CONTROL_DIGEST_VARIABLE = "CPO_RAY_CONTROL_KEY_SHA256"
 DRAIN_ROUTE = "/-/drain"
+DIGEST = re.compile("[0-9a-f]{64}")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -70,7 +72,7 @@ def digest(key: str) -> str:
 class KeyMiddleware:
     """ASGI middleware that requires `Authorization: Bearer KEY` on every route; otherwise answers 401 as OpenAI's API does.
 
-    DRAIN_ROUTE requires a different key, `control`, which only the serving process has.
+    DRAIN_ROUTE requires a different key, `control`, which only the serving process has. An empty digest fits no key.
     """
 
     def __init__(self, app: App, expected: str, control: str = "") -> None:
@@ -108,10 +110,21 @@ class KeyMiddleware:
 
 
 def read_digests() -> tuple[str, str]:
-    """Both keys' digests, from the proxy's environment. Raises ServiceError if one is missing."""
-    found = tuple(os.environ.get(variable, "") for variable in (DIGEST_VARIABLE, CONTROL_DIGEST_VARIABLE))
-    if not all(found):
+    """The digests of the key and of the control key, from the proxy's environment, as sha256sum prints them.
+
+    Without a control key its digest is empty, and nobody can call DRAIN_ROUTE. Raises ServiceError if the key's digest is
+    missing, or if one is not a SHA-256.
+    """
+    expected, control = _read_digest(DIGEST_VARIABLE), _read_digest(CONTROL_DIGEST_VARIABLE)
+    if not expected:
+        raise ServiceError(f"{DIGEST_VARIABLE} is not set: this proxy would serve without a key")
+    return expected, control
+
+
+def _read_digest(variable: str) -> str:
+    found, *rest = os.environ.get(variable, "").split() or [""]
+    if (found and not DIGEST.fullmatch(found)) or rest not in ([], ["-"]):
         raise ServiceError(
-            f"{DIGEST_VARIABLE} or {CONTROL_DIGEST_VARIABLE} is not set: this proxy would serve without a key"
+            f"{variable} is not a SHA-256 in hexadecimal: set it to the output of printf %s KEY | sha256sum"
         )
-    return found[0], found[1]
+    return found

@@ -30,6 +30,11 @@ def name_deployments(models: dict[str, Path], in_place: bool) -> dict[str, str]:
     return {name: f"{index}-{name.replace('/', '-').replace('.', '_')}" for index, name in enumerate(models)}
 
 
+def deployment_of(model: str) -> str:
+    """The Serve deployment of a model if its name is not configured: Ray's `build_openai_app` derives it from the model's id."""
+    return f"LLMServer:{model.replace('/', '--').replace('.', '_')}"
+
+
 def build_application(
     models: dict[str, Path],
     config: ServingConfig,

@@ -10,6 +10,7 @@ import os
 import time
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -19,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from cpo_ray.config import LimitsConfig
 from cpo_ray.errors import ServiceError
 from cpo_ray.serving.auth import DRAIN_ROUTE, App, KeyMiddleware, Receive, Scope, Send, read_digests
+from cpo_ray.serving.deployments import deployment_of, read_context, read_vocabulary
 from cpo_ray.serving.requests import ROUTES, RequestRefusedError, read_request, write_request
 
 SETTINGS_VARIABLE = "CPO_RAY_ENDPOINT_GATE"
@@ -43,9 +45,27 @@ class GatewaySettings:
 
     @classmethod
     def load(cls, text: str) -> "GatewaySettings":
-        """Read what `dump` wrote."""
-        tree = json.loads(text)
-        return cls(**{**tree, "limits": LimitsConfig.model_validate(tree["limits"])})
+        """Read what `dump` wrote, or `{"models": {NAME: DIRECTORY, ...}}`, as in kuberay/service.yaml.
+
+        The latter may have "context" (default: the models' shortest) and "limits" (default: those of the configuration).
+        Raises ServiceError for anything else.
+        """
+        try:
+            tree = json.loads(text)
+            limits = LimitsConfig.model_validate(tree.pop("limits", {}))
+            return cls._of_models(**tree, limits=limits) if "models" in tree else cls(**tree, limits=limits)
+        except (ValueError, TypeError, AttributeError, ServiceError) as error:
+            raise ServiceError(f"{SETTINGS_VARIABLE} does not hold the gateway's settings: {error}") from None
+
+    @classmethod
+    def _of_models(cls, models: dict[str, str], limits: LimitsConfig, context: int | None = None) -> "GatewaySettings":
+        """Settings for models that Ray's own application serves, from their directories."""
+        if not models:
+            raise ValueError("it names no model")
+        folders = {name: Path(folder) for name, folder in models.items()}
+        vocabularies = {name: read_vocabulary(folder) for name, folder in folders.items()}
+        deployments = {name: deployment_of(name) for name in models}
+        return cls(vocabularies, deployments, context or min(map(read_context, folders.values())), limits)
 
 
 class Gateway:
@@ -173,7 +193,11 @@ class GatewayMetrics:
 
 
 def guard_middlewares() -> list[Middleware]:
-    """Middlewares for Ray Serve's proxy, innermost first. Raises ServiceError if a variable is missing in the environment."""
+    """Middlewares for Ray Serve's proxy, innermost first.
+
+    Reads SETTINGS_VARIABLE and the keys' digests from the environment of the proxy, which `cpo-ray serve` or the manifest
+    kuberay/service.yaml sets. Raises ServiceError if one is missing or cannot be used.
+    """
     settings = os.environ.get(SETTINGS_VARIABLE, "")
     if not settings:
         raise ServiceError(f"{SETTINGS_VARIABLE} is not set: this proxy would serve without limits")

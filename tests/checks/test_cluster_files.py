@@ -1,3 +1,5 @@
+import importlib
+import os
 import re
 from pathlib import Path
 
@@ -208,6 +210,59 @@ def test_the_manifests_hold_no_secret_and_name_this_ray():
             }
         for name in re.findall(r"name: (CPO_RAY_\w*(?:KEY|SHA256))\b(.*)", text):
             assert "value:" not in name[1]
+
+
+def containers(spec):
+    """The containers of a Ray cluster's pods: the head's, then those of each group."""
+    for group in (spec["headGroupSpec"], *spec.get("workerGroupSpecs", [])):
+        yield from group["template"]["spec"]["containers"]
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
+def test_every_dotted_name_in_a_cluster_file_exists(file):
+    text = file.read_text()
+    names = re.findall(r"\b(cpo_ray(?:\.\w+)+)\b(?!/)", text) + re.findall(r"import_path: (\S+)", text)
+    for name in names:
+        module, _, attribute = name.replace(":", ".").rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
+    assert bool(names) == (file.name == "service.yaml")
+
+
+def test_the_gateway_starts_from_the_environment_of_the_service(monkeypatch, tmp_path):
+    """Serve's proxy on each node calls the function that the manifest names, in the environment of its container."""
+    service = documents("service.yaml")["RayService"]
+    (application,) = yaml.safe_load(service["serveConfigV2"])["applications"]
+    (model,) = application["args"]["llm_configs"]
+    folder = tmp_path / "cpo"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"vocab_size": 50257}')
+    stored = model["model_loading_config"]["model_source"]
+    for variable in [name for name in os.environ if name.startswith("CPO_RAY_")]:
+        monkeypatch.delenv(variable)
+    pods = list(containers(service["rayClusterConfig"]))
+    assert len(pods) == 2
+    for container in pods:
+        environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+        secrets = {each["name"]: each["valueFrom"]["secretKeyRef"] for each in container["env"] if "valueFrom" in each}
+        assert secrets["CPO_RAY_ENDPOINT_KEY_SHA256"] == {"name": "cpo-ray", "key": "CPO_RAY_ENDPOINT_KEY_SHA256"}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value.replace(stored, str(folder)) if value else f"{'0' * 64}  -\n")
+        module, _, function = environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].rpartition(".")
+        gateway, key = getattr(importlib.import_module(module), function)()
+        settings = gateway.kwargs["settings"]
+        assert settings.vocabularies == {model["model_loading_config"]["model_id"]: 50257}
+        assert settings.deployments == {"cpo": "LLMServer:cpo"}
+        assert settings.context == model["engine_kwargs"]["max_model_len"]
+        assert key.kwargs == {"expected": "0" * 64, "control": ""}
+
+
+def test_pods_of_the_service_are_ready_without_the_key():
+    """KubeRay's own probe asks /-/healthz, which requires the key here, so no pod would ever be ready."""
+    service = documents("service.yaml")["RayService"]
+    assert service["excludeHeadPodFromServeSvc"] is True
+    worker = service["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    assert "localhost:8000" in worker["readinessProbe"]["exec"]["command"][-1]
+    assert "401" in worker["readinessProbe"]["exec"]["command"][-1]
 
 
 def test_a_missing_cluster_file(tmp_path):

@@ -3,6 +3,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -308,12 +309,45 @@ def test_the_proxy_does_not_start_without_its_settings(monkeypatch: pytest.Monke
     monkeypatch.setenv(SETTINGS_VARIABLE, SETTINGS.dump())
     with pytest.raises(ServiceError, match="without a key"):
         guard_middlewares()
-    monkeypatch.setenv(DIGEST_VARIABLE, digest("key"))
-    with pytest.raises(ServiceError, match="without a key"):
+    monkeypatch.setenv(DIGEST_VARIABLE, "the key itself")
+    with pytest.raises(ServiceError, match="is not a SHA-256") as raised:
         guard_middlewares()
+    assert "itself" not in str(raised.value)
+    monkeypatch.setenv(DIGEST_VARIABLE, f"{digest('key')}  -")  # the output of sha256sum
+    assert guard_middlewares()[1].kwargs == {"expected": digest("key"), "control": ""}
     monkeypatch.setenv(CONTROL_DIGEST_VARIABLE, digest("control"))
     inner, outer = guard_middlewares()
     assert (inner.cls, inner.kwargs["settings"], outer.cls) == (Gateway, SETTINGS, KeyMiddleware)
+
+
+def test_without_a_control_key_nobody_can_drain() -> None:
+    async def work() -> list[int]:
+        app = KeyMiddleware(Gateway(StubEngine().app, SETTINGS), digest("key"))
+        transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
+            keys = ({}, KEY, {"Authorization": "Bearer "}, {"Authorization": ""})
+            return [(await client.post(DRAIN_ROUTE, headers=headers)).status_code for headers in keys]
+
+    assert asyncio.run(work()) == [401] * 4
+
+
+def test_settings_can_name_the_models_directories(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"vocab_size": 77, "max_position_embeddings": 128}')
+    models = {"models": {"cpo": str(tmp_path), "org/mle.1": str(tmp_path)}}
+    settings = GatewaySettings.load(json.dumps(models | {"limits": {"samples": 2}}))
+    assert settings.vocabularies == {"cpo": 77, "org/mle.1": 77}
+    assert settings.deployments == {"cpo": "LLMServer:cpo", "org/mle.1": "LLMServer:org--mle_1"}
+    assert (settings.context, settings.limits.samples) == (128, 2)
+    assert GatewaySettings.load(json.dumps(models | {"context": 64})).context == 64
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"models": 3}', '{"models": {}}', '{"models": {"a": "/none"}}',
+                                  '{"vocabularies": {"a": 3}}'])  # fmt: skip
+def test_settings_that_cannot_be_used_are_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(SETTINGS_VARIABLE, text)
+    monkeypatch.setenv(DIGEST_VARIABLE, digest("key"))
+    with pytest.raises(ServiceError, match=SETTINGS_VARIABLE):
+        guard_middlewares()
 
 
 @pytest.mark.e2e
