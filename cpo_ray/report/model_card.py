@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from cpo_ray.artifacts import write_atomically
+from cpo_ray.report.fairness import compare_trainings, learning_rate_of
 from cpo_ray.report.findings import TableRow, format_p, signed
 from cpo_ray.report.method import PAPER
 from cpo_ray.report.provenance import dump_config, reproduce_command
@@ -122,8 +123,13 @@ def _training(run: RunContents, model: str) -> Iterator[str]:
         return
     yield f"- Reference: {_training_settings(config.get('reference') or {})}"
     if model != "reference":
-        trained = "CPO and MLE" if model.startswith("merged-") else model.upper()
-        yield f"- {trained}: {_training_settings(config.get('training') or {})}"
+        for part in ["cpo", "mle"] if model.startswith("merged-") else [model]:
+            training = dict(config.get("training") or {})
+            rate = learning_rate_of(run, part)
+            yield f"- {part.upper()}: {_training_settings(training if rate is None else training | {'learning_rate': rate})}"
+        comparison = compare_trainings(run)
+        if comparison is not None:
+            yield f"- {comparison['sentence']}"
     if model == "cpo" or model.startswith("merged-"):
         objective = config.get("objective") or {}
         counts = (config.get("sampling") or {}).get("negatives") or {}

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypedDict
 
+from cpo_ray.report.fairness import SELECTED_PROMPTS
 from cpo_ray.report.findings import DifferenceRow, TableRow
 from cpo_ray.report.method import PLAIN
 from cpo_ray.report.run_contents import RunContents, all_decodings
@@ -120,6 +121,8 @@ def _order(row: TableRow, runs: Sequence[RunContents]) -> tuple[int, int, float]
 def _mle_settings(run: RunContents) -> str:
     """Return the settings of an MLE model as text. Equal settings give equal models, up to rounding."""
     parts: dict[str, Any] = {
-        key: run.config.get(key) for key in ("seed", "data", "model", "reference", "training", "mle")
+        key: run.config.get(key) for key in ("seed", "data", "model", "reference", "training", "mle", "tuning")
     }
+    made_from = run.manifests.get("models/mle", {}).get("inputs", {}).get("reads", {})
+    parts["prompts"] = made_from.get(SELECTED_PROMPTS)
     return json.dumps(parts, sort_keys=True)

@@ -23,7 +23,7 @@ LOCAL_JUDGES = {"oracle", "overlap"}  # see evaluation/oracle.py
 
 
 def render_result(report: ReportFacts) -> str:
-    """Render the headline, the judges, and what is missing."""
+    """Render the headline, the judges, whether the trainings were alike, and what is missing."""
     best_of = (
         "Where several models were trained with CPO, the best was picked on these same prompts, which flatters it."
     )
@@ -38,6 +38,9 @@ def render_result(report: ReportFacts) -> str:
     if len(report["runs"]) > 1:
         parts.append(_runs_table(report["runs"]))
     for run in report["runs"]:
+        if run["comparison"]:
+            of = f"{escape(run['label'])}: " if len(report["runs"]) > 1 else ""
+            parts.append(f"<p>{of}{escape(run['comparison']['sentence'])}</p>")
         if run["missing"]:
             which = f"The run {escape(run['label'])}" if len(report["runs"]) > 1 else "This run directory"
             parts.append(f"<p>{which} does not hold: {comma_list(run['missing'])}. Their sections say so.</p>")
@@ -58,6 +61,27 @@ def _runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
     ]
     heads = ["run", "trained by", "base model", "data", "judge", "finished, UTC"]
     return '<div class="words">' + grid(heads, rows, "The runs of this report") + "</div>"
+
+
+def render_trials(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Render the learning rates that were tried, with the loss by which each model was chosen; an empty string if none were."""
+    tables = []
+    for run in runs:
+        trials = run["comparison"]["trials"] if run["comparison"] else {}
+        rows: list[list[Cell]] = [
+            [escape(model), *(_bold(f"{each[key]:{form}}", strong=each is best) for key, form in TRIAL_COLUMNS)]
+            for model, tried in trials.items()
+            for best in [min(tried, key=lambda each: each["validation_loss"], default=None)]
+            for each in tried
+        ]
+        if rows:
+            of = f" of {run['label']}" if len(runs) > 1 else ""
+            tables.append(grid(["model", "learning rate", "validation loss"], rows, f"Learning rates tried{of}"))
+    note = "Each rate is one whole training. Bold: the rate that was kept. Losses of CPO and MLE are not of one scale."
+    return "".join(tables) + (f'<p class="note">{note}</p>' if tables else "")
+
+
+TRIAL_COLUMNS = (("learning_rate", "g"), ("validation_loss", ".4f"))
 
 
 def render_paper(report: ReportFacts) -> str:

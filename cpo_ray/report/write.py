@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ray.artifacts import SELECTED, Summary, write_atomically, write_json
+from cpo_ray.report.fairness import compare_trainings
 from cpo_ray.report.findings import find_results, headline_sentence, mean_words
 from cpo_ray.report.model_card import CARD, write_cards
 from cpo_ray.report.page import render_page
@@ -93,6 +94,7 @@ def _facts(run: RunContents) -> dict[str, Any]:
         "judges": sorted({judge for judge in _judges(run) if judge}),
         "training": {stage: _endpoints(curve.train) for stage, curve in run.curves.items()},
         "first_step": _first_step(run),
+        "comparison": compare_trainings(run),
         "sampling": run.kinds,
         "stages": _stages(run),
         "missing": _missing(run),
