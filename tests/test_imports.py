@@ -46,7 +46,7 @@ GATES = {
     "deepspeed": {"training/deepspeed_engine.py"},
     "mauve": {"evaluation/mauve.py"},
     "mwxml": {"data/wikidump.py"},
-    "mwparserfromhell": {"data/wikidump.py"},
+    "mwparserfromhell": {"data/wikitext.py"},
 }
 
 

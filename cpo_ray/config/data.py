@@ -18,12 +18,13 @@ class TokenizerConfig(Section):
 
 
 class FieldsConfig(Section):
-    """Names of the fields in an instruction JSONL (`source: instructions`). Their values must be text."""
+    """Names of the fields of a row (`source: instructions`). Their values must be text. A row without the field `instruction`
+    but with `messages` (or ShareGPT's `conversations`) is a conversation, see [Data](data.md#conversations)."""
 
     instruction: str = "instruction"
     """The instruction or question. It must not be empty."""
     context: str | None = None
-    """Text that the instruction refers to; it may be empty. Default: no row has a context."""
+    """Text that the instruction refers to; it may be empty, null or absent. Default: no row has a context."""
     response: str = "response"
     """The ground-truth response. It must not be empty."""
     category: str | None = None
@@ -62,7 +63,8 @@ class DataConfig(Section):
 
     source: Literal["synthetic", "dolly", "instructions", "wikidump", "text"] = "synthetic"
     """`synthetic` is embedded and needs no file. The others read `path`: `dolly` databricks-dolly-15k's JSONL, `instructions`
-    any JSONL with the fields named in `fields`, `wikidump` MediaWiki dumps (.xml.bz2), `text` plain text."""
+    JSON lines, a JSON array or Parquet with the fields named in `fields`, `wikidump` MediaWiki dumps, `text` plain text. The
+    content decides the format, and whether it is compressed (gzip, bzip2, xz, zstd)."""
     path: str | None = None
     """The data: a file, a folder, a pattern (`dumps/*.xml*.bz2`) or an fsspec URL of one (`s3://...`, `hf://datasets/...`);
     for `dolly` and `instructions` also a dataset on the Hugging Face hub (`owner/name`). Required for every source except

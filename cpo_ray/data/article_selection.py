@@ -45,6 +45,7 @@ class ArticleSelector:
     articles: int = 0
     passages: int = 0
     short_articles: int = 0  # without a passage
+    left_out: Mapping[str, int] = field(default_factory=dict)  # pages that are not articles, by reason; for the message
     _kept: dict[str, dict[str, CutArticle]] = field(default_factory=dict)  # hash of title -> hash of content -> article
     _contents: "array[int]" = field(default_factory=lambda: array("Q"))  # 64 bits of each article's content hash
     _bound: str = (
@@ -80,8 +81,10 @@ class ArticleSelector:
         if filled.unfilled:
             wanted = " + ".join(f"{name} {size}" for name, size in self.sizes.items())
             available = {name: len(rows) for name, rows in filled.splits.items()}
+            left_out = ", ".join(f"{name} {count}" for name, count in sorted(self.left_out.items()) if count)
             raise DataError(
-                f"{self.articles} articles ({self.duplicate_articles} of them duplicates) give {self.passages} passages, "
+                f"{self.articles} articles ({self.duplicate_articles} of them duplicates"
+                f"{f'; not articles: {left_out}' if left_out else ''}) give {self.passages} passages, "
                 f"but {wanted} = {sum(self.sizes.values())} are wanted. An article is never in two splits and no prompt is "
                 f"used twice ({filled.repeated} left out), so only {available} could be filled. Lower "
                 f"data.{filled.unfilled}_rows, or lower data.passages.tokens for more passages."

@@ -8,10 +8,9 @@ from typing import IO
 from cpo_ray.config import DataConfig
 from cpo_ray.data.article_selection import ArticleSelector, SelectedPassage
 from cpo_ray.data.passages import CutArticle, cut_article
-from cpo_ray.data.prepared import PreparedSource, UncutExample, drop_bad_rows
-from cpo_ray.data.reading import read_chunks
-from cpo_ray.data.rows import BadRow, content_hash
-from cpo_ray.data.sources import list_parts
+from cpo_ray.data.prepared import PreparedSource, SourceLog, UncutExample
+from cpo_ray.data.reading import list_and_report, read_chunks
+from cpo_ray.data.rows import Article, BadRow, FileFormat, ReadingCounts, content_hash
 from cpo_ray.data.splits import SPLITS
 from cpo_ray.data.tokenization import Tokenizer, encode, make_tokenizer
 from cpo_ray.errors import DataError
@@ -30,11 +29,12 @@ def prepare_articles(data: DataConfig, seed: int, path: str) -> PreparedSource[S
             "to cut articles. Convert it to a tokenizer.json."
         )
     selector = ArticleSelector({name: getattr(data, f"{name}_rows") for name in SPLITS}, seed)
-    quarantined: list[BadRow] = []
+    log = SourceLog(data)
     reader = partial(read_cut_articles, data=_with_absolute_tokenizer(data))
-    for chunk in read_chunks(list_parts(path, data.source), reader):
-        for article in drop_bad_rows(chunk.records, data, quarantined):
+    for chunk in read_chunks(list_and_report(path, data.source), reader):
+        for article in log.rows(chunk.records):
             selector.add(article)
+    selector.left_out = log.counts
     filled = selector.fill()
     counts = {
         "articles": selector.articles,
@@ -42,20 +42,23 @@ def prepare_articles(data: DataConfig, seed: int, path: str) -> PreparedSource[S
         "duplicate_articles": selector.duplicate_articles,
         "unused_rows": selector.passages - sum(selector.sizes.values()),
         "repeated_prompts": filled.repeated,
+        **log.summary,
     }
     tokenize = partial(_tokenize, tokenizer, data.source)
-    return PreparedSource(tokenizer, filled.splits, tokenize, quarantined, counts)
+    return PreparedSource(tokenizer, filled.splits, tokenize, log.quarantined, counts)
 
 
-def read_cut_articles(file: IO[bytes], name: str, data: DataConfig) -> Iterator[CutArticle | BadRow]:
-    """The articles of one file, each cut into passages; a BadRow for whatever cannot be read."""
+def read_cut_articles(
+    file: IO[bytes], name: str, data: DataConfig
+) -> Iterator[FileFormat | CutArticle | BadRow | ReadingCounts]:
+    """The articles of one file, each cut into passages; a BadRow for whatever cannot be read, and facts about the file."""
     tokenizer = make_tokenizer(data.tokenizer, ())
     if data.source == "wikidump":
         from cpo_ray.data.wikidump import read_wikidump as read
     else:
         from cpo_ray.data.plaintext import read_plaintext as read
-    for article in read(file, name):
-        yield article if isinstance(article, BadRow) else cut_article(article, tokenizer, data.passages)
+    for found in read(file, name):
+        yield cut_article(found, tokenizer, data.passages) if isinstance(found, Article) else found
 
 
 def _tokenize(tokenizer: Tokenizer, source: str, rows: Sequence[SelectedPassage]) -> list[UncutExample]:

@@ -9,14 +9,16 @@ from itertools import islice
 from cpo_ray.config import DataConfig
 from cpo_ray.data import dolly
 from cpo_ray.data.instructions import read_instructions
-from cpo_ray.data.prepared import PreparedSource, UncutExample, drop_bad_rows
-from cpo_ray.data.reading import read_chunks
-from cpo_ray.data.rows import BadRow, InstructionRow, content_hash
-from cpo_ray.data.sources import list_parts
+from cpo_ray.data.prepared import PreparedSource, SourceLog, UncutExample
+from cpo_ray.data.reading import list_and_report, read_chunks
+from cpo_ray.data.rows import BadRow, FileFormat, InstructionRow, ReadingCounts, content_hash
 from cpo_ray.data.splits import SPLITS, split_prompts
 from cpo_ray.data.synthetic import filler_words, synthetic_rows
 from cpo_ray.data.template import apply_template
 from cpo_ray.data.tokenization import Tokenizer, encode, make_tokenizer
+from cpo_ray.errors import DataError
+
+FoundInFile = FileFormat | InstructionRow | BadRow | ReadingCounts
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Corpus:
     """The usable rows in file order, each with its prompt and id."""
 
     rows: list[InstructionRow]
-    quarantined: list[BadRow]
+    log: SourceLog
     prompts: list[str]
     ids: list[str]
 
@@ -44,23 +46,28 @@ def prepare_instructions(data: DataConfig, seed: int) -> PreparedSource[int]:
         "unused_rows": len(corpus.rows) - sum(sizes.values()),
         "duplicate_rows": len(corpus.rows) - len(contents),
         "repeated_prompts": len(corpus.rows) - len(set(corpus.prompts)),
+        **corpus.log.summary,
     }
     answers = None
     if data.source == "synthetic":
         used = (row for indices in splits.values() for row in indices)
         answers = {"filler": filler_words(), "answers": {corpus.ids[row]: corpus.rows[row].answer for row in used}}
-    return PreparedSource(tokenizer, splits, partial(_tokenize, corpus, tokenizer), corpus.quarantined, counts, answers)
+    return PreparedSource(
+        tokenizer, splits, partial(_tokenize, corpus, tokenizer), corpus.log.quarantined, counts, answers
+    )
 
 
 def load_corpus(data: DataConfig, seed: int) -> Corpus:
     """Read the whole source and give every row its prompt and id. `seed` is for the synthetic task.
 
-    Raises DataError at the first bad line, unless the configuration quarantines bad lines.
+    Raises DataError at the first bad line, unless the configuration quarantines bad lines, and if no row has the key of
+    the context.
     """
-    quarantined: list[BadRow] = []
-    rows = list(drop_bad_rows(_read_source(data, seed), data, quarantined))
+    log = SourceLog(data)
+    rows = list(log.rows(_read_source(data, seed)))
+    _check_contexts(data, len(rows), log)
     prompts = [apply_template(data.template, row.instruction, row.context) for row in rows]
-    return Corpus(rows, quarantined, prompts, example_ids(rows, prompts))
+    return Corpus(rows, log, prompts, example_ids(rows, prompts))
 
 
 def example_ids(rows: Sequence[InstructionRow], prompts: Sequence[str]) -> list[str]:
@@ -74,18 +81,28 @@ def example_ids(rows: Sequence[InstructionRow], prompts: Sequence[str]) -> list[
     return ids
 
 
-def _read_source(data: DataConfig, seed: int) -> Iterable[InstructionRow | BadRow]:
+def _check_contexts(data: DataConfig, rows: int, log: SourceLog) -> None:
+    """A row without the key of the context has none; but if it is absent from all rows, the name is wrong."""
+    if rows and log.counts["rows_without_context_key"] >= rows:
+        key = dolly.FIELDS.context if data.source == "dolly" else data.fields.context
+        raise DataError(
+            f"no row has the key {key!r} that data.fields.context names; the first one has {', '.join(log.keys)}. Correct the "
+            "name, or leave out data.fields.context if no row has a context."
+        )
+
+
+def _read_source(data: DataConfig, seed: int) -> Iterable[FoundInFile]:
     if data.files is None:
         return islice(synthetic_rows(seed), data.train_rows + data.validation_rows + data.test_rows)
     return _read_files(data, data.files)
 
 
-def _read_files(data: DataConfig, path: str) -> Iterator[InstructionRow | BadRow]:
+def _read_files(data: DataConfig, path: str) -> Iterator[FoundInFile]:
     """The rows in file order, also if several files are read in parallel."""
     is_dolly = data.source == "dolly"
     fields = dolly.FIELDS if is_dolly else data.fields
     reader = partial(read_instructions, fields=fields, source=data.source)
-    chunks = list(read_chunks(list_parts(path, data.source), reader, dolly.HINT if is_dolly else ""))
+    chunks = list(read_chunks(list_and_report(path, data.source), reader, dolly.HINT if is_dolly else ""))
     for chunk in sorted(chunks, key=lambda chunk: (chunk.part, chunk.number)):
         yield from chunk.records
 

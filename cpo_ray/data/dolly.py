@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cpo_ray.config import FieldsConfig
 from cpo_ray.data.instructions import read_instructions
-from cpo_ray.data.rows import BadRow, InstructionRow
+from cpo_ray.data.rows import BadRow, FileFormat, InstructionRow, ReadingCounts
 from cpo_ray.data.sources import open_part
 
 FIELDS = FieldsConfig(instruction="instruction", context="context", response="response", category="category")
@@ -15,8 +15,8 @@ HINT = (
 )
 
 
-def read_dolly(path: Path) -> Iterator[InstructionRow | BadRow]:
-    """Stream the lines of one file: an InstructionRow, or a BadRow with the reason (see `read_instructions`).
+def read_dolly(path: Path) -> Iterator[FileFormat | InstructionRow | BadRow | ReadingCounts]:
+    """Stream the rows of one file: an InstructionRow, or a BadRow with the reason (see `read_instructions`).
 
     Raises DataError if the file cannot be read or has no lines.
     """

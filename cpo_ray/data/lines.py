@@ -12,7 +12,8 @@ MAX_LINE_BYTES = 64 << 20  # so that a file without line ends does not fill the 
 def read_lines(file: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
     """Stream (number from 1, line without its end), blank lines included.
 
-    Raises DataError if the file has only whitespace, or a line of more than MAX_LINE_BYTES.
+    file: the text after its BOM (`files.text.open_text`). Raises DataError if it has only whitespace, or a line of more
+    than MAX_LINE_BYTES.
     """
     number, blank = 0, True
     while line := file.readline(MAX_LINE_BYTES + 1):

@@ -6,24 +6,38 @@ from pathlib import PurePosixPath
 from typing import IO
 
 from cpo_ray.data.lines import decode_line, read_lines
-from cpo_ray.data.rows import Article, BadRow
+from cpo_ray.data.objects import LOST
+from cpo_ray.data.rows import Article, BadRow, FileFormat
+from cpo_ray.files.compression import DamagedFileError, open_stream
+from cpo_ray.files.text import TextContent, open_text
 
 TITLE = re.compile(r" ?= ([^=\s](?:[^=]*[^=\s])?) = ?")
 ARTICLE_CHARACTERS = 64_000  # a longer text continues as a new article after the next blank line
 
 
-def read_plaintext(file: IO[bytes], name: str) -> Iterator[Article | BadRow]:
-    """Stream a file's articles. A line that is not UTF-8 becomes a BadRow and does not affect the others.
+def read_plaintext(file: IO[bytes], name: str) -> Iterator[FileFormat | Article | BadRow]:
+    """Stream the file's format, then its articles. A line that is not UTF-8 becomes a BadRow and does not affect the others.
 
     A line ` = Title = ` begins an article and is part of its text. After ARTICLE_CHARACTERS an article ends at a blank
     line. The rest becomes another article, with the same title or, in a text without titles, the file's name and a number.
-    Memory holds one article. Raises DataError if the file has only whitespace.
+    Memory holds one article. A compressed file that is damaged ends with a BadRow, and its last article is lost. Raises
+    DataError if the file has only whitespace, or is not UTF-8 but UTF-16 or Parquet.
     """
+    stream = open_stream(file, name)
+    try:
+        content = open_text(stream, name)
+        yield FileFormat(name, ", ".join(filter(None, ["text", stream.compression])))
+        yield from _read_articles(content, name)
+    except DamagedFileError as error:
+        yield BadRow(name, None, f"{error}. {LOST}", error.byte)
+
+
+def _read_articles(content: TextContent, name: str) -> Iterator[Article | BadRow]:
     plain_name = PurePosixPath(name).name
     title, number, size = f"{plain_name} 1", 1, 0
     titled = False
     lines: list[str] = []
-    for position, line in read_lines(file, name):
+    for position, line in read_lines(content.lines, name):
         text = decode_line(name, position, line)
         if isinstance(text, BadRow):
             yield text

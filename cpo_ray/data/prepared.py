@@ -1,12 +1,13 @@
 """A source that was read and split: what `corpus.py` (instructions) and `articles.py` return to `examples.py`."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from cpo_ray.artifacts import Summary
 from cpo_ray.config import DataConfig
-from cpo_ray.data.rows import BadRow
+from cpo_ray.data.rows import BadRow, FileFormat, ReadingCounts
 from cpo_ray.data.tokenization import Tokenizer
 from cpo_ray.errors import DataError
 
@@ -37,16 +38,41 @@ class PreparedSource(Generic[T]):
     answers: dict[str, Any] | None = None  # of the synthetic task
 
 
-def drop_bad_rows(records: Iterable[T | BadRow], data: DataConfig, quarantined: list[BadRow]) -> Iterator[T]:
-    """Yield the good records. Append each BadRow to `quarantined`, or raise DataError, depending on `data.on_bad_row`."""
-    for record in records:
-        if not isinstance(record, BadRow):
-            yield record
-        elif data.on_bad_row == "quarantine":
-            quarantined.append(record)
-        else:
-            raise DataError(
-                f"{record} Repair the file, or set data.on_bad_row=quarantine to leave out and count such rows."
-                if record.reason.endswith(".")
-                else f"{record}. Repair the line, or set data.on_bad_row=quarantine to leave out and count such rows."
-            )
+@dataclass
+class SourceLog:
+    """What reading a source found besides its rows."""
+
+    data: DataConfig
+    quarantined: list[BadRow] = field(default_factory=list)
+    formats: Counter[str] = field(default_factory=Counter)  # files by format
+    counts: Counter[str] = field(default_factory=Counter)  # of ReadingCounts
+    keys: tuple[str, ...] = ()  # of a row whose context is absent
+
+    def rows(self, records: Iterable[T | FileFormat | BadRow | ReadingCounts]) -> Iterator[T]:
+        """Yield the good records and keep the others. Raises DataError for a BadRow, unless the data quarantines them."""
+        for record in records:
+            if isinstance(record, FileFormat):
+                self.formats[record.format] += 1
+            elif isinstance(record, ReadingCounts):
+                self.counts.update(record.counts)
+                self.keys = self.keys or record.keys
+            elif isinstance(record, BadRow):
+                self._quarantine(record)
+            else:
+                yield record
+
+    @property
+    def summary(self) -> Summary:
+        """The formats and the counts, for the stage's summary."""
+        formats = {"formats": dict(sorted(self.formats.items()))} if self.formats else {}
+        return {**formats, **{key: n for key, n in sorted(self.counts.items()) if n}}
+
+    def _quarantine(self, record: BadRow) -> None:
+        if self.data.on_bad_row == "quarantine":
+            self.quarantined.append(record)
+            return
+        raise DataError(
+            f"{record} Repair the file, or set data.on_bad_row=quarantine to leave out and count such rows."
+            if record.reason.endswith(".")
+            else f"{record}. Repair the line, or set data.on_bad_row=quarantine to leave out and count such rows."
+        )

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from rich.markup import escape
 
 from cpo_ray.cluster.raydata import configure
-from cpo_ray.data.sources import open_part, part_bytes
+from cpo_ray.data.rows import FileFormat
+from cpo_ray.data.sources import list_files, open_part, part_bytes
 from cpo_ray.errors import DataError
-from cpo_ray.monitoring.console import progress_bar
+from cpo_ray.monitoring.console import progress_bar, say
 
 Reader = Callable[[IO[bytes], str], Iterator[Any]]
 """Takes an open part and its name and yields the part's records. Must be serializable for Ray workers."""
@@ -47,13 +49,31 @@ def read_chunks(parts: Sequence[str], reader: Reader, hint: str = "") -> Iterato
     sizes = [part_bytes(part, hint) for part in parts]
     read = _read_in_parallel if reads_in_parallel(sizes) else _read_sequentially
     positions = [0] * len(parts)
-    with progress_bar("reading", max(sum(sizes) / MEGABYTE, 0.1), "MB") as progress:
+    formats: set[str] = set()
+    with progress_bar("reading", sum(sizes) / MEGABYTE, "MB") as progress:
         for chunk in read(parts, reader, hint):
             if chunk.error is not None:
                 raise DataError(chunk.error)
+            _say_formats(chunk.records, formats)
             progress.advance(max(0, min(chunk.byte, sizes[chunk.part]) - positions[chunk.part]) / MEGABYTE)
             positions[chunk.part] = max(positions[chunk.part], chunk.byte)
             yield chunk
+
+
+def list_and_report(path: str, source: str) -> list[str]:
+    """The parts of a source (`sources.list_files`). Prints which files are passed over."""
+    listing = list_files(path, source)
+    for message in listing.passed_over:
+        say(f"  {escape(message)}")
+    return listing.parts
+
+
+def _say_formats(records: Sequence[Any], formats: set[str]) -> None:
+    """Print each format once, with the first file of it."""
+    for record in records:
+        if isinstance(record, FileFormat) and record.format not in formats:
+            formats.add(record.format)
+            say(f"  reading {escape(record.file)} as {record.format}")
 
 
 def _read_sequentially(parts: Sequence[str], reader: Reader, hint: str) -> Iterator[Chunk]:

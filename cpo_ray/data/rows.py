@@ -1,4 +1,4 @@
-"""What the readers yield: instruction rows, articles, and bad rows that cannot be used."""
+"""What the readers yield: instruction rows, articles, bad rows that cannot be used, and facts about a file."""
 
 import hashlib
 from dataclasses import dataclass
@@ -31,13 +31,31 @@ class BadRow:
     """A line, an article or the rest of a file that cannot be used, with the reason."""
 
     file: str
-    line: int | None  # counted from 1; None if `byte` gives the position
+    line: int | None  # counted from 1; None if `byte` or `row` gives the position
     reason: str
     byte: int | None = None  # offset in the stored file, so in the compressed data of a compressed file
+    row: int | None = None  # of a JSON array or Parquet, counted from 1
 
     def __str__(self) -> str:
-        where = f"{self.line}" if self.byte is None else f" byte {self.byte}"
+        unit, number = (" byte ", self.byte) if self.byte is not None else (" row ", self.row)
+        where = f"{self.line}" if number is None else f"{unit}{number}"
         return f"{self.file}:{where}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """What a file is, by its content. A reader yields it first."""
+
+    file: str
+    format: str  # for instance "JSON lines, gzip"
+
+
+@dataclass(frozen=True)
+class ReadingCounts:
+    """Counts of a file: what was left out, and why. A reader yields it last."""
+
+    counts: dict[str, int]
+    keys: tuple[str, ...] = ()  # of a row whose context is absent
 
 
 def content_hash(*parts: object) -> str:

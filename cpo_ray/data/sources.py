@@ -5,41 +5,88 @@ import glob
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from cpo_ray.errors import DataError
 
-JSONL = (".jsonl",)
+COMPRESSED = ("", ".gz", ".bz2", ".xz", ".zst")
+
+
+def _with_compression(*endings: str) -> tuple[str, ...]:
+    return tuple(ending + compression for ending in endings for compression in COMPRESSED)
+
+
+OBJECTS = (*_with_compression(".jsonl", ".ndjson"), ".parquet")
+JSON = _with_compression(".json")  # read from a folder that has none of OBJECTS: beside them it is often a description
 SUFFIXES = {
-    "dolly": JSONL,
-    "instructions": JSONL,
-    "wikidump": (".bz2", ".xml"),
-    "text": (".txt", ".tokens", ".raw"),
+    "dolly": OBJECTS + JSON,
+    "instructions": OBJECTS + JSON,
+    "wikidump": (".xml", *COMPRESSED[1:]),
+    "text": _with_compression(".txt", ".tokens", ".raw"),
 }
 """Endings of the files that are read from a folder, by source. Hidden files and subfolders are not read."""
+INDEX = re.compile(r"-multistream-index\d*\.txt[^/]*$")
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The files that a path names."""
+
+    parts: list[str]
+    passed_over: list[str]  # messages: a file that is not read, and why
+
+
 def list_parts(path: str, source: str) -> list[str]:
+    """The parts of `list_files`."""
+    return list_files(path, source).parts
+
+
+def list_files(path: str, source: str) -> Listing:
     """The files that `path` names, sorted by name: the file itself, or those of a folder or pattern.
 
-    A dataset on the hub is downloaded and has one part. Raises DataError if a folder or pattern has no files, or if a URL
-    cannot be listed. A missing file is reported later, by `open_part`.
+    Indexes of multistream dumps are passed over, and in a folder: compressed copies of files that are there too, `.json`
+    beside other files with rows, and `.7z`. A dataset on the hub is downloaded and has one part. Raises DataError if a
+    folder or pattern has no files, or if a URL cannot be listed. A missing file is reported later, by `open_part`.
     """
     suffixes = SUFFIXES[source]
-    if suffixes == JSONL and _is_hub_dataset(path):
+    if suffixes == SUFFIXES["instructions"] and _is_hub_dataset(path):
         from cpo_ray.data.hub import fetch_rows
 
-        return [str(fetch_rows(path))]
+        return Listing([str(fetch_rows(path))], [])
     with _as_data_error(path):
-        parts = _list_remote(path, suffixes) if "://" in path else _list_local(path, suffixes)
-    if not parts:
+        files, is_folder = _list_remote(path, suffixes) if "://" in path else _list_local(path)
+    listing = _select(files, suffixes if is_folder else None)
+    if not listing.parts:
+        found = f" ({'; '.join(listing.passed_over)})" if listing.passed_over else ""
         raise DataError(
-            f"data.path: {path} has no file for source {source}: one ending in {', '.join(suffixes)} is needed"
+            f"data.path: {path} has no file for source {source}{found}: one ending in {', '.join(suffixes)} is needed"
         )
-    return parts
+    return listing
+
+
+def _select(files: Sequence[str], suffixes: Sequence[str] | None) -> Listing:
+    """Which files are read. suffixes: those of a folder's files; None for a file or a pattern."""
+    passed_over = []
+    if suffixes is not None:
+        passed_over = [f"{file} is passed over: 7z is not read" for file in files if file.endswith(".7z")]
+        files = [file for file in files if _is_part(_name(file), suffixes)]
+    parts = []
+    has_objects = any(file.endswith(OBJECTS) for file in files)
+    for file in files:
+        plain = file.removesuffix(PurePosixPath(file).suffix)
+        if INDEX.search(file):
+            passed_over.append(f"{file} is passed over: the index of a multistream dump")
+        elif suffixes is not None and file.endswith(COMPRESSED[1:]) and plain in files:
+            passed_over.append(f"{file} is passed over: {_name(plain)} is read")
+        elif suffixes is not None and file.endswith(JSON) and has_objects:
+            passed_over.append(f"{file} is passed over beside files of rows (.jsonl, .ndjson, .parquet)")
+        else:
+            parts.append(file)
+    return Listing(parts, passed_over)
 
 
 def fingerprint(path: str, source: str) -> list[str | None]:
@@ -77,23 +124,28 @@ def _open(part: str) -> IO[bytes]:
     return cast("IO[bytes]", fsspec.open(part, "rb").open())
 
 
-def _list_local(path: str, suffixes: Sequence[str]) -> list[str]:
+def _list_local(path: str) -> tuple[list[str], bool]:
+    """(the files, whether they are a folder's)."""
     local = Path(path).expanduser()
     if local.is_dir():
-        return [str(file) for file in sorted(local.iterdir()) if file.is_file() and _is_part(file.name, suffixes)]
+        return [str(file) for file in sorted(local.iterdir()) if file.is_file()], True
     if glob.has_magic(path) and not local.exists():
-        return [file for file in sorted(glob.glob(str(local))) if Path(file).is_file()]  # noqa: PTH207 - may be absolute
-    return [path]
+        return [file for file in sorted(glob.glob(str(local))) if Path(file).is_file()], False  # noqa: PTH207 - may be absolute
+    return [path], False
 
 
-def _list_remote(url: str, suffixes: Sequence[str]) -> list[str]:
+def _list_remote(url: str, suffixes: Sequence[str]) -> tuple[list[str], bool]:
     fs, root = _file_system(url)
     if "*" in url:
-        return sorted(fs.unstrip_protocol(name) for name in fs.glob(root))
+        return sorted(fs.unstrip_protocol(name) for name in fs.glob(root)), False
     if url.endswith(tuple(suffixes)) or not fs.isdir(root):  # isdir on a web server downloads the whole file
-        return [url]
+        return [url], False
     names = [entry["name"] for entry in fs.ls(root, detail=True) if entry["type"] == "file"]
-    return sorted(fs.unstrip_protocol(name) for name in names if _is_part(name.rsplit("/", 1)[-1], suffixes))
+    return sorted(fs.unstrip_protocol(name) for name in names), True
+
+
+def _name(file: str) -> str:
+    return file.rsplit("/", 1)[-1]
 
 
 def _is_part(name: str, suffixes: Sequence[str]) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cpo_ray.data.dolly import read_dolly
-from cpo_ray.data.rows import BadRow, InstructionRow
+from cpo_ray.data.rows import BadRow, FileFormat, InstructionRow
 from cpo_ray.errors import DataError
 
 GOOD = {"instruction": " Name a fish. ", "context": "", "response": "Cod.", "category": "open_qa"}
@@ -14,7 +14,7 @@ GOOD = {"instruction": " Name a fish. ", "context": "", "response": "Cod.", "cat
 def read(tmp_path: Path, *lines: bytes) -> list[InstructionRow | BadRow]:
     path = tmp_path / "dolly.jsonl"
     path.write_bytes(b"\n".join(lines))
-    return list(read_dolly(path))
+    return [record for record in read_dolly(path) if isinstance(record, InstructionRow | BadRow)]
 
 
 def line(**changes: object) -> bytes:
@@ -35,7 +35,7 @@ def test_good_line_becomes_a_row(tmp_path: Path) -> None:
         (line(response="caf\u00e9").replace(b"\\u00e9", b"\xe9"), "not UTF-8: byte 0xe9"),
         (line(response="   "), "empty response"),
         (line(instruction="", response=""), "empty instruction, response"),
-        (json.dumps({"instruction": "Why?"}).encode(), "missing key context, response, category; found instruction"),
+        (json.dumps({"instruction": "Why?"}).encode(), "missing key response, category; found instruction"),
         (line(response=None), "response must be text, not NoneType"),
         (line(context=["a"]), "context must be text, not list"),
         (line(response="\ud800"), "half a surrogate pair"),
@@ -80,5 +80,6 @@ def test_reading_streams(tmp_path: Path) -> None:
     path = tmp_path / "dolly.jsonl"
     path.write_bytes(b"\n".join([line()] * 3 + [b"{"]))
     rows = read_dolly(path)
+    assert isinstance(next(rows), FileFormat)
     assert isinstance(next(rows), InstructionRow)
     rows.close()  # type: ignore[attr-defined]
