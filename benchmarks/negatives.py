@@ -137,7 +137,7 @@ def bare_engine(folder: Path, rows: int) -> Numbers:
         )
         for e in examples
     ]
-    prompts = [TokensPrompt(prompt_token_ids=e["prompt_ids"][-selection.prompt_tokens :]) for e in examples]
+    prompts = [TokensPrompt(prompt_token_ids=e["prompt_ids"]) for e in examples]
     llm.generate(prompts[:8], parameters[:8], use_tqdm=False)
     llm.reset_prefix_cache()
     began = clock()
@@ -195,7 +195,7 @@ def hugging_face(folder: Path, rows: int, *sizes: str) -> Numbers:
     selection, reference = prepare(config, folder)
     torch.set_num_threads(config.cluster.threads_per_worker)
     model = AutoModelForCausalLM.from_pretrained(reference.path).eval()
-    prompts = [ids[-selection.prompt_tokens :] for ids in selection.table["prompt_ids"].to_pylist()]
+    prompts = selection.table["prompt_ids"].to_pylist()
     prompts.sort(key=len)
 
     def generate(batch: Sequence[list[int]]) -> list[int]:

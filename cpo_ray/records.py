@@ -6,6 +6,8 @@ Shape legend, used as suffixes throughout:
     E edges (source, target token)
 """
 
+import itertools
+from collections.abc import Collection, Sequence
 from typing import Literal, TypedDict, get_args
 
 import pyarrow as pa
@@ -27,6 +29,17 @@ class Example(TypedDict):
     response: str
     prompt_ids: Tokens
     response_ids: Tokens  # ends with EOS
+
+
+def cut_prompt(ids: Sequence[int], max_tokens: int, special: Collection[int]) -> Tokens:
+    """A prompt of at most `max_tokens` tokens: the special tokens that it begins with (BOS), and the end of its text.
+
+    special: ids of the tokenizer's special tokens, which no text has (`tokenizer.all_special_ids` without UNK).
+    """
+    if len(ids) <= max_tokens:
+        return list(ids)
+    leading = list(itertools.takewhile(special.__contains__, ids))[: max_tokens - 1]
+    return [*leading, *ids[len(ids) - max_tokens + len(leading) :]]
 
 
 class Group(TypedDict):

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from cpo_ray.records import CANDIDATE_KINDS, EXAMPLE_SCHEMA, GROUP_SCHEMA, NEGATIVE_KINDS, Example, Group
+from cpo_ray.records import CANDIDATE_KINDS, EXAMPLE_SCHEMA, GROUP_SCHEMA, NEGATIVE_KINDS, Example, Group, cut_prompt
 
 
 def test_schemas_have_the_fields_of_the_rows():
@@ -33,3 +33,11 @@ def test_a_group_survives_a_round_trip_through_arrow():
         ref_logps=[-1.25, -700.0625],
     )
     assert pa.Table.from_pylist([group], schema=GROUP_SCHEMA).to_pylist() == [group]
+
+
+def test_a_cut_prompt_is_its_leading_special_tokens_and_the_end_of_its_text():
+    assert cut_prompt([9, 1, 2, 3], 4, {9}) == [9, 1, 2, 3]
+    assert cut_prompt([9, 1, 2, 3, 4], 3, {9}) == [9, 3, 4]
+    assert cut_prompt([9, 8, 1, 2, 9, 4], 4, {8, 9}) == [9, 8, 9, 4]
+    assert cut_prompt([1, 2, 3, 4], 3, {9}) == [2, 3, 4]
+    assert cut_prompt([9, 9, 9, 1], 3, {9}) == [9, 9, 1]

@@ -22,9 +22,10 @@ from cpo_ray.data.rows import BadRow
 from cpo_ray.data.sources import list_parts, part_bytes
 from cpo_ray.data.splits import SPLITS
 from cpo_ray.data.template import check_template
+from cpo_ray.data.tokenization import Tokenizer
 from cpo_ray.errors import DataError
 from cpo_ray.monitoring.console import progress_bar
-from cpo_ray.records import EXAMPLE_SCHEMA, Example
+from cpo_ray.records import EXAMPLE_SCHEMA, Example, cut_prompt
 
 PART = "part-00000.parquet"
 ENCODE_ROWS = 512  # rows tokenized at once
@@ -65,7 +66,7 @@ def prepare_examples(config: RunConfig, out: Path) -> Summary:
             pieces = [EXAMPLE_SCHEMA.empty_table()]
             for start in range(0, len(rows), ENCODE_ROWS):
                 uncut = source.tokenize(rows[start : start + ENCODE_ROWS])
-                examples = list(_cut(uncut, source.tokenizer.eos_token_id, config.data, truncated))
+                examples = list(_cut(uncut, source.tokenizer, config.data, truncated))
                 pieces.append(pa.Table.from_pylist(examples, schema=EXAMPLE_SCHEMA))
                 progress.advance(len(uncut), name)
             tables[name] = pa.concat_tables(pieces).combine_chunks()
@@ -85,9 +86,10 @@ def _prepare_source(config: RunConfig) -> PreparedSource[Any]:
 
 
 def _cut(
-    examples: Sequence[UncutExample], eos: int, data: DataConfig, truncated: TruncationCounts
+    examples: Sequence[UncutExample], tokenizer: Tokenizer, data: DataConfig, truncated: TruncationCounts
 ) -> Iterator[Example]:
-    """Keep the end of a prompt that is too long, and the beginning of a response; count both."""
+    """Keep the leading special tokens and the end of a prompt that is too long, and the beginning of a response; count both."""
+    eos, special = tokenizer.eos_token_id, frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     for example in examples:
         if not example.prompt_ids or not example.response_ids:
             raise DataError(f"row {example.id} has a text without tokens: {example.prompt!r} -> {example.response!r}")
@@ -99,7 +101,7 @@ def _cut(
             category=example.category,
             prompt=example.prompt,
             response=example.response,
-            prompt_ids=list(example.prompt_ids[-data.max_prompt_tokens :]),
+            prompt_ids=cut_prompt(example.prompt_ids, data.max_prompt_tokens, special),
             response_ids=[*example.response_ids[: data.max_response_tokens - 1], eos],
         )
 

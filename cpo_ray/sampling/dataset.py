@@ -66,7 +66,7 @@ def with_engine(units: "Dataset", config: RunConfig, reference: Reference) -> "D
     calls = 1 + math.ceil(2 * sampling.engine.max_sequences / sequences)
     return units.map_batches(
         VllmSampler,
-        fn_constructor_args=(config, reference.path, reference.eos),
+        fn_constructor_args=(config, reference.path, reference.eos, reference.other_eos),
         batch_size=1,
         **actor_options(config, sampling.engines, sampling.engine.tensor_parallel, calls=calls),
     )

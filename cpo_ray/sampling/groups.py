@@ -70,7 +70,7 @@ def make_groups(
     if missing:
         starts = [row for shard in missing for row in range(shard.start, shard.stop, config.sampling.batch_rows)]
         counts = write_shards(groups_dataset(config, selection, model, starts), missing, on_rows)
-    write_selected(selection.table, selection.prompt_tokens, out)
+    write_selected(selection.table, out)
     return _summarize(config, selection, shards, out, counts, unhelpful)
 
 
@@ -84,7 +84,7 @@ def prepare(
     load_kinds(config.sampling)  # report errors in the user's kinds first
     check_embedder(config.sampling.embedder)
     model = read_reference(reference.resolve())
-    selection = select_rows(read_table(rows), config, model.context, model.eos, batches)
+    selection = select_rows(read_table(rows), config, model.context, model.eos, batches, model.special)
     if not config.sampling.negatives.unhelpful:
         return model, selection, {}
     tokenizer, answers = load_tokenizer(model.path), folder / "unhelpful.answers"
@@ -116,12 +116,12 @@ def unit_drawer(config: RunConfig, selection: Selection, reference: Reference) -
     """A function that draws the unit of rows start, start + 1, ... Ray must be initialised."""
     import ray
 
-    table, prompt_tokens = ray.put(selection.table), selection.prompt_tokens  # the function must not hold the table
+    table = ray.put(selection.table)  # the function must not hold the table
     sampling, seed, max_tokens = config.sampling, config.seed, config.data.max_response_tokens
 
     def draw(start: int) -> Unit:
         draws, limits = load_kinds(sampling), candidate_limits(reference, max_tokens)
-        return draw_unit(ray.get(table), start, prompt_tokens, sampling, seed, draws, limits)
+        return draw_unit(ray.get(table), start, sampling, seed, draws, limits)
 
     return draw
 

@@ -1,7 +1,7 @@
 """Which training rows become groups, and how many tokens their prompts keep."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from cpo_ray.config import RunConfig, SamplingConfig
 from cpo_ray.errors import ConfigError, DataError
+from cpo_ray.records import cut_prompt
 from cpo_ray.sampling.negatives.batch import too_few_responses
 from cpo_ray.sampling.negatives.truncation import MINIMUM_TOKENS
 from cpo_ray.sampling.units import windows
@@ -23,18 +24,23 @@ class Selection:
     """The rows of a groups artifact, in the order of the training split."""
 
     table: pa.Table  # EXAMPLE_SCHEMA
-    prompt_tokens: int  # a longer prompt keeps its last `prompt_tokens` tokens
-    truncated_prompts: int  # number of such prompts
+    truncated_prompts: int  # number of prompts that were cut
     left_out: dict[str, int]  # reason -> rows
 
 
 def select_rows(
-    table: pa.Table, config: RunConfig, context: int, eos: int, batches: BatchPlan | None = None
+    table: pa.Table,
+    config: RunConfig,
+    context: int,
+    eos: int,
+    batches: BatchPlan | None = None,
+    special: Collection[int] = frozenset(),
 ) -> Selection:
     """Take the first `sampling.rows` rows, without those that cannot become groups.
 
     Such a row follows `data.on_bad_row`: DataError with its id, or left out and counted. A prompt that leaves no room for
-    `data.max_response_tokens` in the reference's `context` keeps its last tokens, and is counted.
+    `data.max_response_tokens` in the reference's `context` is cut (`cut_prompt`) and counted; those of this run's data fit.
+    special: ids of the special tokens with which a prompt may begin.
     batches: the batches in which negatives are drawn. Default: `sampling.batch_rows` consecutive rows.
     Raises ConfigError if the context has no room for any prompt, DataError if a batch has too few distinct responses for its
     batch negatives.
@@ -59,7 +65,14 @@ def select_rows(
         raise DataError(f"no training row is left to make groups of: {left_out}")
     check_batches(table, config.sampling, batches)
     truncated = int((_lengths(table, "prompt_ids") > room).sum())
-    return Selection(table, room, truncated, left_out)
+    return Selection(_cut_prompts(table, room, special) if truncated else table, truncated, left_out)
+
+
+def _cut_prompts(table: pa.Table, room: int, special: Collection[int]) -> pa.Table:
+    index, prompts = table.schema.get_field_index("prompt_ids"), table["prompt_ids"].to_pylist()
+    field = table.schema.field(index)
+    cut = pa.array([cut_prompt(ids, room, special) for ids in prompts], field.type)
+    return table.set_column(index, field, cut).combine_chunks()
 
 
 def check_batches(table: pa.Table, config: SamplingConfig, batches: BatchPlan | None = None) -> None:

@@ -43,8 +43,7 @@ class Stream:
     config: RunConfig
     reference: Reference
     table: Any  # ObjectRef of the selected rows
-    prompt_tokens: int  # a longer prompt keeps its last `prompt_tokens` tokens
-    truncated_prompts: int  # number of such prompts
+    truncated_prompts: int  # number of prompts that were cut
     left_out: dict[str, int]  # reason -> rows that cannot become groups
     order: RowsOfStep
     snapshots: PolicySnapshots
@@ -76,7 +75,7 @@ class Stream:
         sampling, seed = self.config.sampling, draw_seed(self.config.seed, str(step), "stream", 0)
         rows = ray.get(self.table).take(self.order(step))
         limits = candidate_limits(self.reference, self.config.data.max_response_tokens)
-        unit = draw_unit(rows, 0, self.prompt_tokens, sampling, seed, load_kinds(sampling), limits)
+        unit = draw_unit(rows, 0, sampling, seed, load_kinds(sampling), limits)
         return {**unit, "start": step, "policy": policy}
 
     def record(self, batch: pa.Table) -> pa.Table:
@@ -116,7 +115,6 @@ def open_stream(
         config=config,
         reference=model,
         table=ray.put(selection.table),
-        prompt_tokens=selection.prompt_tokens,
         truncated_prompts=selection.truncated_prompts,
         left_out=selection.left_out,
         order=order(len(selection.table)),
@@ -135,7 +133,7 @@ def write_recorded(stream: Stream, out: Path) -> Summary:
         counts.add(unit["work"])
     groups = pa.Table.from_pylist([group for unit in units for group in unit["groups"]], schema=GROUP_SCHEMA)
     write_table(out / "part-00000.parquet", with_redraws(groups, counts.redraws))
-    write_selected(ray.get(stream.table), stream.prompt_tokens, out)
+    write_selected(ray.get(stream.table), out)
     stats = count_candidates([groups], counts.speeds)
     write_json(out / STATS, stats)
     return {

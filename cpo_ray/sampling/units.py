@@ -81,7 +81,6 @@ def window(rows: int, start: int, batch_rows: int) -> tuple[int, int, int]:
 def draw_unit(
     table: pa.Table,
     start: int,
-    prompt_tokens: int,
     config: SamplingConfig,
     seed: int,
     draws: Mapping[str, Draw],
@@ -98,7 +97,7 @@ def draw_unit(
     responses = distinct(row["response_ids"] for row in rows)
     unit = empty_unit(start, seed)
     for row in rows[start - first :]:
-        context = _context(row, responses, prompt_tokens)
+        context = _context(row, responses)
         group = _new_group(context)
         if UNHELPFUL in row:
             add_candidates(group, UNHELPFUL, row[UNHELPFUL])
@@ -160,13 +159,13 @@ def _draw(
         add_work(unit, kind, redraws=drawn.redraws, tokens=tokens, seconds=time.perf_counter() - started)
 
 
-def _context(row: dict[str, Any], responses: list[Tokens], prompt_tokens: int) -> NegativeContext:
+def _context(row: dict[str, Any], responses: list[Tokens]) -> NegativeContext:
     gold = row["response_ids"]
     return NegativeContext(
         id=row["id"],
         prompt=row["prompt"],
         response=row["response"],
-        prompt_ids=row["prompt_ids"][-prompt_tokens:],
+        prompt_ids=row["prompt_ids"],
         gold=gold,
         others=[tokens for tokens in responses if tokens != gold],
     )

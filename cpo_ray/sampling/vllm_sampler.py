@@ -29,9 +29,9 @@ class VllmSampler:
     Units of another policy wait until the units in progress are done; then the weights are switched in place.
     """
 
-    def __init__(self, config: RunConfig, reference: Path, eos: int) -> None:
+    def __init__(self, config: RunConfig, reference: Path, eos: int, other_eos: tuple[int, ...] = ()) -> None:
         """Start the engine with the weights of `reference`. Takes about half a minute."""
-        self.config, self.eos = config, eos
+        self.config, self.eos, self.other_eos = config, eos, other_eos
         set_environment(config.cluster.threads_per_worker)
         from vllm import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
@@ -94,7 +94,15 @@ class VllmSampler:
 
         max_tokens = self.config.data.max_response_tokens
         parameters = sampling_parameters(
-            self.config.sampling, max_tokens, self.eos, seed, group["id"], self.vocabulary, n=count, attempt=attempt
+            self.config.sampling,
+            max_tokens,
+            self.eos,
+            seed,
+            group["id"],
+            self.vocabulary,
+            count,
+            attempt,
+            self.other_eos,
         )
         samples: list[Any] = []
         async for output in self.llm.generate(
@@ -104,7 +112,10 @@ class VllmSampler:
         ):
             samples += output.outputs
         samples.sort(key=lambda sample: sample.index)
-        return [autoregressive_negative(sample.token_ids, sample.finish_reason, self.eos) for sample in samples]
+        return [
+            autoregressive_negative(sample.token_ids, sample.finish_reason, self.eos, self.other_eos)
+            for sample in samples
+        ]
 
 
 def engine_arguments(config: RunConfig, reference: Path) -> dict[str, Any]:

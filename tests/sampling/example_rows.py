@@ -56,6 +56,6 @@ def make_context(gold, others=(), row_id="row", taken=()):
     return NegativeContext(row_id, "p", "r", [5, 6, 7], list(gold), [t for t in others if t != gold], taken)
 
 
-def draw(table, start, config, prompt_tokens=16):
+def draw(table, start, config):
     """The unit that starts at row `start`."""
-    return draw_unit(table, start, prompt_tokens, config.sampling, config.seed, load_kinds(config.sampling), LIMITS)
+    return draw_unit(table, start, config.sampling, config.seed, load_kinds(config.sampling), LIMITS)

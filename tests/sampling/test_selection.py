@@ -26,8 +26,8 @@ def test_fewer_rows_than_batch_negatives_need_raise_an_error():
 def test_prompts_longer_than_the_context_keep_their_last_tokens_and_are_counted():
     table = pa.concat_tables([make_table(responses(4)), make_table(responses(8)[4:], prompt=range(1, 31))])
     selection = select_rows(table, make_config(), context=32, eos=EOS)
-    assert (selection.prompt_tokens, selection.truncated_prompts, selection.left_out) == (24, 4, {})
-    unit = draw(selection.table, 0, make_config(), selection.prompt_tokens)
+    assert (selection.truncated_prompts, selection.left_out) == (4, {})
+    unit = draw(selection.table, 0, make_config())
     assert unit["groups"][0]["prompt_ids"] == [5, 6, 7]
     assert unit["groups"][-1]["prompt_ids"] == list(range(7, 31))
 
@@ -70,3 +70,10 @@ def test_an_empty_prompt_a_small_context_and_an_empty_selection_raise_errors():
 def test_a_one_token_response_is_allowed_without_truncation_negatives():
     config = make_config(negatives={"batch": 1, "meanfield": 0, "truncation": 0})
     assert len(select_rows(make_table([[4, EOS], [5, EOS]]), config, context=32, eos=EOS).table) == 2
+
+
+def test_a_prompt_longer_than_the_context_keeps_the_special_tokens_that_it_begins_with():
+    table = make_table(responses(4), prompt=[90, 91, *range(1, 31), 90, 5])
+    selection = select_rows(table, make_config(), context=32, eos=EOS, special={90, 91})
+    assert selection.table["prompt_ids"].to_pylist() == [[90, 91, *range(11, 31), 90, 5]] * 4
+    assert selection.truncated_prompts == 4

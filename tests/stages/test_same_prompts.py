@@ -72,7 +72,7 @@ def without_actors(monkeypatch):
     seen = {}
 
     def units(config, selection, model, starts):
-        return [finished(draw(selection.table, start, config, selection.prompt_tokens)) for start in starts]
+        return [finished(draw(selection.table, start, config)) for start in starts]
 
     def train(task, cluster, checkpoints, out, *_):
         seen[task.stage] = task, batches(task)

@@ -43,26 +43,42 @@ async def sample_distinct(generate: Generate, count: int, present: Sequence[Toke
 
 
 def sampling_parameters(
-    config: SamplingConfig, max_tokens: int, eos: int, seed: int, row_id: str, vocabulary: int, n: int, attempt: int
+    config: SamplingConfig,
+    max_tokens: int,
+    eos: int,
+    seed: int,
+    row_id: str,
+    vocabulary: int,
+    n: int,
+    attempt: int,
+    other_eos: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Keyword arguments of vLLM's SamplingParams for one row: n samples of one prompt, sample j seeded by seed + j."""
+    """Keyword arguments of vLLM's SamplingParams for one row: n samples of one prompt, sample j seeded by seed + j.
+
+    other_eos: tokens besides `eos` that end a generation, by the model's generation_config.json.
+    """
     return {
         "n": n,
         "top_k": min(config.top_k, vocabulary),
         "temperature": config.temperature,
         "max_tokens": max_tokens,
-        "stop_token_ids": [eos],
+        "stop_token_ids": [eos, *other_eos],
         "seed": draw_seed(seed, row_id, "autoregressive", 0, attempt) >> 1,  # seed + j must not overflow
         "detokenize": False,
     }
 
 
-def autoregressive_negative(token_ids: Sequence[int], finish_reason: str | None, eos: int) -> Tokens:
-    """A sample as a candidate: with EOS if the model stopped, without EOS if it reached the length limit."""
+def autoregressive_negative(
+    token_ids: Sequence[int], finish_reason: str | None, eos: int, other_eos: Sequence[int] = ()
+) -> Tokens:
+    """A sample as a candidate: with EOS if the model stopped, without EOS if it reached the length limit.
+
+    A sample that ended with one of `other_eos` ends with `eos` instead, as the golds do.
+    """
     tokens = list(token_ids)
-    if finish_reason == "stop" and tokens[-1:] != [eos]:
-        tokens.append(eos)
-    return tokens
+    if finish_reason != "stop":
+        return tokens
+    return [*(tokens[:-1] if tokens and tokens[-1] in {eos, *other_eos} else tokens), eos]
 
 
 def repeated(samples: Sequence[Tokens], present: Sequence[Tokens]) -> list[int]:

@@ -15,6 +15,16 @@ def test_a_sample_ends_with_eos_unless_it_reached_the_length_limit(body):
     assert autoregressive_negative(body, "length", EOS) == body
 
 
+def test_a_sample_that_ended_with_another_end_of_text_ends_with_eos_as_the_golds_do():
+    config = SamplingConfig.model_validate({"negatives": {"autoregressive": 2, "batch": 0}})
+    parameters = sampling_parameters(config, 64, EOS, 17, "a", vocabulary=99, n=2, attempt=0, other_eos=(97, 98))
+    assert parameters["stop_token_ids"] == [EOS, 97, 98]
+    assert autoregressive_negative([5, 6, 98], "stop", EOS, (97, 98)) == [5, 6, EOS]
+    assert autoregressive_negative([5, 6, EOS], "stop", EOS, (97, 98)) == [5, 6, EOS]
+    assert autoregressive_negative([97], "stop", EOS, (97, 98)) == [EOS]
+    assert autoregressive_negative([5, 98], "length", EOS, (97, 98)) == [5, 98]
+
+
 def test_sampling_parameters_follow_the_paper_and_are_seeded_by_row():
     config = SamplingConfig.model_validate({"negatives": {"autoregressive": 11, "batch": 0}})
     first, again, other = (

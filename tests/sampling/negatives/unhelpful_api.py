@@ -41,7 +41,7 @@ def rows(texts=None):
     texts = texts or [f"{number:02d} is it" for number in range(ROWS)]
     table = make_table([encode(text) for text in texts])
     column = table.column_names.index("response")
-    return Selection(table.set_column(column, "response", [texts]), 16, 0, {})
+    return Selection(table.set_column(column, "response", [texts]), 0, {})
 
 
 def write(service, folder, selection=None, *, count=1, on_bad_row="error", redraws=3, **settings):
