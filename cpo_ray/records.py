@@ -54,6 +54,7 @@ class Group(TypedDict):
     similarity: list[float]  # (K,) cosine to the gold's embedding
     rank: list[int]  # (K,) a permutation; lower is better; rank[0] = 0
     ref_logps: list[float]  # (K,) nats, summed over the continuation's tokens
+    ref_spread: list[float] | None  # (K,) nats by which another packing's ref_logps differ; None if not measured
 
 
 EXAMPLE_SCHEMA = pa.schema(
@@ -79,6 +80,7 @@ GROUP_SCHEMA = pa.schema(
         ("similarity", pa.list_(pa.float32())),
         ("rank", pa.list_(pa.int32())),
         ("ref_logps", pa.list_(pa.float64())),
+        ("ref_spread", pa.list_(pa.float64())),
     ]
 )
 

@@ -31,6 +31,7 @@ def test_a_group_survives_a_round_trip_through_arrow():
         similarity=[1.0, 0.5],
         rank=[0, 1],
         ref_logps=[-1.25, -700.0625],
+        ref_spread=[0.0, 0.25],
     )
     assert pa.Table.from_pylist([group], schema=GROUP_SCHEMA).to_pylist() == [group]
 

@@ -20,6 +20,7 @@ from cpo_ray.sampling.negatives.meanfield import MeanfieldDraw, meanfield_draws,
 from cpo_ray.sampling.units import Unit, add_candidates, add_work, read_units, sort_candidates, write_units
 
 BATCH_TOKENS = 8192  # tokens per forward pass, before prefixes are shared
+SPREAD_ROWS = 256  # rows, the first of a split, that are scored in other packings too, to measure rounding
 BATCH_LOGITS = 2**26  # logits in memory for meanfield draws: 256 MiB
 
 
@@ -43,6 +44,8 @@ class Scorer:
             if self.config.sampling.negatives.meanfield:
                 add_meanfield(self._load_policy(unit["policy"]), unit, self.config.sampling)
             score(self.reference, unit["groups"])
+            if measures_spread(unit["start"], self.config):
+                measure_spread(self.reference, unit["groups"], self.config.training.prompts_per_microbatch)
         return write_units(units)
 
     def _load_policy(self, folder: str) -> PreTrainedModel:
@@ -102,6 +105,33 @@ def score(model: PreTrainedModel, groups: list[Group]) -> None:
             if not all(map(math.isfinite, logps)):
                 raise TrainingError(f"the reference's log-probs for row {groups[r]['id']} are not finite: {logps}")
             groups[r]["ref_logps"] = logps
+
+
+def measures_spread(start: int, config: RunConfig) -> bool:
+    """Whether rounding is measured in the unit that starts at `start`: at this row, or in a stream at this step."""
+    return config.training.precision != "fp32" and start < (1 if config.sampling.stream else SPREAD_ROWS)
+
+
+@torch.inference_mode()
+def measure_spread(model: PreTrainedModel, groups: list[Group], microbatch: int) -> None:
+    """Set `ref_spread`: score the groups alone and in microbatches of the trainer's size, and keep the larger difference.
+
+    `ref_logps` must be set. Some packings give the same bits, because their kernels sum in the same order: hence two.
+    """
+    scored_BK = torch.tensor([group["ref_logps"] for group in groups])
+    spreads = [(_logps_in_batches(model, groups, size) - scored_BK).abs() for size in (1, microbatch)]
+    for group, spread in zip(groups, max(spreads, key=lambda s: float(s.square().sum())).tolist(), strict=True):
+        group["ref_spread"] = spread
+
+
+def _logps_in_batches(model: PreTrainedModel, groups: list[Group], size: int) -> torch.Tensor:
+    """(B, K) nats, computed `size` groups at a time."""
+    logps = []
+    for start in range(0, len(groups), size):
+        part = groups[start : start + size]
+        packed = pack_groups([group["prompt_ids"] for group in part], [group["candidate_ids"] for group in part])
+        logps.append(candidate_logps(model, packed.to(model.device)).cpu())
+    return torch.cat(logps)
 
 
 def batch_by_cost(costs: Sequence[float], budget: float) -> Iterator[list[int]]:

@@ -182,4 +182,5 @@ def _new_group(context: NegativeContext) -> Group:
         "similarity": [],
         "rank": [],
         "ref_logps": [],
+        "ref_spread": None,
     }

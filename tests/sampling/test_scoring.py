@@ -4,11 +4,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cpo_ray.config import SamplingConfig
+from cpo_ray.config import SamplingConfig, TrainingConfig
 from cpo_ray.errors import TrainingError
 from cpo_ray.sampling import scoring
-from cpo_ray.sampling.scoring import add_meanfield, batch_by_cost, score
+from cpo_ray.sampling.scoring import add_meanfield, batch_by_cost, measure_spread, measures_spread, score
 from cpo_ray.sampling.units import empty_unit
+from tests.sampling.group_settings import make_config
 
 EOS = 1
 
@@ -92,6 +93,25 @@ def test_meanfield_work_is_counted_and_no_candidate_is_repeated(model, config):
     assert work["tokens"] >= 3 * sum(len(group["candidate_ids"][0]) for group in unit["groups"])
     for group in unit["groups"]:
         assert len(set(map(tuple, group["candidate_ids"]))) == len(group["candidate_ids"])
+
+
+def test_rounding_is_measured_between_the_scores_and_other_packings(model):
+    """Scores that are off by a known amount, so that the test does not depend on a kernel's last digits."""
+    groups = make_groups()
+    score(model, groups)
+    for row, group in enumerate(groups):
+        group["ref_logps"] = [logp + 0.5 * row for logp in group["ref_logps"]]
+    measure_spread(model, groups, 4)
+    for row, group in enumerate(groups):
+        assert group["ref_spread"] == pytest.approx([0.5 * row] * 4, abs=1e-4)
+
+
+def test_rounding_is_measured_in_bf16_in_the_first_rows_of_a_split_or_the_first_step_of_a_stream():
+    training = {"training": TrainingConfig(precision="bf16")}
+    stored, streamed = (make_config(stream=stream).model_copy(update=training) for stream in (False, True))
+    assert [measures_spread(start, stored) for start in (0, 255, 256)] == [True, True, False]
+    assert [measures_spread(step, streamed) for step in (0, 1)] == [True, False]
+    assert not measures_spread(0, make_config())  # float32
 
 
 def test_non_finite_outputs_of_the_reference_raise_an_error_with_the_row(model, config, monkeypatch):
