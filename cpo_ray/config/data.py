@@ -83,7 +83,7 @@ class DataConfig(Section):
     """The prompt, with `{instruction}` and `{context}`. For a row without context, the line with `{context}` is removed."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     max_prompt_tokens: Annotated[int, Field(ge=4)] = 192
-    """A longer prompt keeps its last `max_prompt_tokens` tokens. Such rows are counted."""
+    """A longer prompt keeps the special tokens that it begins with (BOS) and the end of its text. Such rows are counted."""
     max_response_tokens: Annotated[int, Field(ge=2)] = 64
     """A longer response keeps its first `max_response_tokens - 1` tokens and EOS. Such rows are counted."""
     on_bad_row: Literal["error", "quarantine"] = "error"
