@@ -27,10 +27,10 @@ BATCH_LOGITS = 2**26  # logits in memory for meanfield draws: 256 MiB
 class Scorer:
     """Adds meanfield negatives, sorts the candidates and scores all K of them under the reference."""
 
-    def __init__(self, config: RunConfig, reference: Path) -> None:
-        """Load the reference model."""
+    def __init__(self, config: RunConfig, reference: Path, eos: int) -> None:
+        """Load the reference model. eos: its tokenizer's EOS."""
         torch.set_num_threads(config.cluster.threads_per_worker)
-        self.config = config
+        self.config, self.eos = config, eos
         self.reference = load_model(reference, config)
         self.policy: tuple[str, PreTrainedModel] = (
             "",
@@ -42,7 +42,7 @@ class Scorer:
         units = read_units(batch)
         for unit in units:
             if self.config.sampling.negatives.meanfield:
-                add_meanfield(self._load_policy(unit["policy"]), unit, self.config.sampling)
+                add_meanfield(self._load_policy(unit["policy"]), unit, self.config.sampling, self.eos)
             score(self.reference, unit["groups"])
             if measures_spread(unit["start"], self.config):
                 measure_spread(self.reference, unit["groups"], self.config.training.prompts_per_microbatch)
@@ -64,13 +64,13 @@ def load_model(folder: str | Path, config: RunConfig) -> PreTrainedModel:
 
 
 @torch.inference_mode()
-def add_meanfield(model: PreTrainedModel, unit: Unit, config: SamplingConfig) -> None:
+def add_meanfield(model: PreTrainedModel, unit: Unit, config: SamplingConfig, eos: int) -> None:
     """Add the configured number of meanfield negatives to each group."""
     count, fraction, groups = config.negatives.meanfield, config.meanfield_fraction, unit["groups"]
     started, redraws, tokens = time.perf_counter(), 0, 0
     golds = [group["candidate_ids"][0] for group in groups]
     draws = [
-        meanfield_draws(gold, count, fraction, unit["seed"], group["id"], attempts=1 + config.redraws)
+        meanfield_draws(gold, count, fraction, unit["seed"], group["id"], eos, attempts=1 + config.redraws)
         for gold, group in zip(golds, groups, strict=True)
     ]
     vocabulary = model.get_output_embeddings().weight.shape[0]
@@ -85,7 +85,7 @@ def add_meanfield(model: PreTrainedModel, unit: Unit, config: SamplingConfig) ->
         for r, logits_PV in zip(rows, logits, strict=True):
             if not torch.isfinite(logits_PV).all():
                 raise TrainingError(f"the reference's logits for row {groups[r]['id']} are not finite")
-            negatives, discarded = meanfield_negatives(golds[r], draws[r], logits_PV, groups[r]["candidate_ids"])
+            negatives, discarded = meanfield_negatives(golds[r], draws[r], logits_PV, eos, groups[r]["candidate_ids"])
             add_candidates(groups[r], "meanfield", negatives)
             redraws += discarded
             tokens += (count + discarded) * len(golds[r])
@@ -94,7 +94,7 @@ def add_meanfield(model: PreTrainedModel, unit: Unit, config: SamplingConfig) ->
 
 @torch.inference_mode()
 def score(model: PreTrainedModel, groups: list[Group]) -> None:
-    """Sort each group's candidates and set `ref_logps`, (K,) nats, EOS included, prompt excluded."""
+    """Sort each group's candidates and set `ref_logps`, (K,) nats, prompt excluded, EOS included unless they are cut."""
     for group in groups:
         sort_candidates(group)
     costs = [(len(g["prompt_ids"]) + sum(map(len, g["candidate_ids"]))) / BATCH_TOKENS for g in groups]

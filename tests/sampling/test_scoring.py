@@ -65,7 +65,7 @@ def plain_logp(model, prompt, continuation):
 
 def test_scores_equal_separate_forward_passes_in_the_order_of_kinds(model, config):
     groups = make_groups()
-    add_meanfield(model, as_unit(groups), config)
+    add_meanfield(model, as_unit(groups), config, EOS)
     score(model, groups)
     kinds = ["gold", "autoregressive", "batch", "meanfield", "meanfield", "meanfield", "truncation"]
     for group in groups:
@@ -76,23 +76,41 @@ def test_scores_equal_separate_forward_passes_in_the_order_of_kinds(model, confi
 
 def test_meanfield_does_not_depend_on_other_rows_of_the_batch(model, config, monkeypatch):
     together, alone, in_small_batches = make_groups(), make_groups(), make_groups()
-    add_meanfield(model, as_unit(together), config)
+    add_meanfield(model, as_unit(together), config, EOS)
     for group in alone:
-        add_meanfield(model, as_unit([group]), config)
+        add_meanfield(model, as_unit([group]), config, EOS)
     monkeypatch.setattr(scoring, "BATCH_TOKENS", 20)
-    add_meanfield(model, as_unit(in_small_batches), config)
+    add_meanfield(model, as_unit(in_small_batches), config, EOS)
     assert together == alone == in_small_batches
 
 
 def test_meanfield_work_is_counted_and_no_candidate_is_repeated(model, config):
     unit = as_unit(make_groups())
-    add_meanfield(model, unit, config)
+    add_meanfield(model, unit, config, EOS)
     (work,) = unit["work"]
     assert work["kind"] == "meanfield"
     assert work["seconds"] > 0
     assert work["tokens"] >= 3 * sum(len(group["candidate_ids"][0]) for group in unit["groups"])
     for group in unit["groups"]:
         assert len(set(map(tuple, group["candidate_ids"]))) == len(group["candidate_ids"])
+
+
+def test_a_cut_gold_is_resampled_up_to_its_last_token_and_scored_without_eos(model):
+    """The distribution of the last token is the reference's after all tokens before it."""
+    config = SamplingConfig.model_validate(
+        {"negatives": {"meanfield": 40, "batch": 0, "truncation": 0}, "meanfield_fraction": 1.0, "redraws": 0}
+    )
+    (group,) = make_groups(1)
+    gold = group["candidate_ids"][0] = group["candidate_ids"][0][:-1]
+    add_meanfield(model, as_unit([group]), config, EOS)
+    negatives = [
+        ids for ids, kind in zip(group["candidate_ids"], group["candidate_kind"], strict=True) if kind == "meanfield"
+    ]
+    assert all(len(negative) == len(gold) and EOS not in negative for negative in negatives)
+    assert len({negative[-1] for negative in negatives}) > 1
+    score(model, [group])
+    expected = [plain_logp(model, group["prompt_ids"], candidate) for candidate in group["candidate_ids"]]
+    assert group["ref_logps"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_rounding_is_measured_between_the_scores_and_other_packings(model):
@@ -118,7 +136,7 @@ def test_non_finite_outputs_of_the_reference_raise_an_error_with_the_row(model, 
     groups = make_groups(1)
     monkeypatch.setattr(model.lm_head, "weight", torch.nn.Parameter(torch.full((50, 32), torch.nan)))
     with pytest.raises(TrainingError, match="row row0 are not finite"):
-        add_meanfield(model, as_unit(groups), config)
+        add_meanfield(model, as_unit(groups), config, EOS)
     with pytest.raises(TrainingError, match="row row0 are not finite"):
         score(model, groups)
 
