@@ -51,7 +51,9 @@ class TrainingMonitor:
         self.tracker.log(metrics)
         measure_step(metrics)
         if "validation" in metrics:
-            say(f"  step {metrics['step']}: validation loss {metrics['validation']['loss']:.4f}")
+            loss, joint = metrics["validation"]["loss"], metrics["validation"].get("joint_loss")
+            chosen_by = "" if joint is None else f", joint loss {joint:.4f}"
+            say(f"  step {metrics['step']}: validation loss {loss:.4f}{chosen_by}")
             return
         if "expected_loss" in metrics:
             say(f"  {first_step(metrics)}")

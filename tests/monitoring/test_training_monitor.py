@@ -31,7 +31,9 @@ def test_a_step_is_logged_shown_and_tracked(monitored, tmp_path, capsys):
     assert tracked[1] == ({"validation/loss": 3.0}, 1)
     printed = capsys.readouterr().out
     assert "first CPO loss 2.0000, must be 2.0000" in printed
-    assert "step 1: validation loss 3.0000" in printed
+    assert "step 1: validation loss 3.0000\n" in printed
+    monitor.on_metrics({"stage": "cpo", "step": 2, "validation": {"loss": 3.0, "joint_loss": 60.0}})
+    assert "step 2: validation loss 3.0000, joint loss 60.0000\n" in capsys.readouterr().out
 
 
 def test_likelihood_displacement_is_reported_once(monitored, capsys):
