@@ -188,4 +188,17 @@ def _summarize(
     }
     if config.sampling.negatives.autoregressive:
         summary["autoregressive_equal_to_gold"] = round(equal_share(stats, "autoregressive"), 4)
+    if config.training.precision != "fp32":
+        summary["scoring_noise"] = measured_noise(shards)
     return summary | ({"unhelpful": unhelpful} if unhelpful else {})
+
+
+def measured_noise(shards: Sequence[GroupShard]) -> float | None:
+    """The rounding noise of the scores, nat per sqrt(token), rounded; None if shards of an older version do not have it."""
+    from cpo_ray.objective.noise import scoring_noise
+    from cpo_ray.sampling.scoring import SPREAD_ROWS
+
+    tables = [pq.read_table(shard.path) for shard in shards if shard.start < SPREAD_ROWS]
+    groups = [group for table in tables if "ref_spread" in table.column_names for group in table.to_pylist()]
+    noise = scoring_noise([group["ref_spread"] for group in groups], [group["candidate_ids"] for group in groups])
+    return None if noise is None else round(noise, 4)

@@ -72,9 +72,7 @@ class StepSums:
             self.add(**{f"{kind} logp": logp, f"{kind} drift": drift, f"{kind} count": of_kind_BK.sum()})
         self._check_finite(loss_B, microbatch)
 
-    def add_drift(
-        self, drift_BK: Tensor, lengths_BK: Tensor, valid_BK: Tensor, objective: ObjectiveConfig
-    ) -> None:
+    def add_drift(self, drift_BK: Tensor, lengths_BK: Tensor, valid_BK: Tensor, objective: ObjectiveConfig) -> None:
         """One microbatch's drift, policy minus reference log-prob: at the first step nothing but rounding noise.
 
         lengths_BK: tokens of each continuation.
