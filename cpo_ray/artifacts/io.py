@@ -35,7 +35,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_table(folder: Path) -> pa.Table:
-    """All Parquet files directly in `folder`, in name order. A column that some of them lack (of an older version) is null there."""
+    """All Parquet files directly in `folder`, in name order. A column that some of them lack is null in their rows."""
     files = sorted(folder.glob("*.parquet"))
     if not files:
         raise ArtifactError(f"{folder} holds no Parquet files")
