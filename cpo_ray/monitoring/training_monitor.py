@@ -19,7 +19,7 @@ def first_step(metrics: dict[str, Any]) -> str:
     text = f"first CPO loss {metrics['loss']:.4f}, must be {metrics['expected_loss']:.4f}"
     if "drift_tolerance" in metrics:
         drift, tolerance, rise = (metrics[name] for name in ("first_drift", "drift_tolerance", "rounding_loss"))
-        text += f" + {rise:.4f} for rounding in bf16 ({drift:.4f} nat per sqrt(token), tolerance {tolerance:.4f})"
+        text += f" + up to {rise:.4f} for rounding in bf16 ({drift:.4f} nat per sqrt(token), tolerance {tolerance:.4f})"
     elif "loss_tolerance" in metrics:
         text += f" (tolerance {metrics['loss_tolerance']:g})"
     return f"{text}: the policy starts at the reference"
