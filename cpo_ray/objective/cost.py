@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from cpo_ray.objective.logprobs import lm_head_weight
+from cpo_ray.objective.head import lm_head_weight
 from cpo_ray.objective.packing import Tokens
 
 

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from cpo_ray.config import TrainingConfig
 from cpo_ray.objective.attention import use_tree_attention
 from cpo_ray.objective.cost import model_shape
-from cpo_ray.objective.logprobs import candidate_logps, lm_head_weight, sample_edges
+from cpo_ray.objective.head import lm_head
+from cpo_ray.objective.logprobs import candidate_logps, sample_edges
 from cpo_ray.objective.packing import PackedGroups
 from cpo_ray.training.models import export_model, load_model
 from cpo_ray.training.task import Task
@@ -71,7 +72,8 @@ def start_engine(task: Task, tell: Callable[[str], None], *, universal: bool = F
     policy.train()  # without dropout this changes nothing but to let activation checkpointing work
     if task.training.zero_stage == 3:
         # The head is used outside its own module's forward, where ZeRO-3 would not gather it.
-        deepspeed.zero.register_external_parameter(policy, lm_head_weight(model))
+        for parameter in filter(None.__ne__, lm_head(model).tensors):
+            deepspeed.zero.register_external_parameter(policy, parameter)
     engine, *_ = deepspeed.initialize(
         model=policy,
         model_parameters=parameter_groups(policy, task.training.weight_decay),

@@ -2,19 +2,10 @@ import pytest
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.testing import CompileCounterWithBackend
-from transformers import AttentionInterface
 
-from cpo_ray.objective.attention import (
-    BLOCK,
-    BRANCHES,
-    TREE,
-    compile_kernel,
-    tree_attention,
-    tree_block_mask,
-    tree_mask,
-    use_tree_attention,
-)
+from cpo_ray.objective.attention import BRANCHES, TREE, compile_kernel, register, tree_attention, use_tree_attention
 from cpo_ray.objective.logprobs import candidate_logps
+from cpo_ray.objective.masks import BLOCK, tree_block_mask, tree_mask
 from cpo_ray.objective.packing import pack_groups
 from tests.objective.conftest import random_groups, tiny_model
 
@@ -37,7 +28,7 @@ def test_flex_attention_computes_the_same_log_probs(model_name):
     packed = pack_groups(prompts, candidates)
     model = tiny_model(model_name, torch.float32)
     dense = candidate_logps(model, packed)
-    AttentionInterface.register(TREE, tree_attention)
+    register()
     model.set_attn_implementation(TREE)
     torch.testing.assert_close(candidate_logps(model, packed), dense, rtol=1e-4, atol=1e-4)
 
