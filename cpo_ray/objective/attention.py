@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+from cpo_ray.objective.architectures import layout_of
 from cpo_ray.objective.branches import Branch, BranchAttention, ScoreRules, find_branches
 from cpo_ray.objective.masks import BLOCK, Forest, branches_of, register_masks, tree_block_mask, tree_mask
 from cpo_ray.objective.packing import PackedGroups, drop_padding, widen
@@ -26,12 +27,12 @@ BRANCH_OVERHEAD = 1_000_000  # what a branch costs to start on, in (pairs of tok
 
 # What models pass to their attention function besides the products' rules, and what changes no number: windows are in the
 # mask, dropout is off, the rest is for kernels of other kinds or for what the model returns.
-WITHOUT_EFFECT = frozenset(
-    ("dropout", "sliding_window", "is_causal", "position_ids", "cache_position", "past_key_values", "use_cache")
-    + ("output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "num_items_in_batch")
-    + ("deterministic", "layer_idx", "target_dtype", "implementation", "position_embeddings", "logits_to_keep")
-    + ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "input_ids", "inputs_embeds")
-)
+WITHOUT_EFFECT = {
+    *("dropout", "sliding_window", "is_causal", "position_ids", "cache_position", "past_key_values", "use_cache"),
+    *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "num_items_in_batch"),
+    *("deterministic", "layer_idx", "target_dtype", "implementation", "position_embeddings", "logits_to_keep"),
+    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "input_ids", "inputs_embeds"),
+}
 
 
 class UnknownAttention(ValueError):  # noqa: N818 - it is no fault of the model
@@ -44,6 +45,9 @@ def use_tree_attention(model: PreTrainedModel) -> str | None:
     Tried, not looked up: which head sizes and which ratios of query to key heads a kernel takes changes with torch and card.
     """
     register()
+    if layout_of(model).separate is not None:
+        use_rows(model)
+        return None
     if model.device.type != "cuda":
         model.set_attn_implementation(BRANCHES)
         return None
@@ -59,6 +63,12 @@ def use_tree_attention(model: PreTrainedModel) -> str | None:
         return f"FlexAttention cannot do {heads} heads of size {size} on {keys} key heads here: {reason}"
     model.set_attn_implementation(TREE)
     return None
+
+
+def use_rows(model: PreTrainedModel) -> None:
+    """Give the model attention for ordinary rows: its own, or if it takes our function, SDPA that heeds caps and sinks."""
+    if model._can_set_attn_implementation():  # noqa: SLF001 - transformers has no public name for it
+        model.set_attn_implementation(DENSE)
 
 
 def register() -> None:

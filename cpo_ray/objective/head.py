@@ -39,9 +39,25 @@ class Head:
         return logits_CV if self.cap is None else torch.tanh(logits_CV / self.cap) * self.cap
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor | None]:
+    def vocabulary(self) -> int:
+        """V."""
+        return self.weight_VD.shape[0]
+
+    @property
+    def tensors(self) -> list[Tensor]:
         """What is trained."""
-        return self.weight_VD, self.bias_V
+        return [self.weight_VD] if self.bias_V is None else [self.weight_VD, self.bias_V]
+
+
+@dataclass(frozen=True)
+class OwnLogits:
+    """In place of a head, for a model whose own logits stand where other models' hidden states do."""
+
+    vocabulary: int
+
+    def logits(self, logits_CV: Tensor) -> Tensor:
+        """(C, V), at least float32."""
+        return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
 
 
 def lm_head(model: PreTrainedModel) -> Head:

@@ -18,6 +18,7 @@ from torch.utils import cpp_extension
 from transformers import PreTrainedModel
 
 from cpo_ray.config import TrainingConfig
+from cpo_ray.objective.architectures import layout_of
 from cpo_ray.objective.attention import use_tree_attention
 from cpo_ray.objective.cost import model_shape
 from cpo_ray.objective.head import lm_head
@@ -72,7 +73,7 @@ def start_engine(task: Task, tell: Callable[[str], None], *, universal: bool = F
     policy.train()  # without dropout this changes nothing but to let activation checkpointing work
     if task.training.zero_stage == 3:
         # The head is used outside its own module's forward, where ZeRO-3 would not gather it.
-        for parameter in filter(None.__ne__, lm_head(model).tensors):
+        for parameter in [] if layout_of(model).own_logits else lm_head(model).tensors:
             deepspeed.zero.register_external_parameter(policy, parameter)
     engine, *_ = deepspeed.initialize(
         model=policy,
