@@ -27,6 +27,7 @@ class Layout:
     """How a model computes packed groups."""
 
     separate: str | None = None  # why each continuation needs a row of its own; None: trees
+    own_attention: bool = False  # the rows' attention is the model's own code
     own_logits: bool = False  # the rows' logits are the model's own: its head is none that we compute in chunks
     length_limit: int | None = None  # tokens of a row beyond which the rotary embedding depends on how many they are
 
@@ -64,7 +65,8 @@ def find_layout(model: PreTrainedModel) -> Layout:
         decoder(model)
     except UnknownHead:
         own_logits = True
-    return Layout(next(_reasons(model, own_logits=own_logits), None), own_logits, length_limit(model))
+    reason = next(_reasons(model, own_logits=own_logits), None)
+    return Layout(reason, own_logits=own_logits, length_limit=length_limit(model))
 
 
 def decoder(model: PreTrainedModel) -> Any:

@@ -48,6 +48,8 @@ def use_tree_attention(model: PreTrainedModel) -> str | None:
     if layout_of(model).separate is not None:
         use_rows(model)
         return None
+    if not model._can_set_attn_implementation():  # noqa: SLF001 - transformers has no public name for it
+        return None
     if model.device.type != "cuda":
         model.set_attn_implementation(BRANCHES)
         return None
@@ -66,9 +68,9 @@ def use_tree_attention(model: PreTrainedModel) -> str | None:
 
 
 def use_rows(model: PreTrainedModel) -> None:
-    """Give the model attention for ordinary rows: its own, or if it takes our function, SDPA that heeds caps and sinks."""
+    """Give the model attention for ordinary rows: SDPA that heeds caps and sinks, or its own if it takes no other."""
     if model._can_set_attn_implementation():  # noqa: SLF001 - transformers has no public name for it
-        model.set_attn_implementation(DENSE)
+        model.set_attn_implementation("eager" if layout_of(model).own_attention else DENSE)
 
 
 def register() -> None:
@@ -81,9 +83,10 @@ def register() -> None:
 def arrange(model: PreTrainedModel, packed: PackedGroups) -> tuple[PackedGroups, Forest | None, dict[str, Any]]:
     """The groups in the rows that suit the model's attention, as its masks see them, and arguments of its decoder."""
     register()
-    if model.config._attn_implementation == "sdpa":  # noqa: SLF001 - transformers has no public name for it
-        model.set_attn_implementation(DENSE)  # the same kernel, with masks that know each layer's window
-    attention = model.config._attn_implementation  # noqa: SLF001
+    attention = model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
+    if attention == "sdpa" and model._can_set_attn_implementation():  # noqa: SLF001
+        attention = DENSE  # the same kernel, with each layer's own rule
+        model.set_attn_implementation(attention)
     if attention not in OURS:
         mask = tree_mask(packed.subtree_end_RN)
         scores = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)

@@ -49,7 +49,7 @@ def test_log_probs_and_gradients_by_rows(model_name):
     weights = torch.randn_like(separate)
     expected = torch.autograd.grad((separate * weights).sum(), list(model.parameters()))
     for own_logits in (False, True):
-        set_layout(model, Layout("a test asks for it", own_logits))
+        set_layout(model, Layout("a test asks for it", own_logits=own_logits))
         rows = candidate_logps(model, pack_groups(prompts, candidates, row_tokens=150))
         torch.testing.assert_close(rows, separate, rtol=1e-9, atol=1e-9)
         for mine, theirs in zip(
