@@ -25,7 +25,13 @@ TOLERANCE = 1e-3  # nats for each square root of a token, in float32: roundings 
 NOISE_FLOOR = 0.03  # the same in bf16, if two separate computations happen to agree
 NOISE = 4  # times what they differ by
 FEW = 4  # candidates of a group that are compared
-FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)  # of a model given what it does not expect
+FAILURES = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    LookupError,
+)  # of a model given what it does not expect
 LONG = 512  # tokens of the longest example if there are no rows
 # What is tried, one after the other.
 LEVELS = ("trees", "rows with our attention", "rows with the model's own attention", "its own logits of those rows")

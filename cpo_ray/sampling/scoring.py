@@ -1,5 +1,6 @@
 """Meanfield negatives and reference log-probs: the reference model as a Ray Data actor around a pure function."""
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -7,16 +8,21 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from cpo_ray.config import RunConfig
 from cpo_ray.errors import TrainingError
+from cpo_ray.objective.architectures import layout_of
 from cpo_ray.objective.attention import use_tree_attention
+from cpo_ray.objective.check import NotComputable, choose_groups, fall_back, first_not_finite, level_of, settle_layout
+from cpo_ray.objective.loading import load_causal_lm
 from cpo_ray.objective.logprobs import candidate_logps, gold_logits
 from cpo_ray.objective.packing import pack_groups
 from cpo_ray.records import Group
 from cpo_ray.sampling.negatives.meanfield import MeanfieldDraw, meanfield_draws, meanfield_negatives, union_positions
 from cpo_ray.sampling.units import Unit, add, note, put_in_order, read_units, write_units
+
+log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 8192  # tokens of a forward pass, before prefixes are shared
 BATCH_LOGITS = 2**26  # logits held for meanfield draws: 256 MiB
@@ -30,11 +36,15 @@ class Scorer:
         torch.set_num_threads(config.cluster.threads_per_worker)
         self.config = config
         self.reference = load_scored(reference, config)
+        self.settled = False  # whether its packed log-probs have been compared with its own
         self.policy: tuple[str, PreTrainedModel] = "", self.reference  # what negatives are drawn from, and its folder
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Finish the candidates of the batch's units and score them, unit by unit."""
         units = read_units(batch)
+        if not self.settled and units:
+            settle(self.reference, units[0]["groups"])
+            self.settled = True
         for unit in units:
             if self.config.sampling.negatives.meanfield:
                 add_meanfield(self._sampled_from(unit["policy"]), unit, self.config)
@@ -45,21 +55,31 @@ class Scorer:
         """The model in `folder`, the last one that was asked for being kept; "" is the reference."""
         if self.policy[0] != folder:
             self.policy = folder, load_scored(folder, self.config) if folder else self.reference
+            if level_of(self.policy[1]) < level_of(self.reference):
+                fall_back(self.policy[1], level_of(self.reference), str(layout_of(self.reference).separate))
         return self.policy[1]
 
 
 def load_scored(folder: str | Path, config: RunConfig) -> PreTrainedModel:
     """A model in the precision that the trainer computes in, so that both see the same log-probs."""
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.float32 if config.training.precision == "fp32" else torch.bfloat16,
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    model = load_causal_lm(folder, torch.float32 if config.training.precision == "fp32" else torch.bfloat16)
     model.to("cuda" if config.cluster.gpus_per_worker else "cpu").eval()
     use_tree_attention(model)  # as the trainer does; where it cannot be had, the trainer says so
     return model
+
+
+def settle(model: PreTrainedModel, groups: Sequence[Group]) -> None:
+    """Compare packed log-probs of a few groups with the model's own, and log which layout it needs if it is a slow one.
+
+    Raises TrainingError if none is right.
+    """
+    chosen = choose_groups([group["prompt_ids"] for group in groups], [group["candidate_ids"] for group in groups])
+    try:
+        notice = settle_layout(model, *chosen)
+    except NotComputable as error:
+        raise TrainingError(str(error)) from None
+    if notice is not None:
+        log.warning("the reference's scores: %s", notice)
 
 
 @torch.inference_mode()
@@ -83,7 +103,8 @@ def add_meanfield(model: PreTrainedModel, unit: Unit, config: RunConfig) -> None
         )
         for r, logits_PV in zip(rows, logits, strict=True):
             if not torch.isfinite(logits_PV).all():
-                raise TrainingError(f"the reference's logits for row {groups[r]['id']} are not finite")
+                where = _broken_layer(model, [groups[r]["prompt_ids"]], [[golds[r]]])
+                raise TrainingError(f"the reference's logits for row {groups[r]['id']} are not finite: {where}")
             negatives, thrown = meanfield_negatives(golds[r], draws[r], logits_PV, groups[r]["candidate_ids"])
             add(groups[r], "meanfield", negatives)
             redraws += thrown
@@ -101,8 +122,16 @@ def score(model: PreTrainedModel, groups: list[Group]) -> None:
         packed = pack_groups([groups[r]["prompt_ids"] for r in rows], [groups[r]["candidate_ids"] for r in rows])
         logps_BK = candidate_logps(model, packed.to(model.device)).tolist()
         for r, logps in zip(rows, logps_BK, strict=True):
-            if not all(map(math.isfinite, logps)):
-                raise TrainingError(f"the reference's log-probs for row {groups[r]['id']} are not finite: {logps}")
+            for logp, kind, candidate in zip(
+                logps, groups[r]["candidate_kind"], groups[r]["candidate_ids"], strict=True
+            ):
+                if not math.isfinite(logp):
+                    number = groups[r]["candidate_ids"].index(candidate)
+                    where = _broken_layer(model, [groups[r]["prompt_ids"]], [[candidate]])
+                    raise TrainingError(
+                        f"the reference's log-probs for row {groups[r]['id']} are not finite: candidate {number} ({kind}) "
+                        f"has {logp}; {where}"
+                    )
             groups[r]["ref_logps"] = logps
 
 
@@ -118,6 +147,11 @@ def batches(costs: Sequence[float], budget: float) -> Iterator[list[int]]:
         total += costs[row]
     if rows:
         yield rows
+
+
+def _broken_layer(model: PreTrainedModel, prompts: list[list[int]], candidates: list[list[list[int]]]) -> str:
+    layer = first_not_finite(model, pack_groups(prompts, candidates).to(model.device))
+    return f"the first layer whose output is not finite is {layer}" if layer else "every layer's output is finite"
 
 
 def _gold_cost(group: Group, draws: Sequence[Sequence[MeanfieldDraw]], vocabulary: int) -> float:

@@ -24,7 +24,8 @@ from cpo_ray.objective.cost import model_shape
 from cpo_ray.objective.head import lm_head
 from cpo_ray.objective.logprobs import candidate_logps, sample_edges
 from cpo_ray.objective.packing import PackedGroups
-from cpo_ray.training.models import export_model, load_model
+from cpo_ray.training.layout import settle_on_workers
+from cpo_ray.training.models import export_model, load_model, train_mode
 from cpo_ray.training.task import Task
 
 
@@ -56,8 +57,8 @@ class Policy(nn.Module):
 def start_engine(task: Task, tell: Callable[[str], None], *, universal: bool = False) -> Any:
     """Load the model and hand it to DeepSpeed with its AdamW. The process group is Ray Train's.
 
-    tell: hears which attention is used where it is not the fastest. universal: a checkpoint in DeepSpeed's universal form
-    will be loaded.
+    tell: called with a line if attention or the layout of packed rows is not the fastest. universal: a checkpoint in
+    DeepSpeed's universal form will be loaded.
     """
     import deepspeed  # here, because importing it costs seconds and the driver never needs it
 
@@ -67,10 +68,11 @@ def start_engine(task: Task, tell: Callable[[str], None], *, universal: bool = F
     reason = use_tree_attention(model)
     if reason is not None and task.cuda:
         tell(f"{reason}; SDPA with a dense mask is used")
+    settle_on_workers(model, task, tell)
     if task.training.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     policy = Policy(model)
-    policy.train()  # without dropout this changes nothing but to let activation checkpointing work
+    train_mode(model)
     if task.training.zero_stage == 3:
         # The head is used outside its own module's forward, where ZeRO-3 would not gather it.
         for parameter in [] if layout_of(model).own_logits else lm_head(model).tensors:

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, PreTrainedModel
 
 from cpo_ray.config import ModelConfig
-from cpo_ray.errors import TrainingError
+from cpo_ray.objective.loading import load_causal_lm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -56,18 +56,23 @@ def load_model(source: str | Path, precision: str) -> PreTrainedModel:
 
     Dropout is off because policy and reference must be the same function at the first step.
     """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=DTYPES[precision], attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"cannot load the model {source}: {error}") from None
+    model = load_causal_lm(source, DTYPES[precision])
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("drop" in name or "jitter" in name):
+                setattr(module, name, 0.0)
     return model
+
+
+def train_mode(model: PreTrainedModel) -> None:
+    """Training mode for what checkpoints activations, which it does in no other, and evaluation mode for all else.
+
+    Some routers and layers draw at random in training mode, and the policy would not be the reference at the first step.
+    """
+    for module in model.modules():
+        module.training = bool(getattr(module, "gradient_checkpointing", False))
 
 
 def export_model(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cpo_ray.objective import architectures, check
+from cpo_ray.objective import architectures
 from cpo_ray.objective.architectures import Layout, layout_of, set_layout
 from cpo_ray.objective.attention import use_tree_attention
 from cpo_ray.objective.check import (
