@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 
 from cpo_ray.objective.architectures import layout_of
 from cpo_ray.objective.branches import Branch, BranchAttention, ScoreRules, find_branches
+from cpo_ray.objective.kernels import kernel_for
 from cpo_ray.objective.masks import BLOCK, Forest, branches_of, register_masks, tree_block_mask, tree_mask
 from cpo_ray.objective.packing import PackedGroups, drop_padding, widen
 
@@ -160,7 +161,9 @@ def tree_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """`attend` for a block mask."""
-    kernel = _compiled() if query.is_cuda else flex_attention  # uncompiled it is slow and exact: for tests
+    kernel: Any = flex_attention  # uncompiled it is slow and exact: for tests
+    if query.is_cuda:
+        kernel = kernel_for(query, key, value, attention_mask, cap=softcap, sinks=s_aux is not None)
     options: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     if softcap is not None:
         options["score_mod"] = _cap_scores(softcap)
@@ -199,26 +202,6 @@ def _cap_scores(cap: float) -> Any:
         return cap * torch.tanh(score / cap)
 
     return score_mod
-
-
-@cache
-def _compiled() -> Any:
-    return compile_kernel("inductor")
-
-
-def compile_kernel(backend: Any) -> Any:
-    """FlexAttention, compiled for a shape and then, once another one comes, for every number and length of rows.
-
-    Where it had to be compiled over and over, torch would give up and go on uncompiled, with every score in memory: that
-    is an error here.
-    """
-    compiled: Any = torch.compile(flex_attention, backend=backend)
-
-    def kernel(*tensors: Tensor, **options: object) -> Any:
-        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # noqa: SLF001 - torch's documented knob
-            return compiled(*tensors, **options)
-
-    return kernel
 
 
 def _try_kernel(heads: int, keys: int, size: int, dtype: torch.dtype, device: torch.device) -> None:

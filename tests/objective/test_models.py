@@ -115,7 +115,9 @@ def cell(name):
             torch.testing.assert_close(packed.double(), expected.double(), rtol=tolerance, atol=tolerance)
     layout = layout_of(model)
     if layout.separate is not None:
-        reason = re.sub(r" by [0-9.e+-]+ nats.*", "", layout.separate).replace("packed log-probs", "in trees, log-probs")
+        reason = re.sub(r" by [0-9.e+-]+ nats.*", "", layout.separate).replace(
+            "packed log-probs", "in trees, log-probs"
+        )
         return ROWS, re.sub(r" (of|by) \w+ForCausalLM\b", "", reason)
     if layout.length_limit is not None:
         return PACKED, "up to the length at which its rotary embedding changes; separate rows in batches that reach it"
