@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
@@ -16,11 +18,13 @@ from cpo_ray.objective.check import (
     choose_groups,
     example_groups,
     fall_back,
+    first_not_finite,
     level_of,
     settle_layout,
 )
-from cpo_ray.objective.packing import Tokens
-from cpo_ray.training.task import Refusal, Task
+from cpo_ray.objective.logprobs import candidate_logps
+from cpo_ray.objective.packing import Tokens, pack_groups
+from cpo_ray.training.task import Refusal, Rows, Task
 
 
 def settle_on_workers(model: PreTrainedModel, task: Task, notify: Callable[[str], None]) -> None:
@@ -46,6 +50,20 @@ def settle_on_workers(model: PreTrainedModel, task: Task, notify: Callable[[str]
     notice = layout_of(model).notice
     if notice is not None:
         notify(notice)
+
+
+@torch.no_grad()
+def describe_row(engine: Any, rows: Rows, row: int) -> str:
+    """The row's id, and if log-probs are not finite, of which candidate and since which layer."""
+    name, model = rows.ids[row], engine.module.model
+    if engine.zero_optimization_stage() == 3:
+        return name  # a forward pass would need all workers
+    packed = pack_groups([rows.prompts[row]], [rows.candidates[row]]).to(engine.device)
+    broken = (~candidate_logps(model, packed)[0].isfinite()).nonzero().flatten().tolist()
+    if not broken:
+        return name
+    layer = first_not_finite(model, packed) or "the log-softmax"
+    return f"{name} (candidate {broken[0]}, {rows.kinds[row][broken[0]]}; first not finite: {layer})"
 
 
 def extreme_groups(folder: Path) -> tuple[list[Tokens], list[list[Tokens]]]:

@@ -15,6 +15,7 @@ from cpo_ray.config import ObjectiveConfig, TrainingConfig
 from cpo_ray.training.batch_order import deal
 from cpo_ray.training.checkpoint import clear_scratch, find_checkpoint, load_checkpoint, save_checkpoint
 from cpo_ray.training.deepspeed_engine import export_final, optimizer_step, set_learning_rate, start_engine
+from cpo_ray.training.layout import describe_row
 from cpo_ray.training.loader import Source, open_source
 from cpo_ray.training.memory import out_of_memory, peak_memory_gib
 from cpo_ray.training.microbatch import microbatch_loss
@@ -168,7 +169,7 @@ def training_steps(
                 if dist.get_rank() == 0:
                     tally.add(save=save_wanted(), ask=asking_due())
                 sums = tally.over_workers()
-                check_step(sums, tally, rows, task, step, batch)
+                check_step(sums, tally, rows, task, step, batch, lambda row: describe_row(engine, rows, row))  # noqa: B023
                 set_learning_rate(engine, learning_rate(config, step))
             norm = optimizer_step(engine)
         seconds = time.perf_counter() - started
@@ -199,15 +200,24 @@ def initial_loss_tolerance(precision: str, objective: ObjectiveConfig, candidate
     return 1e-3 + 2 * softmaxes * objective.beta * SCORING_NOISE[precision]
 
 
-def check_step(sums: dict[str, float], mine: Tally, rows: Rows, task: Task, step: int, batch: list[int]) -> None:
+def check_step(
+    sums: dict[str, float],
+    mine: Tally,
+    rows: Rows,
+    task: Task,
+    step: int,
+    batch: list[int],
+    describe: Callable[[int], str] | None = None,
+) -> None:
     """Refuse, before the optimizer moves, where a number is not finite or the policy does not start at the reference.
 
     Every worker sees the same sums, so all refuse or none.
     """
     if sums["broken"]:
-        gathered: list[list[int]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(gathered, mine.broken_rows())
-        names = [rows.ids[row] for part in gathered for row in part]
+        gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+        describe = describe or rows.ids.__getitem__
+        dist.all_gather_object(gathered, [describe(row) for row in mine.broken_rows()])
+        names = [name for part in gathered for name in part]
         raise Refusal(f"step {step + 1}: the loss is not finite for rows {', '.join(names[:10])}; no step was taken")
     if sums["broken_gradients"]:
         names = [rows.ids[row] for row in batch]
