@@ -37,8 +37,8 @@ def compiled_copy(use: Hashable, backend: Any = "inductor") -> Callable[..., Any
 def compile_kernel(backend: Any, name: str = "flex_attention", limit: int = LIMIT) -> Callable[..., Any]:
     """FlexAttention, compiled for a shape and then, once another one comes, for every number and length of rows."""
 
-    def attend(*tensors: Tensor, **options: object) -> Any:
-        return flex_attention(*tensors, **options)
+    def attend(*tensors: Tensor, **options: Any) -> Any:
+        return flex_attention(*tensors, **options)  # type: ignore[call-overload]
 
     # torch counts compilations by code object, and what it knows of sizes by the code's name.
     code = attend.__code__.replace(co_name=name, co_qualname=name)

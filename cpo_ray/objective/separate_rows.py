@@ -40,7 +40,8 @@ def candidate_rows(packed: PackedGroups) -> PackedGroups:
     node_M = packed.source_S[packed.edge_source_E[packed.member_edge_M]].tolist()
     paths = find_paths(packed, {node_M[b - 1] for _, b in spans})
     rows = _fill_rows(packed, [paths[node_M[b - 1]] for _, b in spans])
-    wide, source = rows.input_ids_RN.shape[1], []
+    wide = rows.input_ids_RN.shape[1]
+    source: list[int] = []
     for row, (a, b) in enumerate(spans):
         length = len(paths[node_M[b - 1]])
         source += range(row * wide + length - (b - a), row * wide + length)

@@ -3,7 +3,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpo_ray.objective.attention import BRANCHES, DENSE, TREE, UnknownAttention, _dense_attention, attend, register
+from cpo_ray.objective import check
+from cpo_ray.objective.attention import (
+    BRANCHES,
+    DENSE,
+    TREE,
+    UnknownAttention,
+    _dense_attention,
+    attend,
+    register,
+    use_tree_attention,
+)
 from cpo_ray.objective.branches import BranchAttention, ScoreRules, find_branches, within_window
 from cpo_ray.objective.logprobs import candidate_logps
 from cpo_ray.objective.masks import tree_block_mask, tree_mask
@@ -123,3 +133,19 @@ def test_ordinary_rows_of_a_model_with_our_attention_are_its_own():
     for attention in (DENSE, BRANCHES):
         model.set_attn_implementation(attention)
         torch.testing.assert_close(model(ids).logits, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gpt_oss", "gemma3 text", "llama4 text"])
+def test_the_compiled_kernel_computes_windows_caps_and_sinks(name):
+    prompts, candidates = long_groups()
+    model = tiny_architecture(name, attention="eager").cuda()
+    parameters = list(model.parameters())
+    separate = check.separate_logps.__wrapped__(model, prompts, candidates)
+    expected = torch.autograd.grad(separate.sum(), parameters, allow_unused=True)
+    assert use_tree_attention(model) is None
+    packed = candidate_logps(model, pack_groups(prompts, candidates).to("cuda"))
+    torch.testing.assert_close(packed, separate, rtol=1e-3, atol=1e-3)
+    for mine, theirs in zip(torch.autograd.grad(packed.sum(), parameters, allow_unused=True), expected, strict=True):
+        if theirs is not None:
+            assert (mine - theirs).norm() <= 1e-3 * theirs.norm().clamp(min=1)
