@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# What cluster.yaml runs on every machine, as often as it likes.
+# Set up a machine of cluster.yaml. Every command may be repeated.
 #
 #     node.sh FILE_SYSTEM                  mount the runs, install the locked packages, write the environment
-#     node.sh stop-when-idle MINUTES       on the head: end the machine once no job has run for so long
-#     node.sh stop-without-head MINUTES    on a worker: end the machine once it has had no head for so long
-#     node.sh watch-for-spot-notice        on a worker: tell Ray when AWS wants the machine back, two minutes before
-#     node.sh check-idle|check-head MINUTES, check-spot    what the timers of the three above call
+#     node.sh stop-when-idle MINUTES       on the head: shut down after MINUTES without a job
+#     node.sh stop-without-head MINUTES    on a worker: shut down after MINUTES without a head
+#     node.sh watch-for-spot-notice        on a worker: drain the Ray node at a spot notice, two minutes before the end
+#     node.sh check-idle|check-head MINUTES, check-spot    called by the timers of the three commands above
 set -euo pipefail
 
-HOME_OF_ALL=~/cpo_ray
+INSTALL_DIR=~/cpo_ray
 SHARED=/mnt/cpo_ray
 
 main() {
@@ -16,9 +16,9 @@ main() {
     stop-when-idle) install_timer '*/5' "check-idle $2" ;;
     stop-without-head) install_timer '*/5' "check-head $2" ;;
     watch-for-spot-notice) install_timer '*' check-spot ;;
-    check-idle) end_unless job_runs "$2" ;;
-    check-head) end_unless raylet_runs "$2" ;;
-    check-spot) tell_of_spot_notice ;;
+    check-idle) shut_down_unless job_runs "$2" ;;
+    check-head) shut_down_unless raylet_runs "$2" ;;
+    check-spot) drain_on_spot_notice ;;
     *) mount_shared "$1"; install_packages; write_environment ;;
   esac
 }
@@ -27,7 +27,7 @@ mount_shared() {
   mountpoint -q "$SHARED" && return
   command -v mount.nfs4 >/dev/null || { sudo apt-get update -qq; sudo apt-get install -y -qq nfs-common; }
   sudo mkdir -p "$SHARED"
-  # hard: a storage that is away for a minute makes writers wait, not fail.
+  # hard: if the storage is unreachable for a minute, writes wait instead of failing.
   sudo mount -t nfs4 -o nfsvers=4.1,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2,noresvport \
     "$1.efs.$(region).amazonaws.com:/" "$SHARED"
   sudo install -d -o "$USER" -m 700 "$SHARED/runs" "$SHARED/data" "$SHARED/huggingface"
@@ -35,64 +35,66 @@ mount_shared() {
 
 install_packages() {
   local stamp
-  stamp="$HOME_OF_ALL/.installed-$(cksum <"$HOME_OF_ALL/requirements/gpu.lock" | tr ' ' -)"
+  stamp="$INSTALL_DIR/.installed-$(cksum <"$INSTALL_DIR/requirements/gpu.lock" | tr ' ' -)"
   [ -e "$stamp" ] && return
   command -v g++ >/dev/null || { sudo apt-get update -qq; sudo apt-get install -y -qq g++; }
   python3 -m pip install -q --user uv==0.13.9
   python3 -m uv python install -q 3.11
-  python3 -m uv venv -q --clear --python 3.11 "$HOME_OF_ALL/venv"
-  VIRTUAL_ENV="$HOME_OF_ALL/venv" python3 -m uv pip install -q --no-deps --require-hashes -r "$HOME_OF_ALL/requirements/gpu.lock"
+  python3 -m uv venv -q --clear --python 3.11 "$INSTALL_DIR/venv"
+  VIRTUAL_ENV="$INSTALL_DIR/venv" python3 -m uv pip install -q --no-deps --require-hashes -r "$INSTALL_DIR/requirements/gpu.lock"
   touch "$stamp"
 }
 
 write_environment() {
-  # EFA's plugin for NCCL and its libraries come with the machine image.
-  cat >"$HOME_OF_ALL/environment" <<END
-. $HOME_OF_ALL/venv/bin/activate
+  # The machine image contains EFA's plugin for NCCL and its libraries.
+  cat >"$INSTALL_DIR/environment" <<END
+. $INSTALL_DIR/venv/bin/activate
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 export RAY_JOB_STOP_WAIT_TIME_S=120
 export CPO_RAY_RUNS=$SHARED/runs HF_HOME=$SHARED/huggingface
 export LD_LIBRARY_PATH=/opt/amazon/ofi-nccl/lib:/opt/amazon/ofi-nccl/lib/x86_64-linux-gnu:/opt/amazon/efa/lib
 END
-  cat >"$HOME_OF_ALL/secrets" <<END
+  cat >"$INSTALL_DIR/secrets" <<END
 if CPO_RAY_JUDGE_KEY=\$(aws ssm get-parameter --region $(region) --name /cpo-ray/judge-key --with-decryption \
     --query Parameter.Value --output text 2>/dev/null); then
   export CPO_RAY_JUDGE_KEY
 else
-  echo "no parameter /cpo-ray/judge-key: configurations with a judge of their own will be refused"
+  echo "no parameter /cpo-ray/judge-key: configurations with a judge that needs a key will be refused"
 fi
 END
 }
 
 install_timer() {
-  echo "$1 * * * * $USER bash $HOME_OF_ALL/aws/node.sh $2" | sudo tee "/etc/cron.d/cpo-ray-${2%% *}" >/dev/null
-  date +%s >"$HOME_OF_ALL/last-needed"
+  echo "$1 * * * * $USER bash $INSTALL_DIR/aws/node.sh $2" | sudo tee "/etc/cron.d/cpo-ray-${2%% *}" >/dev/null
+  date +%s >"$INSTALL_DIR/last-needed"
 }
 
-end_unless() {
+shut_down_unless() {
   if "$1"; then
-    date +%s >"$HOME_OF_ALL/last-needed"
-  elif [ $(($(date +%s) - $(cat "$HOME_OF_ALL/last-needed"))) -gt $(($2 * 60)) ]; then
+    date +%s >"$INSTALL_DIR/last-needed"
+  elif [ $(($(date +%s) - $(cat "$INSTALL_DIR/last-needed"))) -gt $(($2 * 60)) ]; then
     sudo shutdown -h now
   fi
 }
 
-# A cluster that does not answer has none: a head without Ray earns nothing.
+# If Ray does not answer, no job runs: a head without Ray is of no use.
 job_runs() {
-  . "$HOME_OF_ALL/environment"
+  . "$INSTALL_DIR/environment"
   local jobs
-  jobs=$(ray job list 2>/dev/null || true)  # no pipe: grep leaves at the match, and ray would fail of it
+  jobs=$(ray job list 2>/dev/null || true)  # no pipe: grep -q exits at the first match, and ray would fail with SIGPIPE
   grep -qE 'JobStatus\.(RUNNING|PENDING)|status=.?(RUNNING|PENDING)' <<<"$jobs"
 }
 
-# A raylet whose head does not answer for a minute ends. Only the head ends workers, so nobody would end this machine.
+# A raylet exits if its head does not answer for a minute. Only the head terminates workers, so nothing else would stop this
+# machine.
 raylet_runs() {
   pgrep -x raylet >/dev/null
 }
 
-# Called every minute, asks every five seconds: of two minutes' notice few may be lost. Told again, Ray does not mind.
-tell_of_spot_notice() {
-  . "$HOME_OF_ALL/environment"
+# Called every minute, polls every five seconds, because the notice comes only two minutes before the end. Draining a node
+# twice does no harm.
+drain_on_spot_notice() {
+  . "$INSTALL_DIR/environment"
   for _ in {1..11}; do
     if metadata spot/instance-action >/dev/null; then
       RAY_ADDRESS=auto ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message "spot notice" \
@@ -107,7 +109,7 @@ region() {
   metadata placement/region
 }
 
-# What AWS says of this machine; fails where it says nothing.
+# Read AWS' metadata of this machine; fails if there is none.
 metadata() {
   local token
   token=$(curl -sfX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 60')

@@ -1,11 +1,11 @@
 """MFU, tokens/s and peak memory on one CUDA GPU: packed token trees (FlexAttention) against padded rows with full logits.
 
     python -m benchmarks.gpu                        GPT2-XL and OpenLlama-3B shapes, random weights, bf16
-    python -m benchmarks.gpu --tiny --device cpu    both in small, to see that it runs
+    python -m benchmarks.gpu --tiny --device cpu    small versions of both, as a test of the script
 
-torch and transformers alone, no Ray. A step is forward + backward of the ranked CPO loss, K = 12 MixN, lengths like Dolly's.
-MFU counts the model's FLOPs for the tokens and pairs that the packed step computes, once forward and twice backward, over
-the card's dense peak; what activation checkpointing computes again is not counted.
+Only torch and transformers, no Ray. A step is forward + backward of the ranked CPO loss, K = 12 MixN, lengths like Dolly's.
+MFU is the model's FLOPs for the tokens and pairs of the packed step (the backward pass counts twice) per second, divided by
+the dense peak of the card; recomputation by activation checkpointing is not counted.
 """
 
 import argparse
@@ -35,7 +35,7 @@ MODELS: dict[str, Any] = {
     "openllama-3b": LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=3200, intermediate_size=8640, num_hidden_layers=26, num_attention_heads=32,
         max_position_embeddings=2048,
-    ),  # OpenLlama's own vocabulary is 32,000; GPT-2's makes the groups the same for both
+    ),  # OpenLlama's own vocabulary is 32,000; with GPT-2's, both models get the same groups
 }  # fmt: skip
 TINY: dict[str, Any] = {
     "gpt2-xl": GPT2Config(n_embd=64, n_layer=2, n_head=1, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
@@ -47,11 +47,11 @@ TINY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One variant of one model."""
+    """Measurements of one variant of one model."""
 
     prompts_per_second: float
     tokens_per_second: float  # tokens computed, padding included
-    mfu: float | None  # None where the peak is not known
+    mfu: float | None  # None if the peak is not known
     peak_gib: float | None  # None on CPU
     seconds: list[float]  # of each batch
 
@@ -80,7 +80,7 @@ def padded_step(model: PreTrainedModel, batch: Batch, _: int | None) -> tuple[Te
 def measure(
     step: Any, model: PreTrainedModel, batches: list[Batch], row_tokens: int | None, peak: float | None
 ) -> Measured:
-    """Every batch once to warm up and compile, then once more."""
+    """Run every batch once to warm up and compile, then once more, timed."""
     cuda = model.device.type == "cuda"
     shape = model_shape(model)
     useful = [3 * sum(shape.forward_flops(measure_group(p, g)) for p, g in zip(*b, strict=True)) for b in batches]
@@ -113,7 +113,7 @@ def measure(
 def compare(
     name: str, config: Any, options: argparse.Namespace, peak: float | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Ratios and figures of one model."""
+    """Ratios and other measurements of one model."""
     draw = random.Random(17)
     pairs = synthetic_pairs(options.prompts * options.batches, draw)
     if options.tiny:
@@ -159,12 +159,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=4, help="prompts per step, each with 12 candidates")
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--checkpointing", action="store_true", help="activation checkpointing")
-    parser.add_argument("--peak-tflops", type=float, help="the card's dense bf16 peak, where cpo_ray does not know it")
+    parser.add_argument("--peak-tflops", type=float, help="dense bf16 peak of the card, if cpo_ray does not have it")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json")
     options = parser.parse_args(arguments)
     cuda = options.device == "cuda"
     if cuda and not torch.cuda.is_available():
-        parser.error("no CUDA device on this machine; --tiny --device cpu shows that the script runs")
+        parser.error("no CUDA device on this machine; use --tiny --device cpu to test the script")
     known = peak_flops("bf16") if cuda else None
     peak = options.peak_tflops * 1e12 if options.peak_tflops else known
     ratios: dict[str, Any] = {}

@@ -1,33 +1,34 @@
-"""Groups as sampling makes them, K = 12 MixN: Dolly's own texts where they are at hand, else random tokens."""
+"""Groups like those of the sampling stage, K = 12 MixN: from Dolly's texts if available, otherwise random tokens."""
 
 import math
 import random
 from pathlib import Path
 
+from cpo_ray.records import Tokens
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 VOCABULARY, EOS, CONTEXT = 50_257, 50_256, 1024
 K, PROMPTS, BATCH, MEANFIELD, TRUNCATION = 12, 4, 3, 5, 3  # MixN: the gold and 3 BN, 5 MN, 3 TN
 
-Tokens = list[int]
-Batch = tuple[list[Tokens], list[list[Tokens]]]  # prompts, and for each its candidates, the gold first
+Batch = tuple[list[Tokens], list[list[Tokens]]]  # prompts, and the candidates of each, the gold first
 
 
 def make_batches(number: int, seed: int = 17) -> tuple[list[Batch], str]:
-    """`number` batches of 4 prompts with 12 candidates each, and where their lengths come from."""
+    """`number` batches of 4 prompts with 12 candidates each, and the source of their lengths."""
     draw = random.Random(seed)
     pairs, source = token_pairs(number * PROMPTS, draw)
     return grouped(pairs, PROMPTS, draw), source
 
 
 def grouped(pairs: list[tuple[Tokens, Tokens]], prompts_per_batch: int, draw: random.Random) -> list[Batch]:
-    """Give each pair its negatives, and cut into batches."""
+    """Add negatives to each pair and split into batches."""
     groups = [[gold, *negatives(gold, [other for _, other in pairs], draw)] for _, gold in pairs]
     cut = [slice(start, start + prompts_per_batch) for start in range(0, len(pairs), prompts_per_batch)]
     return [([prompt for prompt, _ in pairs[part]], groups[part]) for part in cut]
 
 
 def negatives(gold: Tokens, golds: list[Tokens], draw: random.Random) -> list[Tokens]:
-    """3 BN, 5 MN and 3 TN. A resampled token is never the gold's own: shared prefixes are as short as they can be."""
+    """3 BN, 5 MN and 3 TN. A resampled token always differs from the gold's, so shared prefixes are as short as possible."""
     others = draw.sample([other for other in golds if other != gold], BATCH)
     edits = [_edit(gold, draw) for _ in range(MEANFIELD)]
     cuts = [[*gold[: draw.randint(1, len(gold) - 2)], EOS] for _ in range(TRUNCATION)]
@@ -35,17 +36,17 @@ def negatives(gold: Tokens, golds: list[Tokens], draw: random.Random) -> list[To
 
 
 def token_pairs(count: int, draw: random.Random) -> tuple[list[tuple[Tokens, Tokens]], str]:
-    """(prompt, response with EOS) of at most 1024 tokens together, the response of three at least."""
+    """(prompt, response with EOS) of at most 1024 tokens together; a response has at least three."""
     dolly = SHARED / "dolly" / "databricks-dolly-15k.jsonl"
     if not dolly.exists():
         return synthetic_pairs(count, draw), "synthetic lengths"
     from cpo_ray.data.dolly import read_dolly
-    from cpo_ray.data.rows import Row
+    from cpo_ray.data.rows import InstructionRow
     from cpo_ray.data.template import apply_template
     from cpo_ray.data.tokenization import encode, load_tokenizer
 
     tokenizer = load_tokenizer(str(SHARED / "tokenizers"))
-    rows = draw.sample([row for row in read_dolly(dolly) if isinstance(row, Row)], 2 * count + 8)
+    rows = draw.sample([row for row in read_dolly(dolly) if isinstance(row, InstructionRow)], 2 * count + 8)
     prompts = [apply_template("{context}\n{instruction}\n", row.instruction, row.context) for row in rows]
     responses = encode(tokenizer, [row.response for row in rows], special=False)
     pairs = [
@@ -55,7 +56,7 @@ def token_pairs(count: int, draw: random.Random) -> tuple[list[tuple[Tokens, Tok
 
 
 def synthetic_pairs(count: int, draw: random.Random) -> list[tuple[Tokens, Tokens]]:
-    """Random tokens with lengths like Dolly's under GPT-2's BPE: prompts of median 16 and mean 93, responses of 45 and 81."""
+    """Random tokens with lengths like Dolly's under GPT-2's BPE: prompts with median 16 and mean 93, responses 45 and 81."""
     pairs = []
     while len(pairs) < count:
         prompt, response = (
@@ -68,7 +69,7 @@ def synthetic_pairs(count: int, draw: random.Random) -> list[tuple[Tokens, Token
 
 
 def _edit(gold: Tokens, draw: random.Random) -> Tokens:
-    """15% of the gold's tokens replaced, EOS never."""
+    """The gold with 15% of its tokens replaced, never EOS."""
     edited = list(gold)
     for position in draw.sample(range(len(gold) - 1), max(1, round(0.15 * (len(gold) - 1)))):
         edited[position] = (gold[position] + draw.randrange(1, EOS)) % EOS

@@ -1,11 +1,11 @@
-"""Autoregressive negatives through Ray Data, against the bare engine and against Hugging Face's `generate`.
+"""Autoregressive negatives through Ray Data, compared with the bare engine and with Hugging Face's `generate`.
 
-The case is one that the engine is for: Dolly's prompts and GPT-2's vocabulary where ../shared/data has them, a GPT-2 of 30 M
-parameters, 11 samples of up to 128 tokens for each prompt. A model with random weights would never end a sample, and all would
-be equally long. So EOS is given a constant probability after each token, with which the samples are as long on average as the
-responses of the data, cut at 128 tokens: lengths vary as a geometric distribution does, which is near to how Dolly's do. All
-three sides have the same model, prompts, dtype and number of threads, and count the tokens up to EOS alone, EOS included.
-Engine and cluster starts are left out.
+The case is a typical one for the engine: Dolly's prompts and GPT-2's vocabulary if ../shared/data has them, a GPT-2 of 30 M
+parameters, 11 samples of up to 128 tokens per prompt. A model with random weights would never end a sample, and all samples
+would be equally long. So EOS gets a constant probability after each token, chosen such that the mean length of a sample equals
+that of the data's responses, cut at 128 tokens: lengths follow a geometric distribution, which is close to Dolly's. All three
+sides use the same model, prompts, dtype and number of threads, and count only the tokens up to EOS, EOS included. Engine and
+cluster starts are not measured.
 """
 
 import math
@@ -20,14 +20,14 @@ import pyarrow as pa
 
 from benchmarks.results import ROOT, ratio
 from cpo_ray.config import RunConfig
-from cpo_ray.sampling.vllm_sampler import Engine
+from cpo_ray.sampling.vllm_sampler import VllmSampler
 
 SHARED = ROOT.parent / "shared" / "data"
 DOLLY, TOKENIZER = SHARED / "dolly" / "databricks-dolly-15k.jsonl", SHARED / "tokenizers"
 SAMPLES, LONGEST = 11, 128
-TOP_K, STEADY = 50, 30.0  # the larger, the less the logit of EOS depends on what was written
+TOP_K, STEADY = 50, 30.0  # STEADY: the larger, the less the logit of EOS depends on the context
 SIZES = (2, 4, 8, 16)  # prompts of a batch in Hugging Face's `generate`
-CLOCK = ("began", "ended", "processor_began", "processor_ended")  # kinds of work that `TimedEngine` notes
+CLOCK = ("began", "ended", "processor_began", "processor_ended")  # kinds of work that `TimedSampler` adds
 
 Numbers = dict[str, float]
 
@@ -57,7 +57,7 @@ def configure(rows: int) -> RunConfig:
 
 
 def prepare(config: RunConfig, folder: Path) -> tuple[Any, Any]:
-    """The rows as the stage selects them, and the reference; made once."""
+    """The selected rows and the reference. Data and model are made once."""
     from cpo_ray.artifacts import read_table
     from cpo_ray.data.examples import prepare_examples
     from cpo_ray.sampling.reference_model import read_reference
@@ -78,11 +78,11 @@ def prepare(config: RunConfig, folder: Path) -> tuple[Any, Any]:
 
 
 def end_as(path: Path, prompts: Sequence[list[int]], wanted: float, threads: int) -> None:
-    """Give the model with random weights one more property: a sample ends after each token with the same probability.
+    """Change the model with random weights so that a sample ends after each token with the same probability.
 
-    wanted: mean length, cut at `LONGEST`. The head's row of EOS becomes orthogonal to all others, and the last bias points
-    along it: the logit of EOS is nearly constant, the other tokens' do not change with it. The embeddings are scaled, so that
-    EOS is among the likeliest 50.
+    wanted: mean length, cut at `LONGEST`. The head's row of EOS becomes orthogonal to all other rows, and the last bias points
+    along it: the logit of EOS is nearly constant and independent of the other logits. The embeddings are scaled so that EOS is
+    among the 50 most likely tokens.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -93,10 +93,10 @@ def end_as(path: Path, prompts: Sequence[list[int]], wanted: float, threads: int
     eos, words, bias = model.config.eos_token_id, model.transformer.wte.weight.data, model.transformer.ln_f.bias.data
     words *= 4
     along = torch.nn.functional.normalize(words[eos], dim=0)
-    words -= torch.outer(words @ along, along)  # the logit of EOS is 0 for now: never among the likeliest 50
+    words -= torch.outer(words @ along, along)  # the logit of EOS is now 0: never among the top 50
     logits = []
     with torch.inference_mode():
-        for prompt in prompts:  # as the other tokens' logits are where the model goes on from its own samples
+        for prompt in prompts:  # logits of the other tokens, after the model's own samples
             ids = torch.tensor([prompt])
             written = model.generate(ids, do_sample=True, top_k=TOP_K, max_new_tokens=24, pad_token_id=eos)
             logits.append(model(written).logits[0, len(prompt) :])
@@ -117,7 +117,7 @@ def hazard_inverse(wanted: float) -> float:
 
 
 def bare_engine(folder: Path, rows: int) -> Numbers:
-    """`vllm.LLM.generate`, all prompts at once, after a warm-up."""
+    """`vllm.LLM.generate` on all prompts at once, after a warm-up."""
     from cpo_ray.sampling.negatives.autoregressive import sampling_parameters
     from cpo_ray.sampling.vllm_sampler import engine_arguments, set_environment
 
@@ -137,7 +137,7 @@ def bare_engine(folder: Path, rows: int) -> Numbers:
         )
         for e in examples
     ]
-    prompts = [TokensPrompt(prompt_token_ids=e["prompt_ids"][-selection.prompt_tokens :]) for e in examples]
+    prompts = [TokensPrompt(prompt_token_ids=e["prompt_ids"]) for e in examples]
     llm.generate(prompts[:8], parameters[:8], use_tqdm=False)
     llm.reset_prefix_cache()
     began = clock()
@@ -146,48 +146,48 @@ def bare_engine(folder: Path, rows: int) -> Numbers:
     return speeds([len(sample.token_ids) for output in outputs for sample in output.outputs], began, ended)
 
 
-class TimedEngine(Engine):
-    """Notes when each unit came in and when it was done, on this machine's clock, and the actor's processor time then."""
+class TimedSampler(VllmSampler):
+    """Records the wall and processor time at which each unit arrived and was done."""
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
-        from cpo_ray.sampling.units import note, read_units, write_units
+        from cpo_ray.sampling.units import add_work, read_units, write_units
 
         began = clock()
         async for done in super().__call__(batch):
             ended = clock()
             units = read_units(done)
             for name, seconds in zip(CLOCK, (began[0], ended[0], began[1], ended[1]), strict=True):
-                note(units[0], name, redraws=0, tokens=0, seconds=seconds)
+                add_work(units[0], name, redraws=0, tokens=0, seconds=seconds)
             yield write_units(units)
 
 
 def engine_in_ray_data(folder: Path, rows: int) -> Numbers:
-    """The same through Ray Data: all tokens, from the moment the first unit reaches the actor until the driver has the last."""
-    import cpo_ray.sampling.vllm_sampler as wing
+    """The same through Ray Data: all tokens, from the first unit's arrival at the actor to the last unit's at the driver."""
     from cpo_ray.cluster.session import ray_cluster
+    from cpo_ray.sampling import vllm_sampler
     from cpo_ray.sampling.dataset import sampled_units
-    from cpo_ray.sampling.groups import rows_drawer
+    from cpo_ray.sampling.groups import unit_drawer
     from cpo_ray.sampling.units import read_units
 
     config = configure(rows)
     selection, reference = prepare(config, folder)
     starts = list(range(0, len(selection.table), config.sampling.batch_rows))
-    wing.Engine = TimedEngine  # type: ignore[misc]
+    vllm_sampler.VllmSampler = TimedSampler  # type: ignore[misc]
     with ray_cluster(config.cluster) as cluster:
         cluster.ensure()
-        lengths, noted = [], []
-        units = sampled_units(config, reference, rows_drawer(config, selection, reference), starts)
+        lengths, times = [], []
+        units = sampled_units(config, reference, unit_drawer(config, selection, reference), starts)
         for batch in units.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
             for unit in read_units(batch):
                 lengths += [len(candidate) for group in unit["groups"] for candidate in group["candidate_ids"][1:]]
-                noted.append({work["kind"]: work["seconds"] for work in unit["work"]})
+                times.append({work["kind"]: work["seconds"] for work in unit["work"]})
         ended = time.monotonic()
-    began, _, processor_began, processor_ended = ([each[name] for each in noted] for name in CLOCK)
+    began, _, processor_began, processor_ended = ([each[name] for each in times] for name in CLOCK)
     return speeds(lengths, (min(began), min(processor_began)), (ended, max(processor_ended)))
 
 
 def hugging_face(folder: Path, rows: int, *sizes: str) -> Numbers:
-    """`generate` on prompts sorted by length, in the batch size that suits it best, found on a quarter of the prompts."""
+    """`generate` on prompts sorted by length, at its best batch size, which is found on a quarter of the prompts."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -195,7 +195,7 @@ def hugging_face(folder: Path, rows: int, *sizes: str) -> Numbers:
     selection, reference = prepare(config, folder)
     torch.set_num_threads(config.cluster.threads_per_worker)
     model = AutoModelForCausalLM.from_pretrained(reference.path).eval()
-    prompts = [ids[-selection.prompt_tokens :] for ids in selection.table["prompt_ids"].to_pylist()]
+    prompts = selection.table["prompt_ids"].to_pylist()
     prompts.sort(key=len)
 
     def generate(batch: Sequence[list[int]]) -> list[int]:
@@ -216,24 +216,26 @@ def hugging_face(folder: Path, rows: int, *sizes: str) -> Numbers:
         return speeds(lengths, began, clock())
 
     generate(prompts[:4])
-    found = {size: measure(prompts[::4], size)["tokens_per_second"] for size in map(int, sizes or SIZES)}
-    best = max(found, key=lambda size: found[size])
-    return measure(prompts, best) | {f"a quarter, by {size}": speed for size, speed in found.items()}
+    by_size = {size: measure(prompts[::4], size)["tokens_per_second"] for size in map(int, sizes or SIZES)}
+    best = max(by_size, key=lambda size: by_size[size])
+    return measure(prompts, best) | {f"a quarter, by {size}": speed for size, speed in by_size.items()}
 
 
 def clock() -> tuple[float, float]:
-    """Wall seconds of this machine's clock, and processor seconds of this process and those below it."""
+    """Wall seconds, and processor seconds of this process and its children."""
     return time.monotonic(), processor_seconds()
 
 
 def processor_seconds() -> float:
-    """Of this process and those below it."""
-    mine = psutil.Process()
-    return sum(times.user + times.system for times in (p.cpu_times() for p in [mine, *mine.children(recursive=True)]))
+    """Of this process and its children."""
+    process = psutil.Process()
+    return sum(
+        times.user + times.system for times in (p.cpu_times() for p in [process, *process.children(recursive=True)])
+    )
 
 
 def speeds(lengths: Sequence[int], began: tuple[float, float], ended: tuple[float, float]) -> Numbers:
-    """Tokens per second, by the clock and by the processor, and how long the samples are."""
+    """Tokens per wall second and per processor second, and the lengths of the samples."""
     seconds, processor = (after - before for before, after in zip(began, ended, strict=True))
     cuts = quantiles(lengths, n=4)
     return {
@@ -250,7 +252,7 @@ def speeds(lengths: Sequence[int], began: tuple[float, float], ended: tuple[floa
 
 
 def an_ratios(measure: Callable[..., Numbers], folder: Path, rows: int) -> dict[str, Any]:
-    """Bare, Ray, bare, Ray: the machine's own drift shows in the spread."""
+    """Bare, Ray, bare, Ray: the spread shows the drift of the machine."""
     bare, ours = [], []
     for _ in range(2):
         bare.append(measure("bare", folder, rows))

@@ -1,9 +1,9 @@
-"""Does the wiki reader's memory stay flat? `python -m benchmarks.readers`; ratios from one run.
+"""Is the wiki reader's memory constant? `python -m benchmarks.readers`; ratios from one run.
 
-A dump is repeated until its XML has so many megabytes, every copy of an article under another title and slightly another
-text, so that none is recognised as a duplicate. The whole stage `data` reads it, as one file and as parts, each in a process
-of its own; measured is the driver's peak resident memory above what it had before reading (imports, tokenizer, Ray).
-The dump is the one in shared/data where it is at hand, else one of invented words.
+A dump is repeated until its XML has the given number of megabytes. Each copy of an article has another title and a slightly
+different text, so that it is not a duplicate. Stage `data` reads it, once as one file and once as parts, each in its own
+process. Measured is the driver's peak resident memory above that before reading (imports, tokenizer, Ray).
+The dump is the one in shared/data if it exists, otherwise one of random words.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from benchmarks.results import RESULTS, ROOT, machine, ratio, write_results
 from cpo_ray.config.loading import parse_config
 
 SHARED = ROOT.parent / "shared" / "data"
-MEGABYTE, GIB = 1_000_000, 2**20  # bytes; kB, as getrusage counts
+MEGABYTE, GIB = 1_000_000, 2**20  # bytes; kB, the unit of getrusage
 PARTS = 4
-SMALL = 35  # MB of XML, of the dump to compare with
+SMALL = 35  # MB of XML in the dump to compare with
 SIZES = {"train_rows": 1500, "validation_rows": 100, "test_rows": 400}
 
 
 def dump_pieces():
-    """(head, pages, tail) of a dump's XML, and where it comes from."""
+    """(head, pages, tail, source): the XML of a dump in three pieces, and a description of its source."""
     files = sorted((SHARED / "wiki").glob("*.bz2"))
     if files:
         head, page, rest = bz2.decompress(files[0].read_bytes()).decode().partition("  <page>")
@@ -46,7 +46,7 @@ def dump_pieces():
 
 
 def write_dumps(folder, megabytes):
-    """`one.xml.bz2` with so many megabytes of XML, and the same in parts. Returns their places and the source."""
+    """Write `one.xml.bz2` with `megabytes` of XML, and the same in parts. Returns their paths, the size and the source."""
     head, pages, tail, source = dump_pieces()
     copies = max(PARTS, round(megabytes * MEGABYTE / len(pages.encode())))
     (folder / "parts").mkdir(parents=True)
@@ -54,8 +54,8 @@ def write_dumps(folder, megabytes):
     for file in (one, *parts):
         file.write_bytes(bz2.compress(head.encode(), 1))
     for copy in range(copies):
-        again = re.sub(r"<title>([^<]*)</title>", rf"<title>\1 (copy {copy})</title>", pages)
-        stored = bz2.compress(re.sub(r"(<text[^>]*>)", rf"\1Copy {copy}. ", again).encode(), 1)
+        retitled = re.sub(r"<title>([^<]*)</title>", rf"<title>\1 (copy {copy})</title>", pages)
+        stored = bz2.compress(re.sub(r"(<text[^>]*>)", rf"\1Copy {copy}. ", retitled).encode(), 1)
         for file in (one, parts[copy % PARTS]):
             with file.open("ab") as out:
                 out.write(stored)
@@ -81,16 +81,16 @@ def configure(path, tokenizer):
 
 
 def child(path, tokenizer, out):
-    """Read in this process; write seconds, rows and the peak above the start to stdout."""
-    import cpo_ray.data.wikidump  # noqa: F401 - what is imported before is not counted
+    """Read in this process; write seconds, articles and the peak memory above the start to result.json."""
+    import cpo_ray.data.wikidump  # noqa: F401 - imported before the measurement, so that it is not counted
     from cpo_ray.cluster.session import ray_cluster
     from cpo_ray.data.examples import needs_ray, prepare_examples
     from cpo_ray.data.tokenization import load_tokenizer
-    from cpo_ray.monitoring.console import chatter_to
+    from cpo_ray.monitoring.console import redirect_output
 
     config = configure(path, tokenizer)
     load_tokenizer(str(tokenizer))
-    with chatter_to(out.with_suffix(".log")), ray_cluster(config.cluster) as lazy:
+    with redirect_output(out.with_suffix(".log")), ray_cluster(config.cluster) as lazy:
         if needs_ray(config.data):
             lazy.ensure()
         base, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
@@ -114,7 +114,7 @@ def measure(path, tokenizer, folder):
 
 
 def make_tokenizer(folder):
-    """GPT-2's where it is at hand, else one trained on a few words."""
+    """GPT-2's if it exists in shared/data, otherwise one trained on a few words."""
     if (SHARED / "tokenizers").is_dir():
         return SHARED / "tokenizers"
     from cpo_ray.data.tokenization import train_tokenizer
@@ -139,8 +139,8 @@ def main():
     if options.read:
         child(*options.read)
         return
-    with tempfile.TemporaryDirectory() as place:
-        folder, seen = Path(place), {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, seen = Path(temporary), {}
         tokenizer = make_tokenizer(folder)
         for size in (SMALL, options.megabytes):
             paths, megabytes, source = write_dumps(folder / f"{size:g}", size)

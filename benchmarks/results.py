@@ -1,4 +1,4 @@
-"""What a benchmark writes: ratios with their targets and baselines, from one run. It informs, so it never fails on a value."""
+"""The results file of a benchmark: ratios with their targets and baselines, from one run. No value makes a benchmark fail."""
 
 import json
 import os
@@ -17,7 +17,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def ratio(values: Sequence[float], target: str, baseline: str, what: str) -> dict[str, Any]:
-    """The median of paired ratios, their spread, and whether it meets a target like `>= 5`, rounded to what is shown."""
+    """The median of paired ratios, their spread, and whether the median meets a target like `>= 5`. Values are rounded."""
     value = median(values)
     holds = meets(value, target)
     spread = [round(min(values), 3), round(max(values), 3)]
@@ -28,7 +28,7 @@ def ratio(values: Sequence[float], target: str, baseline: str, what: str) -> dic
 
 
 def ratio_of_sums(pairs: Sequence[tuple[float, float]], target: str, baseline: str, what: str) -> dict[str, Any]:
-    """The baseline's seconds by ours, both summed: what an epoch gains. The paired ratios' median and spread beside it.
+    """The baseline's total seconds divided by ours, which is the gain over an epoch, with the paired ratios' median and spread.
 
     pairs: (ours, baseline) of each turn.
     """
@@ -44,7 +44,7 @@ def meets(value: float, target: str) -> bool:
 
 
 def not_measured(target: str, baseline: str, what: str, why: str) -> dict[str, Any]:
-    """A ratio that could not be taken here, and why."""
+    """An entry for a ratio that could not be measured, with the reason."""
     return {"value": None, "target": target, "holds": None, "baseline": baseline, "what": what, "why": why}
 
 
@@ -53,7 +53,7 @@ def machine(*notes: str) -> str:
 
 
 def write_results(out: Path, command: str, where: str, ratios: dict[str, dict[str, Any]], **more: Any) -> None:
-    """Write benchmarks/results/<name>.json, and one line a ratio on the screen."""
+    """Write benchmarks/results/<name>.json, and print one line per ratio."""
     out.parent.mkdir(parents=True, exist_ok=True)
     result = {"date": time.strftime("%F"), "machine": where, "command": command, "ratios": ratios, **more}
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

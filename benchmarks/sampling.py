@@ -1,12 +1,12 @@
-"""The sampling stage against its parts. `make bench-sampling`; `--only an` (or overlap, memory, dolly); ratios from one run.
+"""The sampling stage compared with its parts. `make bench-sampling`; `--only an` (or overlap, memory, dolly) runs one part.
 
-an       autoregressive negatives through Ray Data against the bare engine on the same prompts and settings, and against
-         Hugging Face's `generate` in the batch size that suits it best: tokens per second, engine starts excluded.
-overlap  the whole stage of the case of `an`, scored and ranked, against its slowest part alone, actor starts included in both.
-memory   the driver's peak above its start, on 1,000 and on many rows of batch and truncation negatives.
-dolly    MixNR groups of the training split of Dolly with a small GPT-2: seconds and rows per second.
+an       autoregressive negatives through Ray Data, compared with the bare engine on the same prompts and settings, and with
+         Hugging Face's `generate` at its best batch size: tokens per second, without engine starts.
+overlap  the whole stage for the case of `an`, scored and ranked, compared with its slowest part alone, actor starts included.
+memory   the driver's peak memory above its start, for 1,000 and for many rows of batch and truncation negatives.
+dolly    MixNR groups of Dolly's training split with a small GPT-2: seconds and rows per second.
 
-Every measurement has a process of its own: an engine leaves nothing behind for the next.
+Each measurement runs in its own process, so no engine affects the next one. Ratios are from measurements of one run.
 """
 
 import argparse
@@ -29,7 +29,7 @@ GIB = 2**20  # kB, as getrusage counts
 
 
 def configure(rows: int, wanted: dict[str, int], **sampling: Any) -> RunConfig:
-    """The demo's model and task, `rows` prompts, and these negatives alone."""
+    """The demo's model and task with `rows` prompts and only these negatives."""
     counts = {"autoregressive": 0, "batch": 0, "meanfield": 0, "truncation": 0} | wanted
     return RunConfig.model_validate(
         {
@@ -42,7 +42,7 @@ def configure(rows: int, wanted: dict[str, int], **sampling: Any) -> RunConfig:
 
 
 def prepare(config: RunConfig, folder: Path) -> tuple[Path, Path]:
-    """The data artifact's folder, and a reference with random weights."""
+    """The folder of the data artifact, and of a reference with random weights."""
     from cpo_ray.data.examples import prepare_examples
     from cpo_ray.training.models import initialize_model
 
@@ -55,26 +55,26 @@ def prepare(config: RunConfig, folder: Path) -> tuple[Path, Path]:
 
 
 def engine_units(config: RunConfig, data: Path, reference: Path, folder: Path) -> Any:
-    """A Ray Dataset: what the engine makes of the training rows, neither scored nor ranked."""
+    """The Ray Dataset of the training rows after the engine, neither scored nor ranked."""
     from cpo_ray.sampling.dataset import sampled_units
     from cpo_ray.sampling.groups import prepare as select
-    from cpo_ray.sampling.groups import rows_drawer
+    from cpo_ray.sampling.groups import unit_drawer
 
     model, selection, _ = select(config, data / "train", reference, folder)
     starts = range(0, len(selection.table), config.sampling.batch_rows)
-    return sampled_units(config, model, rows_drawer(config, selection, model), starts)
+    return sampled_units(config, model, unit_drawer(config, selection, model), starts)
 
 
 def stage_seconds(folder: Path, rows: int, part: str) -> dict[str, float]:
-    """Seconds of the stage, or of one of its parts alone; the cluster is up before.
+    """Seconds of the stage, or of one of its parts alone, on a running cluster.
 
-    Engine, scorer and ranker want a core each, and here are two: parts can only overlap where the slowest takes most of the
-    work, as an engine does whose model is larger than the embedder. So this is the case of `negatives.py`.
+    Engine, scorer and ranker need a core each, but the machine has two: they can only overlap if the slowest does most of the
+    work, like an engine whose model is larger than the embedder. So this uses the case of `negatives.py`.
     """
     from cpo_ray.artifacts import Artifact, Manifest
     from cpo_ray.cluster.session import ray_cluster
     from cpo_ray.sampling.groups import make_groups
-    from cpo_ray.sampling.reranking import rank_again
+    from cpo_ray.sampling.reranking import rerank
 
     config = negatives.configure(rows)
     negatives.prepare(config, folder)
@@ -90,12 +90,12 @@ def stage_seconds(folder: Path, rows: int, part: str) -> dict[str, float]:
                 pass
         elif part == "ranker":
             finished = Artifact("groups/train", folder / "whole", Manifest({}, {}, {}, 0.0, ""))
-            rank_again(config, finished, path, out, lambda _: None)
+            rerank(config, finished, path, out, lambda _: None)
         return {"seconds": time.perf_counter() - started}
 
 
 def driver_memory(folder: Path, rows: int) -> dict[str, float]:
-    """GiB by which the driver's peak exceeds what it held when the stage began, and seconds."""
+    """GiB of the driver's peak memory above its memory at the start of the stage, and seconds."""
     from cpo_ray.cluster.session import ray_cluster
     from cpo_ray.sampling.groups import make_groups
 
@@ -105,7 +105,7 @@ def driver_memory(folder: Path, rows: int) -> dict[str, float]:
     (folder / "groups").mkdir()
     with ray_cluster(config.cluster) as cluster:
         cluster.ensure()
-        import ray.data  # noqa: F401 - what is imported is not what the rows take
+        import ray.data  # noqa: F401 - the memory of imports is not counted
 
         before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
         make_groups(config, data, path, folder / "groups", lambda _: None)
@@ -117,7 +117,7 @@ SMALLEST = {"hidden_size": 32, "layers": 1, "heads": 1, "intermediate_size": 64}
 
 
 def synthetic_rows(config: RunConfig, folder: Path, rows: int) -> tuple[Path, Path]:
-    """Invented examples, since the embedded task has only some thousands; a tokenizer and the smallest of references."""
+    """Synthetic examples, because the embedded task has only a few thousand; a tokenizer and a minimal reference."""
     import numpy as np
     import pyarrow as pa
 
@@ -136,7 +136,7 @@ def synthetic_rows(config: RunConfig, folder: Path, rows: int) -> tuple[Path, Pa
         texts = [" ".join(map(str, draw.integers(0, 1000, 12))) for _ in number]
         columns = {
             "id": [f"{n:016x}" for n in number],
-            "source": ["invented"] * len(number),
+            "source": ["synthetic"] * len(number),
             "category": [""] * len(number),
             "prompt": texts,
             "response": texts,
@@ -149,7 +149,7 @@ def synthetic_rows(config: RunConfig, folder: Path, rows: int) -> tuple[Path, Pa
 
 
 def tiny_embedder(folder: Path) -> Path:
-    """A sentence-transformers directory that costs next to nothing: the rows are measured, not the embedding."""
+    """A sentence-transformers directory with almost no compute: the rows are measured, not the embedding."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import StaticEmbedding
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -192,14 +192,14 @@ MEASURES: dict[str, Callable[..., dict[str, float]]] = {
 
 
 def measure(name: str, folder: Path, rows: int, *more: str) -> dict[str, float]:
-    """One measurement in a process of its own; what that says goes to a log beside its folder."""
+    """Run one measurement in its own process. Its stderr goes to a log in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "benchmarks.sampling", "--measure", name, str(folder), str(rows), *more]
     with (folder / f"{name}.log").open("a") as log:
-        ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True, check=True)
-    numbers: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
-    told = ", ".join(f"{key} {value:.4g}" for key, value in numbers.items())
-    sys.stderr.write(f"{' '.join([name, *more])}, {rows} rows: {told}\n")
+        finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True, check=True)
+    numbers: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
+    summary = ", ".join(f"{key} {value:.4g}" for key, value in numbers.items())
+    sys.stderr.write(f"{' '.join([name, *more])}, {rows} rows: {summary}\n")
     return numbers
 
 
@@ -209,7 +209,7 @@ def an_ratios(folder: Path, rows: int) -> dict[str, Any]:
 
 
 def overlap_ratio(folder: Path, rows: int) -> dict[str, Any]:
-    """The whole and its parts, one after the other."""
+    """The whole stage, then its parts alone."""
     whole = measure("stage", folder, rows, "whole")["seconds"]
     alone = {part: measure("stage", folder, rows, part)["seconds"] for part in ("engine", "ranker")}
     slowest = max(alone, key=lambda part: alone[part])
@@ -218,17 +218,17 @@ def overlap_ratio(folder: Path, rows: int) -> dict[str, Any]:
 
 
 def memory_ratio(folder: Path, rows: int) -> dict[str, Any]:
-    """Two sizes, and the larger one against the limit of 1 GiB."""
+    """Two numbers of rows; the larger one is compared with the limit of 1 GiB."""
     few, many = (measure("memory", folder / str(size), size) for size in (1000, rows))
     what = f"GiB above its start that the driver takes for {rows:,} rows ({few['gib']:.2f} for 1,000)"
     return {"driver_memory_gib": ratio([many["gib"]], "<= 1", "the limit of 1 GiB", what)}
 
 
 def dolly_ratio(folder: Path, rows: int) -> dict[str, Any]:
-    """A figure, not a ratio: rows per second."""
+    """Not a ratio: rows per second."""
     if not negatives.DOLLY.exists():
         return {
-            "dolly_rows_per_second": not_measured(">= 0", "-", "rows/s of MixNR groups", "../shared/data is not here")
+            "dolly_rows_per_second": not_measured(">= 0", "-", "rows/s of MixNR groups", "../shared/data is missing")
         }
     numbers = measure("dolly", folder, rows)
     what = f"rows/s of MixNR groups of Dolly, {numbers['rows']:,.0f} rows in {numbers['seconds']:,.0f} s"
@@ -245,15 +245,15 @@ PARTS: dict[str, tuple[Callable[[Path, int], dict[str, Any]], int]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=PARTS, help="one part")
-    parser.add_argument("--rows", type=int, help="instead of the part's own number")
+    parser.add_argument("--only", choices=PARTS, help="run one part")
+    parser.add_argument("--rows", type=int, help="number of rows; default: the part's own")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.measure:
         name, folder, rows, *more = options.measure
         sys.stdout.write("\n" + json.dumps(MEASURES[name](Path(folder), int(rows), *more)) + "\n")
         sys.stdout.flush()
-        os._exit(0)  # an engine's threads would keep the process
+        os._exit(0)  # threads of an engine would keep the process alive
     ratios: dict[str, Any] = {}
     for name, (take, rows) in PARTS.items():
         if options.only in (None, name):

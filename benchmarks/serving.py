@@ -1,9 +1,9 @@
-"""What it costs to load the next model's weights into a running engine, against starting another. `make bench-serving`.
+"""Time to load another model's weights into a running engine, compared with an engine's start. `make bench-serving`.
 
-Two GPT-2 of about 30 M parameters with tied embeddings, float32, random weights. One engine starts with the first and is
-switched to the second and back, several times; another starts with the second. Each engine has a process of its own. An
-engine's start is timed after its imports and a switch with the dropping of the prefix cache, both until the first token
-is there; the greedy answers after each switch must be the ones of a freshly started engine.
+Two GPT-2 models of about 30 M parameters with tied embeddings, float32, random weights. One engine starts with the first
+model and switches to the second and back several times; another engine starts with the second model. Each engine has its own
+process. A start is timed after the imports, a switch includes dropping the prefix cache; both end with the first token. The
+greedy answers after each switch must equal those of a freshly started engine.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def write_model(folder, seed):
 
 
 def engine_main(first, second, out):
-    """Start an engine, answer; with `second`, switch there and back again. Writes what was seen to `out`, as JSON."""
+    """Start an engine and generate answers; with `second`, switch to it and back. Writes times and answers to `out` as JSON."""
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -100,13 +100,13 @@ def main():
     same = all(answer == expected[name] for name in expected for answer in switched["answers"][str(name)])
     differ = expected[first] != expected[second]
     start = median([switched["start"], fresh["start"]])
-    told = f"{median(switched['switches']):.2f} s"
+    switch = f"{median(switched['switches']):.2f} s"
     ratios = {
         "switch_vs_start": ratio(
             [seconds / start for seconds in switched["switches"]],
             "<= 0.2",
             f"an engine's start, {start:.1f} s",
-            f"of an engine's start: a switch in place, {told}",
+            f"of an engine's start: a switch in place, {switch}",
         ),
         "greedy_equal": ratio(
             [float(same and differ)],

@@ -1,8 +1,9 @@
-"""The variants of a training step: one scalar each, to be differentiated. All but `mle` compute the same loss.
+"""The variants of a training step. Each returns the scalar to differentiate; all but `mle` compute the same loss.
 
 tree        cpo_ray: token trees, every shared prefix once, the LM head over chunks of the positions that need it
-separate    packed rows and the same attention and head, but a tree for each prompt + candidate: no prefix is shared
-padded      each prompt + candidate a row of its own, padded to the longest, full logits (what pairwise trainers do, K-wise)
+separate    packed rows, the same attention and head, but a tree per prompt + candidate: no prefix is shared
+unshared    as `separate`, and the LM head on every token
+padded      one row per prompt + candidate, padded to the longest, full logits (as pairwise trainers do, K-wise)
 mle         next-token loss; see `mle_like`
 """
 
@@ -13,21 +14,22 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from benchmarks.groups import CONTEXT, EOS, VOCABULARY, Batch, Tokens
+from benchmarks.groups import CONTEXT, EOS, VOCABULARY, Batch
 from cpo_ray.objective.attention import use_tree_attention
 from cpo_ray.objective.cost import GroupSize, measure_group
 from cpo_ray.objective.head import lm_head_weight
 from cpo_ray.objective.logprobs import EdgeLogProbs, candidate_logps, source_hidden
 from cpo_ray.objective.losses import cpo_loss, mle_loss
 from cpo_ray.objective.packing import PackedGroups, drop_padding, pack_groups
+from cpo_ray.records import Tokens
 
-# Width x layers: two of 30 M parameters, one to test with, and GPT2-XL's, which is counted and not run.
+# Width x layers: two of 30 M parameters, one for tests, and GPT2-XL's, whose FLOPs are only counted.
 SHAPES = {"256x22": (256, 22), "384x6": (384, 6), "tiny": (64, 2)}
 GPT2_XL = 1600, 48
 
 
 def make_model(shape: str) -> GPT2LMHeadModel:
-    """A GPT-2 with heads of 64, vocabulary 50,257 and the attention that cpo_ray chooses."""
+    """A GPT-2 with heads of 64, vocabulary 50,257 and the attention that cpo_ray selects."""
     torch.manual_seed(0)
     width, layers = SHAPES[shape]
     config = GPT2Config(
@@ -40,7 +42,7 @@ def make_model(shape: str) -> GPT2LMHeadModel:
 
 
 def ranked_loss(logps_BK: Tensor) -> Tensor:
-    """The ranked loss against a reference that is 0.99 times the policy's own values: the same number in every variant."""
+    """The ranked loss with 0.99 times the policy's log-probs as reference: the same number in every variant."""
     ranks = torch.arange(logps_BK.shape[1], device=logps_BK.device).repeat(logps_BK.shape[0], 1)
     return cpo_loss(logps_BK, logps_BK.detach() * 0.99, 5.0, ranks).mean()
 
@@ -72,7 +74,7 @@ def padded(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
 
 
 def padded_logps(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
-    """Log-probs from full logits, (B, K), and how many tokens that computed."""
+    """Log-probs from full logits, (B, K), and the number of tokens computed."""
     rows = rows_of(batch)
     ids = torch.zeros(len(rows), padded_width(batch), dtype=torch.long)
     seen, answer = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
@@ -82,7 +84,7 @@ def padded_logps(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
         answer[i, len(p) : len(p) + len(c)] = True
     ids, seen, answer = (t.to(model.device) for t in (ids, seen, answer))
     logits = model(input_ids=ids, attention_mask=seen, use_cache=False).logits[:, :-1]
-    # TRL's `selective_log_softmax`: the leanest way from full logits, one row's softmax at a time, in float32.
+    # As TRL's `selective_log_softmax`, the cheapest way from full logits: the softmax of one row at a time, in float32.
     wanted = logits.gather(2, ids[:, 1:, None]).squeeze(2).float()
     logps = wanted - torch.stack([row.float().logsumexp(-1) for row in logits])
     return (logps * answer[:, 1:]).sum(1).view(len(batch[0]), -1), ids.numel()
@@ -91,7 +93,7 @@ def padded_logps(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
 def mle(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
     prompts, golds = batch[0], [group[0] for group in batch[1]]
     logps = candidate_logps(model, pack_groups(prompts, [[gold] for gold in golds]))
-    return mle_loss(logps[:, 0], sum(len(gold) for gold in golds))
+    return mle_loss(logps[:, 0], 1 / sum(len(gold) for gold in golds))
 
 
 STEPS: dict[str, Callable[[GPT2LMHeadModel, Batch], Tensor]] = {
@@ -108,7 +110,7 @@ def padded_width(batch: Batch) -> int:
 
 
 def padded_gib(batch: Batch) -> float:
-    """What a padded step takes at its peak: about three times its logits, in float32."""
+    """Estimated peak of a padded step: about three times its logits, in float32."""
     return 3 * 4 * VOCABULARY * len(rows_of(batch)) * padded_width(batch) / 2**30
 
 
@@ -130,7 +132,7 @@ def pack_separately(batch: Batch) -> PackedGroups:
 
 
 def flops_saved(batch: Batch, width: int, layers: int) -> float:
-    """FLOPs of `separate` over those of `tree`: body three times (forward, twice backward), the head once more (recomputed)."""
+    """FLOPs of `separate` divided by those of `tree`: body x 3 (the backward pass counts twice), head x 4 (recomputed)."""
 
     def flops(sizes: list[GroupSize]) -> float:
         tokens, pairs, sources = (sum(getattr(size, name) for size in sizes) for name in ("tokens", "pairs", "sources"))
@@ -141,9 +143,9 @@ def flops_saved(batch: Batch, width: int, layers: int) -> float:
 
 
 def mle_like(batch: Batch, texts: list[tuple[Tokens, Tokens]], *, predicted: bool) -> Batch:
-    """A batch for `mle` that computes as many tokens as `tree` on this batch: other prompts, each with its gold.
+    """A batch for `mle` of other prompts, each with its gold, that computes as many tokens as `tree` on this batch.
 
-    predicted: let it also predict as many: each text's beginning is then as long as it takes, and not its prompt.
+    predicted: predict as many tokens, too: each text is split where that needs it, not at the end of its prompt.
     """
     packed = drop_padding(pack_groups(*batch))
     wanted, share = packed.tokens, len(packed.source_S) / packed.tokens

@@ -1,10 +1,10 @@
 """A training step against its baselines. `make bench-training`; all ratios from one run.
 
 One step is forward + backward of the ranked CPO loss on 4 prompts, K = 12 MixN, vocabulary 50,257, a GPT-2 shape of 30 M
-parameters, float32, one thread; `steps` has the variants. Time is the thread's processor time, so that what else runs on
-the machine counts as little as it can; variants take turns on every batch, and a ratio is of the sums over the batches,
-which are drawn from the data at random: what an epoch gains. The paired ratios' median and spread stand beside it.
-Memory is the peak above the loaded model, in a process of its own per variant. The DPO and Ray parts are scripts of their own.
+parameters, float32, one thread; `steps` has the variants. Time is the processor time of the thread, so that other work on
+the machine counts as little as possible. Variants alternate on every batch, and a ratio is that of the sums over randomly
+drawn batches: the gain over an epoch. The median and the spread of the paired ratios are reported beside it.
+Memory is the peak above the loaded model, in a process of its own per variant. The DPO and Ray parts are separate scripts.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from benchmarks.groups import Batch, make_batches, token_pairs
 from benchmarks.results import RESULTS, ROOT, machine, not_measured, ratio, ratio_of_sums, write_results
 from benchmarks.steps import GPT2_XL, SHAPES, STEPS, flops_saved, make_model, mle_like, padded_gib
 
-FEW = 4  # batches for all but the comparison that differs most from batch to batch
-POOL = 60  # batches among which those are found whose padded step fits the memory
+FEW = 4  # batches; the comparison that varies most from batch to batch uses all
+POOL = 60  # batches from which those are chosen whose padded step fits into memory
 TRL = Path(os.environ.get("CPO_RAY_TRL", ROOT / ".venv" / "trl"))  # where `make trl` puts it
 
 Work = Callable[[], float]
@@ -45,7 +45,7 @@ def seconds(model: GPT2LMHeadModel, name: str, batch: Batch) -> tuple[float, flo
 def paired(
     model: GPT2LMHeadModel, pairs: Iterable[tuple[tuple[str, Batch], tuple[str, Batch]]], rounds: int
 ) -> list[tuple[float, float]]:
-    """For each pair of steps (a, b) their seconds, taking turns. Steps with the same loss must show it."""
+    """The seconds of each pair of steps (a, b), run alternately. Raises if variants of the same loss differ in it."""
     times = []
     for a, b in pairs:
         for _ in range(rounds):
@@ -61,30 +61,32 @@ def step_ratios(model: GPT2LMHeadModel, batches: list[Batch], fitting: list[Batc
     texts, _ = token_pairs(400, random.Random(5))
     seconds(model, "tree", batches[0])  # warm-up
 
-    def against(name: str, on: list[Batch], target: str, baseline: str) -> dict[str, Any]:
+    def compare_with(name: str, on: list[Batch], target: str, baseline: str) -> dict[str, Any]:
         times = paired(model, [(("tree", b), (name, b)) for b in on], rounds)
         return ratio_of_sums(times, target, baseline, "times faster")
 
-    def after_mle(target: str, baseline: str, *, predicted: bool) -> dict[str, Any]:
+    def compare_mle(target: str, baseline: str, *, predicted: bool) -> dict[str, Any]:
         pairs = [(("mle", mle_like(b, texts, predicted=predicted)), ("tree", b)) for b in few]
         return ratio_of_sums(paired(model, pairs, rounds), target, baseline, "times as long")
 
     few = batches[:FEW]
     return {
-        "step_vs_padded": against("padded", fitting[:FEW], ">= 5", "padded concatenation, full logits"),
-        "step_vs_separate": against(
+        "step_vs_padded": compare_with("padded", fitting[:FEW], ">= 5", "padded concatenation, full logits"),
+        "step_vs_separate": compare_with(
             "separate", batches, ">= 1.9", "packed, no prefix shared; the head on continuations alone"
         ),
-        "step_vs_unshared": against("unshared", few, ">= 1.9", "packed, no prefix shared; the head on every token"),
-        "cpo_vs_mle": after_mle("<= 1.15", "MLE, as many tokens computed and predicted", predicted=True),
-        "cpo_vs_mle_on_golds": after_mle(
+        "step_vs_unshared": compare_with(
+            "unshared", few, ">= 1.9", "packed, no prefix shared; the head on every token"
+        ),
+        "cpo_vs_mle": compare_mle("<= 1.15", "MLE, as many tokens computed and predicted", predicted=True),
+        "cpo_vs_mle_on_golds": compare_mle(
             "<= 1.15", "MLE, as many tokens computed, prompts not predicted", predicted=False
         ),
     }
 
 
 def counted_ratios(pool: list[Batch], shape: str) -> dict[str, Any]:
-    """What sharing prefixes saves by FLOPs on many more batches than can be timed, here and at GPT2-XL's shape."""
+    """FLOPs saved by sharing prefixes, counted on many more batches than can be timed, for this shape and GPT2-XL's."""
     what, baseline = "times fewer FLOPs, counted", "packed, no prefix shared; the head on continuations alone"
     shapes = {f"flops_vs_separate_{shape}": SHAPES[shape], "flops_vs_separate_gpt2_xl": GPT2_XL}
     return {
@@ -94,26 +96,26 @@ def counted_ratios(pool: list[Batch], shape: str) -> dict[str, Any]:
 
 
 def memory_ratio(shape: str, fitting: int, gib: float) -> dict[str, Any]:
-    """Peak memory of `tree` over that of `padded` on the same batch, above the loaded model."""
+    """Peak memory of `tree` divided by that of `padded` on the same batch, both above the loaded model."""
     shares = [peak_of("tree", shape, n, gib) / peak_of("padded", shape, n, gib) for n in range(fitting)]
     return ratio(shares, "<= 0.167", "padded concatenation, full logits", "of its peak memory above the model")
 
 
 def peak_of(name: str, shape: str, number: int, gib: float) -> float:
-    """GiB, in a process of its own."""
+    """Peak memory of a variant above the loaded model, GiB, measured in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.training", "--shape", shape, "--padded-gib", str(gib)]
     command += ["--peak-of", name, str(number)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()[-1])
 
 
 def resident(field: str) -> int:
-    """VmRSS or VmHWM (the most it has been) of this process, KiB."""
+    """VmRSS or VmHWM (its peak) of this process, KiB."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def print_peak(model: GPT2LMHeadModel, name: str, batch: Batch) -> None:
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far: loading the data
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the peak, which includes loading the data
     before = resident("VmRSS")
     seconds(model, name, batch)
     sys.stdout.write(f"{(resident('VmHWM') - before) / 2**20}\n")
@@ -123,7 +125,7 @@ def trl_ratio(shape: str) -> dict[str, Any]:
     target, what = ">= 1.5", "times the prompts/s at equal loss, K = 2"
     baseline = "TRL 1.16's DPOTrainer: precomputed reference, padded (it has no padding-free mode at present)"
     if not (TRL / "trl").is_dir():
-        return not_measured(target, baseline, what, f"TRL is not in {TRL}; `make trl` installs it there")
+        return not_measured(target, baseline, what, f"TRL is not in {TRL}; run `make trl` to install it there")
     path = os.pathsep.join([str(TRL), str(ROOT)])
     command = [sys.executable, "-m", "benchmarks.trl_dpo", "--shape", shape]
     done = subprocess.run(
@@ -148,8 +150,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(SHAPES), default="256x22", help="width x layers of the GPT-2")
     parser.add_argument("--batches", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=1, help="turns per batch and pair of variants")
-    parser.add_argument("--padded-gib", type=float, default=8.0, help="pad only batches whose logits fit this memory")
+    parser.add_argument("--rounds", type=int, default=1, help="repetitions per batch and pair of variants")
+    parser.add_argument(
+        "--padded-gib",
+        type=float,
+        default=8.0,
+        help="compare with padding only on batches whose logits fit into this memory",
+    )
     parser.add_argument(
         "--only", choices=["steps", "memory", "trl", "overhead"], nargs="*", help="parts to run; default: all"
     )

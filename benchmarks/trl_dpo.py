@@ -1,9 +1,9 @@
-"""K = 2 against TRL's real DPOTrainer on the same pairs; called by `training` with TRL on the path. Prints a list of ratios.
+"""K = 2 against TRL's DPOTrainer on the same pairs; `training` calls it with TRL on the path. Prints a list of ratios.
 
-TRL trains a few steps of 4 pairs; after each of its steps cpo_ray takes the same step (pack, forward, backward, clip, AdamW) on
-the same pairs with weights of its own, so the two take turns. Both start from the same weights, with reference log-probs
-taken beforehand, and must show the same loss at every step. TRL's settings are its fastest here: no gradient
-checkpointing, float32, SDPA, precomputed reference. Its tokens are given, not made from text, so that they are ours.
+TRL trains a few steps of 4 pairs. After each of its steps, cpo_ray takes the same step (pack, forward, backward, clip, AdamW)
+on the same pairs with weights of its own. Both start from the same weights, with precomputed reference log-probs, and must
+have the same loss at every step. TRL's settings are the fastest for it here: no gradient checkpointing, float32, SDPA,
+precomputed reference. It gets token ids instead of text, so that both train on the same tokens.
 """
 
 import argparse
@@ -29,7 +29,7 @@ BETA, RATE = 0.1, 1e-4
 
 
 class Tokenized(DPOTrainer):
-    """DPOTrainer on rows that are tokens already."""
+    """DPOTrainer on rows that are already token ids."""
 
     def _prepare_dataset(self, dataset, *_):
         return dataset
@@ -55,8 +55,8 @@ class Ours:
         return loss.item()
 
 
-class TakingTurns(TrainerCallback):
-    """Time TRL from the end of our step to the end of its own (its data loading included), then take ours."""
+class Alternate(TrainerCallback):
+    """After each step of TRL, take ours. TRL's time includes its data loading."""
 
     def __init__(self, ours: Ours) -> None:
         self.ours = ours
@@ -81,7 +81,7 @@ class TakingTurns(TrainerCallback):
 
 
 def pairs(number: int) -> list[Batch]:
-    """Batches with K = 2: the gold and another prompt's response, so that the two share no more than the prompt."""
+    """Batches with K = 2: the gold and the response of another prompt, so that the two share only the prompt."""
     batches, _ = make_batches(number)
     return [(prompts, [group[:2] for group in groups]) for prompts, groups in batches]
 
@@ -96,10 +96,10 @@ def main() -> None:
     rows = [
         {"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for b in batches for p, (c, r) in zip(*b, strict=True)
     ]
-    turns = TakingTurns(Ours(options.shape, batches))
+    callback = Alternate(Ours(options.shape, batches))
     model = make_model(options.shape)
     model.set_attn_implementation("sdpa")
-    words = Tokenizer(models.WordLevel({"<|endoftext|>": EOS}, unk_token="<|endoftext|>"))
+    vocabulary = Tokenizer(models.WordLevel({"<|endoftext|>": EOS}, unk_token="<|endoftext|>"))
     with tempfile.TemporaryDirectory() as folder:
         config = DPOConfig(
             output_dir=folder, max_steps=options.steps, per_device_train_batch_size=PROMPTS, learning_rate=RATE,
@@ -109,16 +109,15 @@ def main() -> None:
             disable_tqdm=True, dataloader_pin_memory=False,
         )  # fmt: skip
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=words, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+            tokenizer_object=vocabulary, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
         )
         Tokenized(
-            model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[turns]
+            model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[callback]
         ).train()
-    np.testing.assert_allclose(turns.our_losses, turns.trl_losses, rtol=1e-3, atol=2e-4)
-    ratios = [
-        trl / ours for trl, ours in zip(turns.trl_seconds[1:], turns.our_seconds[1:], strict=True)
-    ]  # 1 to warm up
-    sys.stdout.write(f"losses {turns.our_losses}\n{json.dumps(ratios)}\n")
+    np.testing.assert_allclose(callback.our_losses, callback.trl_losses, rtol=1e-3, atol=2e-4)
+    measured = zip(callback.trl_seconds[1:], callback.our_seconds[1:], strict=True)  # the first step is a warm-up
+    ratios = [trl / ours for trl, ours in measured]
+    sys.stdout.write(f"losses {callback.our_losses}\n{json.dumps(ratios)}\n")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""The few exceptions a user may see. Each says what happened and what to do; none needs a traceback."""
+"""The exceptions that a user may see. Each message names the problem and the remedy; no traceback is needed."""
 
 
 class CpoRayError(Exception):
-    """Anything the user can act on. The command line prints it in one paragraph and exits with `exit_code`."""
+    """An error that the user can fix. The command line prints it in one paragraph and exits with `exit_code`."""
 
     exit_code = 1
 
 
 class ConfigError(CpoRayError):
-    """The configuration is wrong: an unknown key, a value out of bounds, arithmetic that does not work out."""
+    """The configuration is invalid: an unknown key, a value out of bounds, sizes that do not fit together."""
 
     exit_code = 2
 
@@ -30,18 +30,18 @@ class RunMismatchError(CpoRayError):
 
 
 class TrainingError(CpoRayError):
-    """Training must not go on: the reference does not match the policy, or a number is not finite."""
+    """Training must stop: the reference does not match the policy, or a number is not finite."""
 
 
-class Preempted(CpoRayError):  # noqa: N818 - nothing went wrong
-    """The process was told to end and has saved its work. The same command goes on."""
+class Preempted(CpoRayError):  # noqa: N818 - this is not a failure
+    """The process got SIGTERM and has saved its work. The same command continues."""
 
-    exit_code = 143  # what a shell shows for a process that SIGTERM ended
+    exit_code = 143  # what a shell reports for a process ended by SIGTERM
 
 
 class ServiceError(CpoRayError):
-    """An endpoint did not come up, refused a request for good, or answered too much that cannot be used."""
+    """An endpoint did not start, rejected a request permanently, or gave too many unusable answers."""
 
 
 class ClusterError(CpoRayError):
-    """Ray could not be reached or does not offer what the configuration asks for."""
+    """Ray could not be reached, or the cluster lacks resources that the configuration needs."""

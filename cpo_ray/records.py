@@ -1,14 +1,18 @@
-"""The rows that pass between the stages.
+"""Types and Arrow schemas of the rows that pass between the stages.
 
 Shape legend, used as suffixes throughout:
     B prompts of a batch    K candidates of a group    T tokens    V vocabulary    D hidden size
-    R packed rows           N nodes of a token tree    S sources (positions whose hidden state meets the LM head)
+    R packed rows           N nodes of a token tree    S sources (positions whose hidden states go through the LM head)
     E edges (source, target token)
 """
 
+import itertools
+from collections.abc import Collection, Sequence
 from typing import Literal, TypedDict, get_args
 
 import pyarrow as pa
+
+Tokens = list[int]  # token ids, in order
 
 CandidateKind = Literal["gold", "autoregressive", "batch", "meanfield", "truncation", "unhelpful"]
 CANDIDATE_KINDS: tuple[str, ...] = get_args(CandidateKind)
@@ -23,18 +27,29 @@ class Example(TypedDict):
     category: str
     prompt: str  # with the template applied
     response: str
-    prompt_ids: list[int]
-    response_ids: list[int]  # ends with EOS
+    prompt_ids: Tokens
+    response_ids: Tokens  # ends with EOS
+
+
+def cut_prompt(ids: Sequence[int], max_tokens: int, special: Collection[int]) -> Tokens:
+    """A prompt of at most `max_tokens` tokens: the special tokens that it begins with (BOS), and the end of its text.
+
+    special: ids of the tokenizer's special tokens, which no text has (`tokenizer.all_special_ids` without UNK).
+    """
+    if len(ids) <= max_tokens:
+        return list(ids)
+    leading = list(itertools.takewhile(special.__contains__, ids))[: max_tokens - 1]
+    return [*leading, *ids[len(ids) - max_tokens + len(leading) :]]
 
 
 class Group(TypedDict):
-    """One prompt with its K candidates: the atom from sampling to the optimizer. Candidate 0 is the gold."""
+    """One prompt with its K candidates: the unit of data from sampling to the optimizer. Candidate 0 is the gold."""
 
     id: str
     prompt: str
-    prompt_ids: list[int]
+    prompt_ids: Tokens
     candidate_kind: list[str]  # (K,)
-    candidate_ids: list[list[int]]  # (K, T_k)
+    candidate_ids: list[Tokens]  # (K, T_k)
     candidate_text: list[str]  # (K,)
     similarity: list[float]  # (K,) cosine to the gold's embedding
     rank: list[int]  # (K,) a permutation; lower is better; rank[0] = 0
@@ -69,7 +84,7 @@ GROUP_SCHEMA = pa.schema(
 
 
 class Generation(TypedDict):
-    """One model's answer to one test prompt: a line of generations/<model>/<decoding>.jsonl."""
+    """One model's response to one test prompt: a line of generations/<model>/<decoding>.jsonl."""
 
     id: str
     prompt: str
@@ -80,11 +95,11 @@ class Generation(TypedDict):
 
 
 class Verdict(TypedDict):
-    """The judge's word on one pair: a line of verdicts/<model>/<decoding>.jsonl."""
+    """The judge's verdict on one pair: a line of verdicts/<model>/<decoding>.jsonl."""
 
     id: str
     outcome: Literal["win", "loss", "tie", "invalid"]  # of the candidate
-    answers: list[str]  # what the judge said, one per order asked; none where both responses are the same
+    answers: list[str]  # the judge's replies, one per order; empty if both responses are equal
     flipped: bool  # the two orders disagreed
     candidate_words: int  # whitespace-separated
     reference_words: int

@@ -25,14 +25,14 @@ from cpo_ray.artifacts.store import Store
 from cpo_ray.cluster.session import LazyRay, ray_cluster
 from cpo_ray.config import RunConfig, stage_inputs
 from cpo_ray.config.loading import parse_config
-from cpo_ray.errors import ArtifactError, ConfigError, RunMismatchError
+from cpo_ray.errors import ConfigError, RunMismatchError
 from cpo_ray.monitoring.console import say
 from cpo_ray.monitoring.metrics_log import MetricsLog
 
 
 @dataclass(frozen=True)
 class Run:
-    """What every stage is given."""
+    """A run that this process owns: its configuration, its directory, and Ray once a stage needs it."""
 
     config: RunConfig
     root: Path
@@ -45,58 +45,51 @@ class Run:
 
     @cached_property
     def store(self) -> Store | None:
-        """Where this run shares its artifacts with others, if it does."""
+        """The store of artifacts that this run shares with others, if one is configured."""
         folder = self.config.cluster.artifact_store
         return None if folder is None else Store(folder.resolve())
 
     def make(self, name: str, inputs: dict[str, Any], build: Builder) -> Artifact:
-        """Reuse the artifact `name` where its inputs are the same, else build it; say which, and why."""
-        before = find_artifact(self.root, name)
-        lent = None if self.store is None or self.current(name, inputs) else self.store.find(name, inputs)
-        artifact = make_artifact(self.root, name, inputs, partial(Store.lend, lent) if lent else build)
-        if self.store is not None and not artifact.reused and not lent:
-            self.store.keep(artifact)
+        """Reuse the artifact `name` if it was made from the same inputs, otherwise build it; print which, and why."""
+        previous = find_artifact(self.root, name)
+        shared = None if self.store is None or self.is_current(name, inputs) else self.store.find(name, inputs)
+        artifact = make_artifact(self.root, name, inputs, partial(Store.copy, shared) if shared else build)
+        if self.store is not None and not artifact.reused and not shared:
+            self.store.add(artifact)
         if artifact.reused:
             say(f"  [green]reused[/] {name}: same inputs, made {artifact.manifest.created}")
-        elif lent:
-            say(f"  [green]shared[/] {name}: another run has made it, {lent.manifest.created}")
+        elif shared:
+            say(f"  [green]shared[/] {name}: another run has made it, {shared.manifest.created}")
         else:
-            why = "" if before is None else f" again: {escape(_changed(before.manifest.inputs, inputs))} changed"
+            why = "" if previous is None else f" again: {escape(_changes(previous.manifest.inputs, inputs))} changed"
             say(f"  [green]made[/] {name}{why} in {artifact.manifest.seconds:.0f} s{_brief(artifact.manifest.summary)}")
         for warning in artifact.manifest.summary.get("warnings", []):
             say(f"  [yellow]warning[/] {escape(warning)}")
         return artifact
 
-    def find_like(self, name: str, inputs: dict[str, Any], *but: str) -> Artifact | None:
-        """A finished artifact, of this run or of the store, whose inputs differ from these in the dotted keys `but` alone."""
-        own, left_out = find_artifact(self.root, name), dict.fromkeys(but)
-        wanted = _flatten(json.loads(canonical(inputs))) | left_out
-        for artifact in [*([own] if own else []), *(self.store.every(name) if self.store else [])]:
-            if _flatten(artifact.manifest.inputs) | left_out == wanted:
-                return artifact
-        return None
-
-    def current(self, name: str, inputs: dict[str, Any]) -> bool:
-        """Would `make` reuse this artifact?"""
+    def is_current(self, name: str, inputs: dict[str, Any]) -> bool:
+        """Whether `make` would reuse this artifact."""
         artifact = find_artifact(self.root, name)
         return artifact is not None and artifact.manifest.inputs == json.loads(canonical(inputs))
 
-    def need(self, name: str, stage: str) -> Artifact:
-        """An artifact that an earlier stage has made. Raises ArtifactError naming the stage where it has not."""
-        artifact = find_artifact(self.root, name)
-        if artifact is None:
-            raise ArtifactError(f"{self.root / name} is not there yet: run the stage `{stage}` first")
-        return artifact
+    def find_similar(self, name: str, inputs: dict[str, Any], *ignoring: str) -> Artifact | None:
+        """A finished artifact of this run or of the store whose inputs differ in the dotted keys `ignoring` alone."""
+        own, ignored = find_artifact(self.root, name), dict.fromkeys(ignoring)
+        wanted = _flatten(json.loads(canonical(inputs))) | ignored
+        for artifact in [*([own] if own else []), *(self.store.every(name) if self.store else [])]:
+            if _flatten(artifact.manifest.inputs) | ignored == wanted:
+                return artifact
+        return None
 
 
 def run_directory(name: str, given: Path | None) -> Path:
-    """Where a run lives: where the user says, else below CPO_RAY_RUNS of the environment, else below `runs` here."""
+    """The run's directory: the one given, otherwise `name` below the folder in CPO_RAY_RUNS, otherwise below `runs` here."""
     return given or Path(os.environ.get("CPO_RAY_RUNS", "runs")) / name
 
 
 @contextlib.contextmanager
 def open_run(config: RunConfig, root: Path, *, accept_changes: bool) -> Iterator[Run]:
-    """Own the run directory and check that it belongs to this configuration.
+    """Lock the run directory and check that it belongs to this configuration.
 
     Raises RunInUseError naming the owner, or RunMismatchError listing every field that differs.
     """
@@ -113,7 +106,7 @@ def open_run(config: RunConfig, root: Path, *, accept_changes: bool) -> Iterator
 def _refuse_changes(root: Path, stored: dict[str, Any], config: RunConfig) -> None:
     try:
         before = _flatten(stage_inputs(parse_config(stored, str(root / "config.json"))))
-    except ConfigError:  # written by a version with other keys: compare what it says, word for word
+    except ConfigError:  # written by a version with other keys: compare its values as they are
         before = _flatten(stored)
     after = _flatten(stage_inputs(config))
     differing = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
@@ -136,9 +129,11 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _changed(before: dict[str, Any], after: dict[str, Any]) -> str:
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """The inputs that differ: configuration keys, artifacts, and what counts besides."""
     old, new = _flatten(before), _flatten(json.loads(canonical(after)))
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    keys = [key.removeprefix("config.").removeprefix("reads.").removeprefix("also.") for key in keys]
     return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
 

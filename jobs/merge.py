@@ -1,4 +1,4 @@
-"""Stage `merging`: one model per alpha.
+"""Stage `merging`: one merged model per alpha.
 
 ray job submit --working-dir . -- python jobs/merge.py CONFIG
 """
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).parents[1])  # not jobs/, whose names would hide packages
+    sys.path[0] = str(Path(__file__).parents[1])  # not jobs/, where files are named like packages
     from cpo_ray.cli import run_job
 
     run_job("merging")

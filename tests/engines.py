@@ -1,13 +1,13 @@
-"""Finding vLLM's own processes among those that a test has started."""
+"""Find vLLM's engine processes among a test's child processes."""
 
 import psutil
 
 
 def engine_processes() -> list[psutil.Process]:
-    """vLLM's engine processes below this process.
+    """vLLM's engine processes among the children of this process.
 
-    Told by their title, or by how they were started: a process whose first environment variable has been changed cannot
-    take a title, and Ray hands its workers their variables in any order, so now and then an engine has none.
+    They are recognised by their title or by how they were started: a process whose first environment variable was changed
+    cannot set its title, and Ray sets its workers' variables in any order, so some engines have no title.
     """
     return [process for process in psutil.Process().children(recursive=True) if _is_engine(process)]
 

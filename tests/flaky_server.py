@@ -1,4 +1,4 @@
-"""A real HTTP server that fails for a share of the requests, as services do."""
+"""A real HTTP server that fails for a fraction of the requests."""
 
 import contextlib
 import json
@@ -15,14 +15,14 @@ KEY = "the-test-key"
 
 @dataclass
 class Service:
-    """What the server does, and what it saw."""
+    """The server's behaviour, and a record of its requests."""
 
     url: str = ""
     answer: Callable[[dict[str, Any]], dict[str, Any] | bytes] = lambda _: {}  # bytes are sent as they are
     failing: float = 0.0
     retry_after: str = "0"
     status: int = 0  # answer every request with this status instead
-    refuse: Callable[[dict[str, Any]], int] = lambda _: 0  # or those bodies for which this is a status
+    refuse: Callable[[dict[str, Any]], int] = lambda _: 0  # or answer a body with this status unless it is 0
     answered: list[dict[str, Any]] = field(default_factory=list)  # bodies that got a 200
     failures: list[str] = field(default_factory=list)
     under_way: int = 0
@@ -31,7 +31,7 @@ class Service:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def enter(self) -> str:
-        """Count a request in; the failure it is to meet, or none."""
+        """Count a new request; return the failure to answer it with, or an empty string."""
         with self.lock:
             self.under_way += 1
             self.most_at_once = max(self.most_at_once, self.under_way)
@@ -47,7 +47,7 @@ class Service:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else each answer waits 40 ms for an acknowledgement
+    disable_nagle_algorithm = True  # otherwise each answer waits 40 ms for an acknowledgement
     service: Service
 
     def do_POST(self) -> None:
@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(data)))
         if status == 429:
             self.send_header("retry-after", self.service.retry_after)
-        with contextlib.suppress(ConnectionError):  # the client was killed, or has seen enough
+        with contextlib.suppress(ConnectionError):  # the client was killed or disconnected
             self.end_headers()
             self.wfile.write(data)
 
@@ -87,14 +87,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    request_queue_size = 128  # of five, the sixth client to knock at once is not heard and knocks again after a second
+    request_queue_size = 128  # default 5: the sixth simultaneous connection would be dropped and retried after 1 s
 
 
 @contextlib.contextmanager
 def serve_flaky(
     answer: Callable[[dict[str, Any]], dict[str, Any] | bytes], failing: float = 0.0, retry_after: str = "0"
 ) -> Iterator[Service]:
-    """`answer(body)` is sent for all but a share `failing` of the requests: those get 429, 500 or a dropped connection."""
+    """Answer requests with `answer(body)`, except a fraction `failing`: those get 429, 500 or a dropped connection."""
     service = Service(answer=answer, failing=failing, retry_after=retry_after)
     handler = type("BoundHandler", (Handler,), {"service": service})
     with Server(("127.0.0.1", 0), handler) as server:

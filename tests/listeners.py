@@ -1,4 +1,4 @@
-"""Who listens where, of a process and all that it has started."""
+"""Find the addresses on which a process and its children listen."""
 
 import contextlib
 import threading
@@ -11,7 +11,7 @@ LOOPBACK = ("127.", "::1", "::ffff:127.")
 
 @contextlib.contextmanager
 def listeners(process):
-    """Yield a set that fills with (name of the process, address) once a second until the block or the process ends."""
+    """Yield a set of (process name, address), updated every second until the block or the process ends."""
     seen, over = set(), threading.Event()
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(_watch, psutil.Process(process), seen, over)

@@ -1,4 +1,4 @@
-"""A cluster's worker nodes, and a monkey among them that kills a node or a process at random, by SIGKILL, and keeps a diary."""
+"""A cluster's worker nodes, and a chaos monkey that kills a random node or process with SIGKILL and logs it."""
 
 import contextlib
 import random
@@ -9,7 +9,7 @@ import psutil
 
 from tests.ray_nodes import node
 
-# What a process's title begins with -> what it is.
+# Prefix of a process's title -> its kind.
 KINDS = {
     "ray::RayTrainWorker": "training worker",
     "ray::MapWorker": "sampling actor",
@@ -18,16 +18,16 @@ KINDS = {
 }
 
 
-class Herd:
-    """Worker nodes that join a head. Each has an address, a folder for temporary files and a log of its own."""
+class WorkerNodes:
+    """Worker nodes that join a head. Each has its own address, folder for temporary files, and log."""
 
     def __init__(self, folder, nodes, *options):
         self.folder, self.nodes, self.options = folder, nodes, options
-        self.members, self.joined = [], 0  # (ray start's process, what ends it)
+        self.members, self.joined = [], 0  # (ray start's process, exit stack that stops it)
 
-    def join(self):
+    def add(self):
         self.joined += 1
-        name = f"w{self.joined}"  # short: sockets lie in it
+        name = f"w{self.joined}"  # short, because Ray's sockets are in it
         scratch = self.folder / name
         scratch.mkdir()
         place = [f"--address={self.nodes.gcs}", f"--node-ip-address=127.0.1.{self.joined}", f"--temp-dir={scratch}"]
@@ -36,8 +36,8 @@ class Herd:
         process = stack.enter_context(node(self.folder / f"{name}.log", environment, *place, *self.options))
         self.members.append((process, stack))
 
-    def lose(self, member):
-        """A machine that is switched off."""
+    def kill(self, member):
+        """Kill all processes of a node, as if the machine was switched off."""
         process, stack = member
         for each in [*family(process), psutil.Process(process.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -45,17 +45,17 @@ class Herd:
         self.members.remove(member)
         stack.close()
 
-    def end(self):
+    def stop(self):
         for _, stack in self.members:
             stack.close()
 
 
 class Monkey:
-    """Strikes every `period` seconds while its block lasts. The head is left alone: nobody else knows what the cluster is."""
+    """Kill something every `period` seconds until the block ends, except the head, which holds the cluster's state."""
 
-    def __init__(self, herd, seed, period):
-        self.herd, self.period, self.random = herd, period, random.Random(seed)
-        self.diary, self.over = [], threading.Event()
+    def __init__(self, workers, seed, period):
+        self.workers, self.period, self.random = workers, period, random.Random(seed)
+        self.kills, self.over = [], threading.Event()
         self.started = time.monotonic()
         self.thread = threading.Thread(target=self._run, name="monkey")
 
@@ -69,32 +69,32 @@ class Monkey:
 
     def _run(self):
         while not self.over.wait(self.period):
-            self.strike()
+            self.kill_something()
 
-    def strike(self):
-        there = {}
-        for process, _ in self.herd.members:
+    def kill_something(self):
+        found = {}
+        for process, _ in self.workers.members:
             for each in family(process):
                 with contextlib.suppress(psutil.Error):
                     title = " ".join(each.cmdline())
                     kind = next((KINDS[start] for start in KINDS if title.startswith(start)), None)
                     if kind is not None:
-                        there.setdefault(kind, []).append((each.pid, title, each))
-        what = self.random.choice(["node", *sorted(there)])
+                        found.setdefault(kind, []).append((each.pid, title, each))
+        what = self.random.choice(["node", *sorted(found)])
         if what == "node":
-            member = self.random.choice(self.herd.members)
-            self._note(what, next(word for word in member[0].args if str(word).startswith("--node-ip-address")))
-            self.herd.lose(member)
-            self.herd.join()
+            member = self.random.choice(self.workers.members)
+            self._log(what, next(word for word in member[0].args if str(word).startswith("--node-ip-address")))
+            self.workers.kill(member)
+            self.workers.add()
             return
-        _, title, victim = self.random.choice(sorted(there[what], key=lambda entry: entry[:2]))
-        self._note(what, title)
+        _, title, victim = self.random.choice(sorted(found[what], key=lambda entry: entry[:2]))
+        self._log(what, title)
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()
 
-    def _note(self, what, name):
+    def _log(self, what, name):
         entry = {"at_s": round(time.monotonic() - self.started, 1), "killed": what, "name": name[:80]}
-        self.diary.append(entry)
+        self.kills.append(entry)
         print(entry, flush=True)
 
 

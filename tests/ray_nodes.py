@@ -1,4 +1,4 @@
-"""Ray clusters of real nodes on this machine, each with a token, ports and a folder of its own."""
+"""Ray clusters of several nodes on this machine, each with its own token, ports and folder."""
 
 import contextlib
 import os
@@ -13,32 +13,32 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 RAY = Path(sys.executable).with_name("ray")
-HEAD_IP, WORKER_IP = "127.0.0.2", "127.0.0.3"  # 127.0.0.1 Ray would take for the address of the machine
-STARTED_S = 90
+HEAD_IP, WORKER_IP = "127.0.0.2", "127.0.0.3"  # Ray replaces 127.0.0.1 by the machine's external address
+START_TIMEOUT_S = 90
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """A running cluster, as clients see it."""
+    """A running cluster: its addresses, and environments for its clients."""
 
     dashboard: str
     gcs: str
-    environment: dict  # of a client that has the token
-    stranger: dict  # of one that has not
+    environment: dict  # of a client with the token
+    stranger: dict  # of a client without it
 
 
 @contextlib.contextmanager
 def head(folder, *options, before=lambda gcs: None, **environment):
-    """Start a head; `environment` is for its processes alone. `folder` must be short: sockets lie in it.
+    """Start a head. `environment` is only for its processes. `folder` must be short: Ray's sockets are in it.
 
-    before: called with the address, before anything starts.
+    `before` is called with the address before the head starts.
     """
     token = folder / "home" / ".ray" / "auth_token"
     token.parent.mkdir(parents=True)
     token.write_text("f" * 64)
     stranger = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CPO_RAY_"))}
     stranger |= {"HOME": str(folder / "home"), "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"}
-    stranger["TORCH_EXTENSIONS_DIR"] = str(Path.home() / ".cache" / "torch_extensions")  # built once, not once a home
+    stranger["TORCH_EXTENSIONS_DIR"] = str(Path.home() / ".cache" / "torch_extensions")  # built once, not once per HOME
     client = stranger | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     gcs, dashboard = free_port(), free_port()
     ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
@@ -52,9 +52,9 @@ def head(folder, *options, before=lambda gcs: None, **environment):
 
 @contextlib.contextmanager
 def two_nodes(folder, **environment):
-    """A head and a worker node; `environment` is for Ray's processes on the head alone."""
+    """A head and a worker node. `environment` is only for Ray's processes on the head."""
     with head(folder, "--num-cpus=2", **environment) as nodes:
-        # A folder of its own: each node unpacks a job's files anew, and would take them from under the other's feet.
+        # Its own folder, because each node unpacks a job's files and would delete the other's.
         apart = f"--temp-dir={folder / 'w'}"
         place = [f"--address={nodes.gcs}", f"--node-ip-address={WORKER_IP}", "--num-cpus=2", apart]
         with node(folder / "worker.log", nodes.environment, *place):
@@ -63,7 +63,7 @@ def two_nodes(folder, **environment):
 
 @contextlib.contextmanager
 def node(log, environment, *options):
-    """`ray start` in the foreground. At the end SIGTERM, and SIGKILL for what is left of all that it started."""
+    """`ray start` in the foreground. At the end SIGTERM, then SIGKILL to all remaining child processes."""
     own = [f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=80000000", "--disable-usage-stats"]
     command = [RAY, "start", *options, *own, "--block"]
     with log.open("w") as output:
@@ -84,7 +84,7 @@ def node(log, environment, *options):
 
 
 def wait_until_open(port, process):
-    until = time.monotonic() + STARTED_S
+    until = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < until and process.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:

@@ -1,4 +1,4 @@
-"""cluster.yaml under Ray's own autoscaler: only the provider is replaced, by one that starts real Ray nodes here."""
+"""cluster.yaml with Ray's real autoscaler and a fake provider that starts real Ray nodes on this machine."""
 
 import shutil
 import subprocess
@@ -17,24 +17,24 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parent.parent
 HEAD_ID = "f" * 51 + "00000"
 
-# A stage as a job would begin it, on two machines that are not there yet; then the time until they are gone again.
+# What a stage does in a job: wait for two machines that do not run yet; then wait until they are gone again.
 STAGE = """
 import sys, time, ray
-from cpo_ray.cluster import session
+from cpo_ray.cluster import session, waiting
 from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import ClusterError
 
 def machines():
     return sum(node["Alive"] for node in ray.nodes())
 
-session.REMIND_S = 2
+waiting.NOTICE_PERIOD_S = 2
 lazy = session.LazyRay(ClusterConfig(address=sys.argv[1], wait_s=90))
 lazy.ensure()
 print("before", machines(), flush=True)
 lazy.ensure([{"CPU": 1, "GPU": 1}] * 16)
-print("with what it needs", machines(), flush=True)
+print("ready", machines(), flush=True)
 try:
-    session.wait_for([{"GPU": 1}] * 17, 3)
+    waiting.wait_for([{"GPU": 1}] * 17, 3)
 except ClusterError as error:
     print("error", error, flush=True)
 until = time.monotonic() + 90
@@ -45,7 +45,7 @@ lazy.leave()
 """
 
 
-def test_machines_come_when_a_stage_needs_them_and_go_when_it_does_not():
+def test_machines_start_for_a_stage_and_stop_when_idle():
     folder = Path(tempfile.mkdtemp(prefix="fake"))
     try:
         description = prepare_config(
@@ -53,7 +53,7 @@ def test_machines_come_when_a_stage_needs_them_and_go_when_it_does_not():
         )  # what `ray up` gives the head
         types = description["available_node_types"]
         key = folder / "key.pem"
-        key.write_text("private")  # a launch reads it
+        key.write_text("private")  # the launcher reads it
         description |= {
             "provider": {"type": "fake_multinode", "head_node_id": HEAD_ID, "gcs_address": "GCS"},
             "head_node_type": "ray.head.default",
@@ -65,9 +65,9 @@ def test_machines_come_when_a_stage_needs_them_and_go_when_it_does_not():
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     assert "before 1" in output
-    assert "waiting needed: 16 GPU + 16 CPU, there: 0 GPU" in output
-    assert "with what it needs 3" in output
-    assert "error needed: 17 GPU, there: " in output  # two machines at the most
+    assert "waiting needed: 16 GPU + 16 CPU, total: 0 GPU" in output
+    assert "ready 3" in output
+    assert "error needed: 17 GPU, total: " in output  # at most two machines
     assert "after 1" in output
 
 
@@ -88,7 +88,7 @@ def scale(folder, description):
 
 
 def write(file, description):
-    """What `head` calls once it knows its address."""
+    """A callback for `head(before=...)` that writes the address into the file."""
 
     def fill(gcs):
         description["provider"]["gcs_address"] = gcs

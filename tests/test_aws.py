@@ -1,4 +1,4 @@
-"""cluster.yaml and aws/stack.yaml together, against an AWS of cardboard (moto): what `ray up` would do, without a cloud."""
+"""cluster.yaml and aws/stack.yaml with a mocked AWS (moto): what `ray up` would do, without a cloud."""
 
 import os
 import re
@@ -11,17 +11,17 @@ import yaml
 boto3 = pytest.importorskip("boto3", reason="boto3 is not installed: make install")
 moto = pytest.importorskip("moto", reason="moto is not installed: make install")
 
-# What moto's CloudFormation does not know (placement groups, a rule for EFA) is tested from the template.
+# What moto's CloudFormation does not support (placement groups, a rule for EFA) is checked in the template.
 pytestmark = pytest.mark.filterwarnings("ignore:Tried to parse AWS")
 
 ROOT = Path(__file__).parent.parent
 REGION, ZONE = "us-east-1", "us-east-1b"
-IMAGE = "ami-12c6146b"  # one that moto knows
+IMAGE = "ami-12c6146b"  # one of moto's
 
 
 @pytest.fixture(scope="module")
 def account():
-    """An AWS account in which the stack stands: its outputs."""
+    """A mocked AWS account with the stack: the stack's outputs."""
     patch = pytest.MonkeyPatch()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         patch.setenv(name, "testing")
@@ -46,7 +46,7 @@ def account():
 
 @pytest.fixture(scope="module")
 def launcher(account, tmp_path_factory):
-    """cluster.yaml as a user has edited it: each mark's words say which output goes there."""
+    """cluster.yaml as a user has edited it: each EDIT comment names the output to insert."""
     key = tmp_path_factory.mktemp("keys") / "mine.pem"
     key.write_text("private")
     values = {
@@ -78,14 +78,14 @@ def bootstrapped(launcher):
     return bootstrap_aws(prepared)
 
 
-def test_ray_makes_nothing_of_its_own_in_the_account(account, bootstrapped):
+def test_ray_creates_no_roles_or_security_groups(account, bootstrapped):
     roles = {role["RoleName"] for role in boto3.client("iam", REGION).list_roles()["Roles"]}
-    assert roles == {"cpo-ray-head", "cpo-ray-worker"}  # Ray's default role may do anything to EC2 and S3
+    assert roles == {"cpo-ray-head", "cpo-ray-worker"}  # Ray's default role has full access to EC2 and S3
     groups = boto3.client("ec2", REGION).describe_security_groups()["SecurityGroups"]
     assert {group["GroupId"] for group in groups if group["GroupName"] != "default"} == {account["SecurityGroup"]}
 
 
-def test_nothing_but_ssh_from_one_address_comes_in(account):
+def test_only_ssh_from_one_address_is_allowed_in(account):
     (group,) = boto3.client("ec2", REGION).describe_security_groups(GroupIds=[account["SecurityGroup"]])[
         "SecurityGroups"
     ]
@@ -98,7 +98,7 @@ def test_nothing_but_ssh_from_one_address_comes_in(account):
 
 
 def resources():
-    """The stack's, from the template itself: moto leaves out what it does not know."""
+    """The stack's resources, from the template: moto omits what it does not support."""
 
     class Template(yaml.SafeLoader):
         pass
@@ -107,7 +107,7 @@ def resources():
     return yaml.load((ROOT / "aws" / "stack.yaml").read_text(), Template)["Resources"]
 
 
-def test_what_holds_the_runs_is_closed_encrypted_and_outlives_the_stack():
+def test_bucket_and_file_system_are_private_encrypted_and_retained():
     found = resources()
     assert set(found["Bucket"]["Properties"]["PublicAccessBlockConfiguration"].values()) == {True}
     assert found["Bucket"]["Properties"]["BucketEncryption"]
@@ -115,7 +115,7 @@ def test_what_holds_the_runs_is_closed_encrypted_and_outlives_the_stack():
     assert {found[name]["DeletionPolicy"] for name in ("Bucket", "FileSystem")} == {"Retain"}
 
 
-def test_ray_starts_machines_of_both_kinds_and_ends_them(account, bootstrapped):
+def test_ray_starts_and_terminates_both_node_types(account, bootstrapped):
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
     provider = AWSNodeProvider(bootstrapped["provider"], bootstrapped["cluster_name"])
@@ -133,7 +133,7 @@ def test_ray_starts_machines_of_both_kinds_and_ends_them(account, bootstrapped):
     assert len(workers) == 2
     for machine in machines:
         tags = {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
-        assert tags["ray-cluster-name"] == "cpo-ray"  # what the head's role asks for
+        assert tags["ray-cluster-name"] == "cpo-ray"  # required by the head's role
         assert machine["Placement"]["AvailabilityZone"] == ZONE
     for worker in workers:
         assert worker["SubnetId"] == account["PrivateSubnet"]
@@ -142,7 +142,7 @@ def test_ray_starts_machines_of_both_kinds_and_ends_them(account, bootstrapped):
     assert provider.non_terminated_nodes({}) == []
 
 
-def test_workers_have_four_cards_and_stand_together(bootstrapped):
+def test_workers_have_four_network_cards_and_one_placement_group(bootstrapped):
     worker = bootstrapped["available_node_types"]["a100"]["node_config"]
     assert [(card["NetworkCardIndex"], card["InterfaceType"]) for card in worker["NetworkInterfaces"]] == [
         (card, "efa") for card in range(4)
@@ -152,7 +152,7 @@ def test_workers_have_four_cards_and_stand_together(bootstrapped):
 
 
 def statements(role, account):
-    """Every statement of a role's policies, its own and the managed ones."""
+    """Every statement of a role's inline and managed policies."""
     iam = boto3.client("iam", REGION)
     found = []
     for name in iam.list_role_policies(RoleName=role)["PolicyNames"]:
@@ -165,14 +165,14 @@ def statements(role, account):
     return found
 
 
-def test_workers_may_use_one_bucket_and_nothing_else(account):
+def test_workers_may_only_use_one_bucket(account):
     bucket = f"arn:aws:s3:::{account['Bucket']}"
     for statement in statements("cpo-ray-worker", account):
         assert statement["Resource"] in {bucket, f"{bucket}/*"}
         assert all(action.startswith("s3:") and "*" not in action for action in statement["Action"])
 
 
-def test_the_head_may_change_nothing_that_is_not_its_own(account):
+def test_the_head_may_only_change_its_own_cluster(account):
     for statement in statements("cpo-ray-head", account):
         actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
         assert not any("*" in action for action in actions)
@@ -184,13 +184,13 @@ def test_the_head_may_change_nothing_that_is_not_its_own(account):
             assert statement["Resource"].endswith(":role/cpo-ray-worker")
 
 
-def test_the_node_script_is_sound():
+def test_the_node_script_parses():
     subprocess.run(["bash", "-n", str(ROOT / "aws" / "node.sh")], check=True)
 
 
 @pytest.fixture
 def machine(tmp_path):
-    """A machine on which node.sh runs, with commands of cardboard; what was done as root is in `done`."""
+    """A machine on which node.sh runs with fake commands; what was run with sudo is in `done`."""
     home = tmp_path / "cpo_ray"
     commands = tmp_path / "bin"
     done = tmp_path / "done"
@@ -219,40 +219,40 @@ RUNNING = """echo "[JobDetails(status=<JobStatus.RUNNING: 'RUNNING'>),"; yes "Jo
 @pytest.mark.parametrize(
     ("ray", "ends"), [(RUNNING, False), ("echo 'JobDetails(status=SUCCEEDED)'", True), ("exit 1", True)]
 )
-def test_a_head_ends_itself_only_without_a_job(machine, ray, ends):
-    """However long the list: what reads it may not stop at the running job, or the list's writer fails."""
+def test_a_head_shuts_down_only_without_a_job(machine, ray, ends):
+    """The list may be long: if its reader stops at the running job, the writer fails with SIGPIPE."""
     machine.put("ray", ray)
     (machine.home / "last-needed").write_text("0")
     assert ("shutdown -h now" in machine("check-idle", "120")) == ends
 
 
 @pytest.mark.parametrize(("pgrep", "ends"), [('[ "$*" = "-x raylet" ]', False), ("exit 1", True)])
-def test_a_worker_ends_itself_only_without_a_head(machine, pgrep, ends):
-    """Ray's own process there ends by itself once the head is lost."""
+def test_a_worker_shuts_down_only_without_a_head(machine, pgrep, ends):
+    """The raylet on a worker exits by itself if the head is lost."""
     machine.put("pgrep", pgrep)
     (machine.home / "last-needed").write_text("0")
     assert ("shutdown -h now" in machine("check-head", "30")) == ends
 
 
-@pytest.mark.parametrize(("asked", "told"), [(1, True), (4, True), (12, False)])
-def test_a_spot_notice_is_told_to_ray(machine, tmp_path, asked, told):
-    """It comes with the `asked`th question, of the eleven of a minute."""
+@pytest.mark.parametrize(("poll", "drained"), [(1, True), (4, True), (12, False)])
+def test_a_spot_notice_drains_the_node(machine, tmp_path, poll, drained):
+    """The notice appears at poll number `poll`, of eleven polls per minute."""
     machine.put("ray", f'[ "$RAY_ADDRESS" = auto ] && echo ray "$@" >>{tmp_path / "done"}')
     machine.put("sleep", "")
     machine.put(
         "curl",
         f"""case "$*" in
         *api/token*) echo a-token ;;
-        *spot/instance-action*a-token) echo >>{tmp_path}/asked; [ $(wc -l <{tmp_path}/asked) -ge {asked} ] ;;
+        *spot/instance-action*a-token) echo >>{tmp_path}/polls; [ $(wc -l <{tmp_path}/polls) -ge {poll} ] ;;
         *) exit 22 ;;
         esac""",
     )
     done = machine("check-spot")
-    assert ("ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION" in done) == told
-    assert len((tmp_path / "asked").read_text().splitlines()) == min(asked, 11)
+    assert ("ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION" in done) == drained
+    assert len((tmp_path / "polls").read_text().splitlines()) == min(poll, 11)
 
 
-def test_each_timer_has_a_file_of_its_own(machine):
+def test_each_timer_has_its_own_file(machine):
     machine("stop-without-head", "30")
     done = machine("watch-for-spot-notice")
     assert "tee /etc/cron.d/cpo-ray-check-head\n*/5 * * * * ubuntu bash" in done
@@ -260,15 +260,15 @@ def test_each_timer_has_a_file_of_its_own(machine):
 
 
 @pytest.mark.parametrize(("stop", "check"), [("stop-when-idle", "check-idle"), ("stop-without-head", "check-head")])
-def test_a_machine_has_its_time_from_the_timers_start(machine, stop, check):
+def test_the_idle_time_starts_with_the_timer(machine, stop, check):
     for command in ("ray", "pgrep"):
         machine.put(command, "exit 1")
     assert f"{machine.home}/aws/node.sh {check} 30\n" in machine(stop, "30")
     assert "shutdown" not in machine(check, "30")
 
 
-def test_whoever_ends_itself_is_terminated(bootstrapped, launcher):
-    """And workers have their timer before anything else that may fail or last."""
+def test_a_machine_that_shuts_down_is_terminated(bootstrapped, launcher):
+    """Workers also install their timer before any command that may fail or hang."""
     types = bootstrapped["available_node_types"]
     assert {types[name]["node_config"]["InstanceInitiatedShutdownBehavior"] for name in types} == {"terminate"}
     assert "stop-when-idle" in launcher["head_start_ray_commands"][-1]

@@ -1,4 +1,4 @@
-"""The pipeline on three real nodes while a monkey kills nodes and processes. `make chaos`; nobody waits for it in CI.
+"""The pipeline on three real nodes while a chaos monkey kills nodes and processes. `make chaos`; not part of CI.
 
 A run is repeated until CPO_RAY_CHAOS_MINUTES have passed. CPO_RAY_CHAOS_FOLDER keeps the undisturbed run for the next time.
 """
@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from cpo_ray.artifacts import read_jsonl, read_table
-from tests.monkey import Herd, Monkey
+from tests.monkey import Monkey, WorkerNodes
 from tests.ray_nodes import ROOT, head
 
 pytestmark = pytest.mark.chaos
@@ -30,13 +30,13 @@ SEED = int(os.environ.get("CPO_RAY_CHAOS_SEED", "17"))
 CONFIG = ROOT / os.environ.get("CPO_RAY_CHAOS_CONFIG", "tests/chaos.yaml")
 CLI = Path(sys.executable).with_name("cpo-ray")
 RESULT = ROOT / "benchmarks" / "results" / "chaos.json"
-LONGEST_S = 4 * 3600
-MIXED = ["--set", "sampling.negatives.autoregressive=0"]  # what does not depend on how an engine batches
+TIMEOUT_S = 4 * 3600
+MIXED = ["--set", "sampling.negatives.autoregressive=0"]  # these negatives do not depend on how an engine batches
 SAMPLED = ["--set", "sampling.negatives.autoregressive=2", "--until", "sampling"]
 
 
 def run(command, log, environment=None):
-    """Wait for it; seconds, and what it said."""
+    """Run a command and wait for it. Returns its seconds and its output."""
     began = time.monotonic()
     with log.open("w") as output:
         ended = subprocess.run(
@@ -45,7 +45,7 @@ def run(command, log, environment=None):
             env=environment,
             stdout=output,
             stderr=output,
-            timeout=LONGEST_S,
+            timeout=TIMEOUT_S,
             check=False,
         )
     text = log.read_text()
@@ -54,7 +54,7 @@ def run(command, log, environment=None):
 
 
 def stage_seconds(root):
-    """Stage -> seconds, the last time that it ran."""
+    """Stage -> seconds of its last execution."""
     ends = [entry for entry in read_jsonl(root / "logs" / "events.jsonl") if entry.get("outcome") == "done"]
     return {entry["stage"]: entry["seconds"] for entry in ends}
 
@@ -71,7 +71,7 @@ def folder():
 
 @pytest.fixture(scope="module")
 def undisturbed(folder):
-    """The same run on this machine alone."""
+    """The same run on one machine without kills."""
     root = folder / "undisturbed"
     if not (root / "report" / "manifest.json").is_file():
         run([CLI, "run", CONFIG, "--run-dir", root, *MIXED], folder / "undisturbed.log")
@@ -80,44 +80,44 @@ def undisturbed(folder):
 
 @pytest.fixture(scope="module")
 def disturbed(folder, undisturbed):
-    """Run directories: one with autoregressive negatives up to the stage `sampling`, and whole ones without."""
-    place = Path(tempfile.mkdtemp(prefix="ch"))  # short: sockets lie in it
+    """Run directories: one with autoregressive negatives up to stage `sampling`, and complete ones without."""
+    session = Path(tempfile.mkdtemp(prefix="ch"))  # a short path, because it contains sockets
     rounds, stamp = [], time.strftime("%H%M%S")
     try:
-        with head(place, "--num-cpus=0") as nodes:
-            herd = Herd(place, nodes, "--num-cpus=4")
+        with head(session, "--num-cpus=0") as nodes:
+            workers = WorkerNodes(session, nodes, "--num-cpus=4")
             try:
-                herd.join()
-                herd.join()
-                with Monkey(herd, SEED, PERIOD_S) as monkey:
+                workers.add()
+                workers.add()
+                with Monkey(workers, SEED, PERIOD_S) as monkey:
                     while not rounds or time.monotonic() - monkey.started < 60 * MINUTES:
                         name = f"{stamp}-{len(rounds)}"
                         root, what = folder / name, MIXED if rounds else SAMPLED
                         submit = [CLI, "submit", CONFIG, "--address", nodes.dashboard, "--run-dir", root]
                         reports = ["--reports", folder / "reports"]
-                        began, kills = time.monotonic(), len(monkey.diary)
-                        _, said = run([*submit, *reports, *what], folder / f"{name}.log", nodes.environment)
+                        began, kills = time.monotonic(), len(monkey.kills)
+                        _, output = run([*submit, *reports, *what], folder / f"{name}.log", nodes.environment)
                         rounds.append(
                             {
                                 "root": root,
                                 "seconds": round(time.monotonic() - began, 1),
-                                "kills": monkey.diary[kills:],
-                                "trainings_gone_on": said.count("workers were lost"),
+                                "kills": monkey.kills[kills:],
+                                "trainings_gone_on": output.count("workers were lost"),
                                 "stages": stage_seconds(root),
                             }
                         )
             finally:
-                herd.end()
+                workers.stop()
     finally:
-        for log in [*place.glob("*.log"), *place.glob("session_latest/logs/job-driver-*.log")]:
+        for log in [*session.glob("*.log"), *session.glob("session_latest/logs/job-driver-*.log")]:
             shutil.copy(log, folder / f"{stamp}-{log.name}")
-        shutil.rmtree(place, ignore_errors=True)
-    _tell(rounds, stage_seconds(undisturbed))
+        shutil.rmtree(session, ignore_errors=True)
+    write_result(rounds, stage_seconds(undisturbed))
     return rounds
 
 
-def _tell(rounds, calm):
-    """What happened, and what it cost."""
+def write_result(rounds, calm):
+    """Write the kills and the time that they cost to RESULT."""
     whole = rounds[1:]
     lost = {stage: round(sum(each["stages"][stage] - calm[stage] for each in whole) / len(whole), 1) for stage in calm}
     result = {
@@ -135,13 +135,13 @@ def _tell(rounds, calm):
     print(json.dumps(result["lost_s_per_run"]))
 
 
-def test_it_went_on_for_long_enough(disturbed):
+def test_the_chaos_run_lasted_long_enough(disturbed):
     assert sum(each["seconds"] for each in disturbed) >= 60 * MINUTES
     assert len(disturbed) > 1
     assert any(each["kills"] for each in disturbed)
 
 
-def test_every_run_came_to_its_report(disturbed):
+def test_every_run_reached_its_report(disturbed):
     assert all((each["root"] / "report" / "index.html").is_file() for each in disturbed[1:])
     assert not [partial for each in disturbed for partial in each["root"].glob("**/.*.partial")]
 
@@ -152,7 +152,7 @@ def test_groups_are_those_of_an_undisturbed_run(disturbed, undisturbed):
         groups = read_table(each["root"] / "groups" / "train")
         for column in set(calm.column_names) - {"similarity", "ref_logps"}:
             assert groups[column].equals(calm[column]), column
-        for column in ("similarity", "ref_logps"):  # how sums are rounded depends on what is computed together
+        for column in ("similarity", "ref_logps"):  # rounding depends on what is computed in one batch
             for one, other in zip(groups[column].to_pylist(), calm[column].to_pylist(), strict=True):
                 assert one == pytest.approx(other, abs=1e-4), column
 
@@ -176,8 +176,8 @@ def test_every_prompt_has_its_answers(disturbed):
                 assert [row["id"] for row in read_jsonl(file)] == wanted, file
 
 
-def test_sampled_groups_are_whole(disturbed):
-    """No row missing, double or malformed."""
+def test_sampled_groups_are_complete(disturbed):
+    """No row is missing, duplicated or malformed."""
     root = disturbed[0]["root"]
     rows = read_table(root / "groups" / "train").to_pylist()
     examples = read_table(root / "data" / "train").to_pylist()[: len(rows)]

@@ -7,11 +7,14 @@ from pydantic import BaseModel
 
 from cpo_ray.config import RunConfig
 from cpo_ray.config.reference_page import render_reference
-from cpo_ray.pipeline import STAGES
+from cpo_ray.stages import STAGES
+from tests.code_map import read_order, render
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+SOURCE_PATH = re.compile(r"`((?:cpo_ray|tests)/[\w/.]+)`")
 
 
 def test_the_configuration_page_is_current():
@@ -58,13 +61,32 @@ def test_every_direct_dependency_is_justified():
                 assert f"`{name[0]}`" in page, f"{name[0]} of {file.name} is not in docs/dependencies.md"
 
 
+def test_the_map_is_current():
+    page = ARCHITECTURE.read_text()
+    assert page == render(page), "the map in docs/architecture.md is stale: run `make docs`"
+
+
+def test_the_map_names_every_module():
+    order = read_order(ARCHITECTURE.read_text())
+    named = {Path(folder, name).as_posix() for folder, names in order.items() for name in names}
+    package = ROOT / "cpo_ray"
+    assert named == {file.relative_to(package).as_posix() for file in package.rglob("*.py")} - {
+        (Path(folder) / "__init__.py").as_posix() for folder in order
+    }
+
+
+def test_every_file_that_the_architecture_names_exists():
+    for path in SOURCE_PATH.findall(ARCHITECTURE.read_text()):
+        assert (ROOT / path).exists(), f"docs/architecture.md names {path}"
+
+
 def test_the_readme_begins_with_two_commands():
     readme = (ROOT / "README.md").read_text()
     assert readme.index("make demo") < readme.index("make test") < 1000
 
 
 def test_the_architecture_shows_every_stage():
-    page = (ROOT / "docs" / "architecture.md").read_text()
+    page = ARCHITECTURE.read_text()
     for stage in STAGES:
         assert stage in page
 

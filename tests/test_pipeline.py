@@ -1,4 +1,4 @@
-"""The whole pipeline on real parts, killed in the middle of its stages and run again."""
+"""The whole pipeline with the real engines, killed in the middle of its stages and restarted."""
 
 import json
 import math
@@ -20,11 +20,11 @@ pytestmark = pytest.mark.e2e
 
 CONFIG = Path(__file__).parent / "tiny.yaml"
 KILLED_IN = ("sampling", "cpo", "generation")
-SLOW_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # look for their raylet about once a minute, and then go
+SLOW_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # check for their raylet about once a minute, then exit
 
 
 class Driver:
-    """`cpo-ray run` as a user starts it."""
+    """A process `cpo-ray run`, started the way a user does."""
 
     def __init__(self, root, *options):
         command = [Path(sys.executable).with_name("cpo-ray"), "run", CONFIG, "--run-dir", root.name, *options]
@@ -38,10 +38,10 @@ class Driver:
             self.lines.append(line)
             if line.startswith(f"{stage}: "):
                 return
-        raise AssertionError(f"never reached {stage}:\n{''.join(self.lines)}")
+        raise AssertionError(f"the run ended before stage {stage}:\n{''.join(self.lines)}")
 
     def kill(self):
-        """SIGKILL, and wait until what it had started is gone too; returns what is not."""
+        """Send SIGKILL and wait until the child processes are gone too. Returns those that are still alive."""
         started = psutil.Process(self.process.pid).children(recursive=True)
         children = [child for child in started if child.name() not in SLOW_AGENTS]
         self.process.send_signal(signal.SIGKILL)
@@ -56,14 +56,14 @@ class Driver:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that was killed three times, its last output, what each kill left alive, and who listened where."""
+    """A run that was killed three times, its last output, the processes each kill left alive, and all listening sockets."""
     root = tmp_path_factory.mktemp("killed") / "run"
     survivors, listening = [], set()
     for stage in KILLED_IN:
         driver = Driver(root)
         with listeners(driver.process.pid) as seen:
             driver.read_until(stage)
-            time.sleep(12)  # long enough for actors, workers and engines to be up and at work
+            time.sleep(12)  # long enough for actors, workers and engines to start and work
             survivors += driver.kill()
         listening |= seen
     last = Driver(root)
@@ -81,12 +81,12 @@ def test_a_killed_run_finishes_and_finished_stages_are_not_redone(run):
     assert str(root / "report" / "index.html") in output
 
 
-def test_a_killed_driver_takes_its_processes_along(run):
+def test_a_killed_driver_leaves_no_processes(run):
     assert run[2] == []
 
 
 def test_nothing_listened_beyond_loopback(run):
-    """Neither in sampling nor in training nor in serving."""
+    """Neither sampling nor training nor serving opens a port on another address."""
     listening = run[3]
     names = {name for name, _ in listening}
     for part in ("RayTrainWorker", "MapWorker", "VLLM", "ServeReplica"):
@@ -94,13 +94,13 @@ def test_nothing_listened_beyond_loopback(run):
     assert beyond_loopback(listening) == set()
 
 
-def test_every_stage_left_a_manifest(run):
+def test_every_stage_wrote_a_manifest(run):
     root, *_ = run
     made = {pattern for stage in STAGES.values() for pattern in stage.writes}
     for pattern in made - {"reward"}:  # this run names no reward model
-        places = list(root.glob(pattern))
-        assert places, pattern
-        for folder in filter(Path.is_dir, places):  # a model card is a file
+        written = list(root.glob(pattern))
+        assert written, pattern
+        for folder in filter(Path.is_dir, written):  # a model card is a file
             manifest = json.loads((folder / "manifest.json").read_text())
             assert all((folder / name).stat().st_size == entry["bytes"] for name, entry in manifest["files"].items())
     assert not list(root.glob("**/.*.partial"))
@@ -134,7 +134,7 @@ def test_a_finished_run_starts_no_engine(run):
 
 
 @pytest.mark.chaos
-def test_one_engine_for_all_models_answers_as_an_engine_for_each(run, tmp_path):
+def test_one_shared_engine_gives_the_same_answers_as_one_engine_per_model(run, tmp_path):
     root, *_ = run
     again = shutil.copytree(root, tmp_path / "run", ignore=shutil.ignore_patterns("generations", "checkpoints", "logs"))
     driver = Driver(again, "--from", "generation", "--until", "generation", "--set", "serving.in_place=false")
@@ -145,19 +145,19 @@ def test_one_engine_for_all_models_answers_as_an_engine_for_each(run, tmp_path):
     answers = {}
     for model in ("mle", "cpo"):
         assert f"made generations/{model}" in output
-        answers[model], apart = (read_jsonl(place / "generations" / model / "greedy.jsonl") for place in (root, again))
-        assert len(apart) == 24
-        for shared, own in zip(answers[model], apart, strict=True):
+        answers[model], separate = (read_jsonl(base / "generations" / model / "greedy.jsonl") for base in (root, again))
+        assert len(separate) == 24
+        for shared, own in zip(answers[model], separate, strict=True):
             assert shared == own
-    assert answers["mle"] != answers["cpo"], "or the weights need not have changed"
+    assert answers["mle"] != answers["cpo"], "equal answers would not show that the weights were switched"
 
 
 @pytest.mark.chaos
-def test_negatives_sampled_while_cpo_trains_outlast_a_killed_driver(run, tmp_path):
-    """From the same reference. The policy that negatives are sampled from changes every second step."""
+def test_streamed_sampling_resumes_after_the_driver_is_killed(run, tmp_path):
+    """With the same reference. The policy from which negatives are sampled changes every second step."""
     root, *_ = run
-    left = shutil.ignore_patterns("groups", "checkpoints", "cpo", "mle", "merged-*", "generations", "verdicts")
-    again = shutil.copytree(root, tmp_path / "run", ignore=left)
+    omitted = shutil.ignore_patterns("groups", "checkpoints", "cpo", "mle", "merged-*", "generations", "verdicts")
+    again = shutil.copytree(root, tmp_path / "run", ignore=omitted)
     online = ["sampling.stream=true", "sampling.refresh_steps=2", "sampling.negatives.autoregressive=0"]
     options = ["--until", "cpo", "--accept-changes", *(word for setting in online for word in ("--set", setting))]
     driver = Driver(again, *options)

@@ -1,6 +1,8 @@
+"""The schemas of rows."""
+
 import pyarrow as pa
 
-from cpo_ray.records import CANDIDATE_KINDS, EXAMPLE_SCHEMA, GROUP_SCHEMA, NEGATIVE_KINDS, Example, Group
+from cpo_ray.records import CANDIDATE_KINDS, EXAMPLE_SCHEMA, GROUP_SCHEMA, NEGATIVE_KINDS, Example, Group, cut_prompt
 
 
 def test_schemas_have_the_fields_of_the_rows():
@@ -8,7 +10,7 @@ def test_schemas_have_the_fields_of_the_rows():
     assert GROUP_SCHEMA.names == list(Group.__annotations__)
 
 
-def test_the_gold_is_candidate_zero_and_no_negative():
+def test_the_gold_is_candidate_zero_and_not_a_negative():
     assert CANDIDATE_KINDS[0] == "gold"
     assert "gold" not in NEGATIVE_KINDS
     assert len(NEGATIVE_KINDS) == len(CANDIDATE_KINDS) - 1
@@ -18,7 +20,7 @@ def test_log_probs_of_long_sequences_keep_float64():
     assert GROUP_SCHEMA.field("ref_logps").type == pa.list_(pa.float64())
 
 
-def test_a_group_goes_through_arrow_and_back():
+def test_a_group_survives_a_round_trip_through_arrow():
     group = Group(
         id="0" * 16,
         prompt="p",
@@ -31,3 +33,11 @@ def test_a_group_goes_through_arrow_and_back():
         ref_logps=[-1.25, -700.0625],
     )
     assert pa.Table.from_pylist([group], schema=GROUP_SCHEMA).to_pylist() == [group]
+
+
+def test_a_cut_prompt_is_its_leading_special_tokens_and_the_end_of_its_text():
+    assert cut_prompt([9, 1, 2, 3], 4, {9}) == [9, 1, 2, 3]
+    assert cut_prompt([9, 1, 2, 3, 4], 3, {9}) == [9, 3, 4]
+    assert cut_prompt([9, 8, 1, 2, 9, 4], 4, {8, 9}) == [9, 8, 9, 4]
+    assert cut_prompt([1, 2, 3, 4], 3, {9}) == [2, 3, 4]
+    assert cut_prompt([9, 9, 9, 1], 3, {9}) == [9, 9, 1]

@@ -1,11 +1,11 @@
-"""Waiting for what comes true by itself, but not at once: Ray frees resources and ends processes behind our back."""
+"""Wait for asynchronous changes: Ray frees resources and ends processes in the background."""
 
 import time
 from collections.abc import Callable
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 60) -> bool:
-    """Whether the condition comes true within so many seconds, asked ten times a second."""
+    """Whether the condition becomes true within `seconds`, polled ten times a second."""
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:

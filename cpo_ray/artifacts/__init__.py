@@ -1,7 +1,7 @@
-"""A stage's output: written whole or not at all, with a manifest; reused when its inputs are the same."""
+"""What stages leave on disk: artifacts with manifests, atomic files, locks, journals, and a store that runs share."""
 
 from cpo_ray.artifacts.environment import CHECKOUT, describe_environment, git_revision
-from cpo_ray.artifacts.hashing import canonical, content_key, hash_directories, hash_file
+from cpo_ray.artifacts.hashing import WEIGHTS, canonical, content_key, hash_directories, hash_file
 from cpo_ray.artifacts.io import (
     read_jsonl,
     read_table,
@@ -16,6 +16,7 @@ from cpo_ray.artifacts.lock import lock_run
 from cpo_ray.artifacts.manifest import (
     INPUTS,
     MANIFEST,
+    SELECTED,
     STATS,
     Artifact,
     Builder,
@@ -29,7 +30,9 @@ __all__ = [
     "CHECKOUT",
     "INPUTS",
     "MANIFEST",
+    "SELECTED",
     "STATS",
+    "WEIGHTS",
     "Artifact",
     "Builder",
     "Journal",

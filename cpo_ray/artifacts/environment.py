@@ -1,4 +1,4 @@
-"""Where and with what a run was made: environment.json."""
+"""Versions, git revision and hardware of a run: environment.json."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ import cpo_ray
 from cpo_ray import __version__
 
 CHECKOUT = Path(cpo_ray.__file__).parent.parent
-"""The source checkout or uploaded folder that holds this package; for an installed package, site-packages."""
+"""The source checkout or the uploaded folder that holds this package; site-packages for an installed package."""
 
 
 def describe_environment(seed: int) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def describe_environment(seed: int) -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """Revision of the checkout that this package runs from, or was uploaded from; None for an installed one."""
+    """Git revision of the checkout that this package runs from or was uploaded from; None for an installed package."""
     uploaded = CHECKOUT / "REVISION"
     if uploaded.is_file():
         return uploaded.read_text(encoding="utf-8").strip()

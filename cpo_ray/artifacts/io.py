@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the formats that artifacts are made of: JSON, JSONL, Parquet."""
+"""Atomic writes, and the formats that artifacts are made of: JSON, JSONL, Parquet."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from cpo_ray.errors import ArtifactError
 
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; on success the file appears at `path`, flushed to disk; on failure nothing does."""
+    """Yield a temporary path to write to. On success the file is moved to `path`, flushed to disk; on failure it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -49,7 +49,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """Every line of a JSONL file. A torn last line (a killed writer's) is left out; any other bad line is an error."""
+    """Every line of a JSONL file. An incomplete last line (of a killed writer) is skipped; any other bad line is an error."""
     lines = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines, 1):

@@ -1,4 +1,4 @@
-"""Answers of a service on disk as they come, so that none is paid for twice."""
+"""A journal of a service's answers, written as they arrive, so that no request is paid for twice."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -8,7 +8,7 @@ from cpo_ray.artifacts.io import read_jsonl, write_atomically
 
 
 class Journal:
-    """Answers on disk as they come, found again by the content of what was asked. A kill loses only the line being written."""
+    """Answers by the content of the request, appended to a JSONL file. A kill loses only the line that is being written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,13 +31,13 @@ class Journal:
         return self.entries[key]
 
     def add(self, key: str, value: Any) -> None:
-        """Keep `value`, handed to the operating system before this returns."""
+        """Store `value`. It is handed to the operating system before this returns."""
         self.entries[key] = value
         self.file.write(canonical({"key": key, "value": value}) + "\n")
         self.file.flush()
 
     def sort(self) -> None:
-        """Rewrite the file in key order, so that equal answers make equal files whatever order they came in."""
+        """Rewrite the file in key order, so that equal answers make equal files in whatever order they arrived."""
         self.file.close()
         with write_atomically(self.path) as temporary:
             lines = [canonical({"key": key, "value": value}) + "\n" for key, value in sorted(self.entries.items())]
@@ -45,7 +45,7 @@ class Journal:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut what a killed writer left after the last newline: a line appended to it would be lost with it."""
+    """Remove an incomplete last line of a killed writer: a line appended to it would be lost too."""
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole < len(content):

@@ -14,9 +14,9 @@ from cpo_ray.errors import RunInUseError
 
 @contextlib.contextmanager
 def lock_run(root: Path) -> Iterator[None]:
-    """Hold the run directory. The lock dies with the process, however it dies.
+    """Lock the run directory. The lock ends with the process, even if it is killed.
 
-    Raises RunInUseError naming the owner where another process holds it.
+    Raises RunInUseError naming the owner if another process holds it.
     """
     root.mkdir(parents=True, exist_ok=True)
     with (root / "run.lock").open("a+", encoding="utf-8") as file:
@@ -24,7 +24,7 @@ def lock_run(root: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            owner = file.read().strip() or "a process that has not said its name yet"
+            owner = file.read().strip() or "a process that has not written its name yet"
             raise RunInUseError(
                 f"{root} is in use by {owner}. Wait for it, end it, or choose another --run-dir."
             ) from None

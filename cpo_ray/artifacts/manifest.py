@@ -1,8 +1,8 @@
-"""A stage's output: written whole or not at all, with a manifest; reused when its inputs are the same.
+"""Artifacts: folders that are complete or absent, with a manifest, and that are reused if their inputs are the same.
 
-An artifact is a folder. It is built in `.<name>.partial` beside its place and renamed there once its manifest is
-written, so a folder without the dot is always whole. A killed build leaves its partial folder, and the next build with
-the same inputs continues in it: builders write their pieces with `write_atomically` and skip those already there.
+An artifact is built in `.<name>.partial` and renamed once its manifest is written, so a folder without the dot is always
+complete. A killed build leaves its partial folder, and the next build with the same inputs continues in it: builders write
+their files with `write_atomically` and skip those that exist.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from cpo_ray.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 INPUTS = "inputs.json"
+SELECTED = "selected"  # folder of a groups artifact: the examples that its groups are made of
 STATS = "stats.json"  # measurements of what the other files hold, speeds among them: no part of the content
 
 Summary = dict[str, Any]
@@ -47,6 +48,11 @@ class Manifest:
         content = {"inputs": self.inputs, "files": hashes}
         return hashlib.sha256(canonical(content).encode()).hexdigest()[:16]
 
+    def part_fingerprint(self, part: str) -> str | None:
+        """Hash of the files below the folder `part` alone, whatever the rest was made from; None if it has none."""
+        hashes = {name: entry["sha256"] for name, entry in self.files.items() if name.startswith(f"{part}/")}
+        return hashlib.sha256(canonical(hashes).encode()).hexdigest()[:16] if hashes else None
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -59,15 +65,15 @@ class Artifact:
 
     @property
     def fingerprint(self) -> str:
-        """What stages that read this artifact depend on."""
+        """Hash of inputs and content: stages that read this artifact depend on it."""
         return self.manifest.fingerprint
 
 
 def make_artifact(root: Path, name: str, inputs: dict[str, Any], build: Builder) -> Artifact:
-    """Return the artifact `root/name` made from `inputs`, building it unless it is there.
+    """Return the artifact `root/name` made from `inputs`, building it if it is missing or stale.
 
-    `build(folder)` fills the folder and returns a summary (counts worth printing). An artifact made from other inputs
-    is replaced, only once its successor is whole.
+    `build(folder)` fills the folder and returns a summary (counts worth printing). A stale artifact is replaced once its
+    successor is complete, not before.
     """
     finished = find_artifact(root, name)
     if finished is not None and finished.manifest.inputs == json.loads(canonical(inputs)):
@@ -92,7 +98,7 @@ def make_artifact(root: Path, name: str, inputs: dict[str, Any], build: Builder)
 
 
 def find_artifact(root: Path, name: str) -> Artifact | None:
-    """The finished artifact `root/name`, or None. Raises ArtifactError where its files do not match its manifest."""
+    """The finished artifact `root/name`, or None. Raises ArtifactError if its files do not match its manifest."""
     path = root / name
     if not (path / MANIFEST).is_file():
         return None
@@ -100,20 +106,20 @@ def find_artifact(root: Path, name: str) -> Artifact | None:
         manifest = Manifest(**json.loads((path / MANIFEST).read_text(encoding="utf-8")))
     except (json.JSONDecodeError, TypeError) as error:
         raise ArtifactError(
-            f"{path / MANIFEST} is not a manifest ({error}). Delete {path} to have it made again."
+            f"{path / MANIFEST} is not a manifest ({error}). Delete {path}, and the next run rebuilds it."
         ) from None
     for relative, entry in manifest.files.items():
         file = path / relative
         if not file.is_file() or file.stat().st_size != entry["bytes"]:
-            raise ArtifactError(f"{file} does not match its manifest. Delete {path} to have it made again.")
+            raise ArtifactError(f"{file} does not match its manifest. Delete {path}, and the next run rebuilds it.")
     return Artifact(name, path, manifest)
 
 
 def _prepare_partial(partial: Path, inputs: dict[str, Any]) -> None:
-    """Keep a partial folder that was begun with the same inputs; else begin anew."""
+    """Keep a partial folder that was begun with the same inputs, otherwise start an empty one."""
     begun = partial / INPUTS
     if begun.is_file() and begun.read_text(encoding="utf-8") == canonical(inputs):
-        for torn in partial.rglob(".*.tmp"):  # a killed writer's
+        for torn in partial.rglob(".*.tmp"):  # of a killed writer
             torn.unlink()
         return
     if partial.exists():

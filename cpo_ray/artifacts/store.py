@@ -1,4 +1,4 @@
-"""Artifacts that several runs share: kept by what they were made from, so that a sweep makes each of them once."""
+"""A store of artifacts that several runs share, addressed by their inputs: a sweep builds each of them once."""
 
 import contextlib
 import hashlib
@@ -15,17 +15,17 @@ from cpo_ray.errors import ArtifactError
 
 
 class Store:
-    """A folder of finished artifacts, `<name>/<hash of the inputs>`. Files are hard links where the disk is the same."""
+    """A folder of finished artifacts, `<name>/<hash of the inputs>`. Files are hard links if the disk is the same."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def find(self, name: str, inputs: dict[str, Any]) -> Artifact | None:
-        """The artifact made from these inputs, if a run has left it here. One whose content has changed since is removed."""
+        """The artifact made from these inputs, if a run has added it. One whose content has changed since is removed."""
         place = self._place(name, inputs)
         try:
             artifact = find_artifact(self.root, place)
-        except ArtifactError:  # a file is missing or of another size, or the manifest is none
+        except ArtifactError:  # a file is missing or has another size, or the manifest is damaged
             shutil.rmtree(self.root / place)
             return None
         if artifact is None:
@@ -37,22 +37,22 @@ class Store:
         return artifact
 
     def every(self, name: str) -> Iterator[Artifact]:
-        """All whole artifacts of this name."""
+        """All undamaged artifacts of this name."""
         for folder in sorted((self.root / name).glob("*")):
             artifact = None
             if not folder.name.startswith("."):
-                with contextlib.suppress(ArtifactError):  # the run that needs a damaged one makes it again
+                with contextlib.suppress(ArtifactError):  # `find` removes a damaged one
                     artifact = find_artifact(self.root, f"{name}/{folder.name}")
             if artifact is not None:
                 yield artifact
 
-    def keep(self, artifact: Artifact) -> None:
-        """Leave an artifact for other runs. Of two runs that leave the same one, one is heard."""
+    def add(self, artifact: Artifact) -> None:
+        """Add an artifact for other runs. If two runs add the same one at a time, the first wins."""
         place = self.root / self._place(artifact.name, artifact.manifest.inputs)
         if place.exists():
             return
         partial = place.with_name(f".{place.name}.{socket.gethostname()}.{os.getpid()}.partial")
-        if partial.exists():  # a killed process's that had this number
+        if partial.exists():  # left by a killed process with this id
             shutil.rmtree(partial)
         for relative in [*artifact.manifest.files, MANIFEST]:
             _link(artifact.path / relative, partial / relative)
@@ -64,8 +64,8 @@ class Store:
             shutil.rmtree(partial)
 
     @staticmethod
-    def lend(artifact: Artifact, out: Path) -> Summary:
-        """Fill the folder `out` with an artifact's files, as its builder would have."""
+    def copy(artifact: Artifact, out: Path) -> Summary:
+        """Fill the folder `out` with an artifact's files: a builder for `make_artifact`."""
         for stray in set(out.iterdir()) - {out / INPUTS}:
             shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
         for relative in artifact.manifest.files:
@@ -81,5 +81,5 @@ def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
-    except OSError:  # another disk, or one without links
+    except OSError:  # another disk, or a file system without hard links
         shutil.copyfile(source, target)

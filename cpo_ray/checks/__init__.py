@@ -1,1 +1,1 @@
-"""Is this machine, or this description of a cluster, ready? Each check says what was seen and what to do."""
+"""Is this machine, or this description of a cluster, ready? Each check reports what was found and the remedy."""

@@ -1,6 +1,6 @@
-"""Is this machine ready? Each check says what was seen and, where something is wrong, what to do.
+"""Is this machine ready? Each check reports what was found and, if something is wrong, the remedy.
 
-The checks are pure: they judge what they are given. `examine` looks at the machine.
+The checks are pure functions of their arguments. `check_machine` reads those from the machine.
 """
 
 import os
@@ -24,23 +24,23 @@ SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where Ray puts its object store
 REQUIREMENTS = CHECKOUT / "requirements"
 PINNED = re.compile(
     r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)\s*\\?$", re.MULTILINE
-)  # lines with a marker are left out
+)  # a line with an environment marker does not match
 
-Verdict = Literal["ok", "warn", "fail"]
+CheckStatus = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table."""
+    """The result of one check: a line of the table."""
 
     name: str
-    verdict: Verdict
+    status: CheckStatus
     seen: str
     remedy: str = ""
 
 
-def examine(runs: Path) -> list[Check]:
-    """Look at this machine. `runs`: the folder where runs will live; it need not exist yet."""
+def check_machine(runs: Path) -> list[Check]:
+    """Check this machine. runs: the folder for runs; it need not exist yet."""
     installed = {_normalize(d.metadata["Name"]): d.version for d in distributions()}
     existing = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.is_dir())
     headers = Path(sysconfig.get_paths()["include"], "Python.h")
@@ -62,7 +62,7 @@ def examine(runs: Path) -> list[Check]:
 
 
 def check_python(version: tuple[int, ...]) -> Check:
-    """The locks are resolved for 3.11 alone."""
+    """The locks are resolved only for Python 3.11."""
     seen = ".".join(map(str, version))
     if version[:2] == (3, 11):
         return Check("Python", "ok", seen)
@@ -70,7 +70,7 @@ def check_python(version: tuple[int, ...]) -> Check:
 
 
 def check_packages(installed: dict[str, str], lock: dict[str, str] | None) -> Check:
-    """Every package at the version of the lock. `lock` is None outside a checkout."""
+    """Every package has the version of the lock. lock: None outside a checkout."""
     if lock is None:
         return Check(
             "packages", "warn", "no lock found", "run from a checkout of the repository to compare with its lock"
@@ -87,10 +87,10 @@ def check_packages(installed: dict[str, str], lock: dict[str, str] | None) -> Ch
 
 
 def check_torch(version: str | None, wanted: str | None) -> Check:
-    """PyTorch has an install step of its own on a CPU machine, so cpu.lock does not hold it."""
+    """On a CPU machine PyTorch is installed in a separate step, so it is not in cpu.lock."""
     if version is not None and version.partition("+")[0] == (wanted or version.partition("+")[0]):
         return Check("PyTorch", "ok", version)
-    return Check("PyTorch", "fail", version or "missing", f"make install (it wants {wanted or 'PyTorch'})")
+    return Check("PyTorch", "fail", version or "missing", f"make install (it installs {wanted or 'PyTorch'})")
 
 
 def check_gpus(listing: list[str], torch_version: str) -> Check:
@@ -103,26 +103,26 @@ def check_gpus(listing: list[str], torch_version: str) -> Check:
 
 
 def check_efa(devices: list[str]) -> Check:
-    """EFA matters to several GPU machines on AWS alone."""
+    """EFA is only useful for several GPU machines on AWS."""
     efa = [name for name in devices if "efa" in name]
     if efa:
         return Check("EFA", "ok", ", ".join(efa))
-    return Check("EFA", "ok", "none (of use only to several GPU machines on AWS)")
+    return Check("EFA", "ok", "none (only useful for several GPU machines on AWS)")
 
 
 def check_compiler(compiler: str | None, ninja: str | None, headers: bool) -> Check:
     """DeepSpeed builds one small C++ extension at first use."""
     missing = [
         what
-        for what, there in (("g++", compiler), ("ninja", ninja), ("python3.11-dev (Python.h)", headers))
-        if not there
+        for what, found in (("g++", compiler), ("ninja", ninja), ("python3.11-dev (Python.h)", headers))
+        if not found
     ]
     if missing:
         return Check("C++ compiler", "fail", f"missing: {', '.join(missing)}", f"install {' and '.join(missing)}")
     return Check("C++ compiler", "ok", f"{compiler}, {ninja}")
 
 
-def check_tool(name: str, path: str | None, remedy: str, without: Verdict) -> Check:
+def check_tool(name: str, path: str | None, remedy: str, without: CheckStatus) -> Check:
     """A program on PATH."""
     return Check(name, "ok", path) if path else Check(name, without, "missing", remedy)
 
@@ -132,7 +132,10 @@ def check_token(environment: dict[str, str], home: Path) -> Check:
     name = "Ray token"
     if environment.get("RAY_AUTH_MODE", "token").lower() != "token":
         return Check(
-            name, "warn", "RAY_AUTH_MODE turns it off", "unset RAY_AUTH_MODE: else anyone who reaches Ray runs code"
+            name,
+            "warn",
+            "RAY_AUTH_MODE turns it off",
+            "unset RAY_AUTH_MODE: otherwise anyone who reaches Ray can run code",
         )
     if environment.get("RAY_AUTH_TOKEN"):
         return Check(name, "ok", "in RAY_AUTH_TOKEN")
@@ -144,17 +147,17 @@ def check_token(environment: dict[str, str], home: Path) -> Check:
         return Check(name, "ok", str(file))
     if named:
         return Check(
-            name, "fail", f"RAY_AUTH_TOKEN_PATH names {file}, which is not there", "ray get-auth-token --generate"
+            name, "fail", f"RAY_AUTH_TOKEN_PATH names {file}, which does not exist", "ray get-auth-token --generate"
         )
     if not os.access(home, os.W_OK):
         return Check(name, "fail", f"Ray cannot write one to {home}", "set RAY_AUTH_TOKEN_PATH to a file of yours")
     return Check(
-        name, "ok", "none yet: Ray makes one for a cluster of its own; to join one, ray get-auth-token --generate"
+        name, "ok", "none yet: Ray makes one for a local cluster; to join a cluster, ray get-auth-token --generate"
     )
 
 
 def check_disk(folder: Path, free: int, writable: bool) -> Check:
-    """Where runs will live. The demo writes well under 1 GiB; a 3 B-parameter run some 100 GiB of checkpoints."""
+    """Free space for runs. The demo writes well under 1 GiB; a 3 B-parameter run about 100 GiB of checkpoints."""
     seen = f"{free / GIB:.1f} GiB free at {folder}"
     if not writable:
         return Check("disk", "fail", f"{folder} cannot be written to", "choose another --run-dir")
@@ -166,29 +169,29 @@ def check_disk(folder: Path, free: int, writable: bool) -> Check:
 
 
 def check_shared_memory(size: int | None) -> Check:
-    """Ray's object store lives in /dev/shm."""
+    """Ray keeps its object store in /dev/shm."""
     if size is None:
         return Check(SHARED_MEMORY, "warn", "missing", "Ray falls back to the disk, which is slow: mount a tmpfs there")
     if size < 2 * GIB:
-        remedy = "in a container: --shm-size=4g; else lower cluster.object_store_gib"
+        remedy = "in a container: --shm-size=4g; otherwise lower cluster.object_store_gib"
         return Check(SHARED_MEMORY, "warn", f"{size / GIB:.1f} GiB", remedy)
     return Check(SHARED_MEMORY, "ok", f"{size / GIB:.1f} GiB")
 
 
 def check_memory(available: int | None) -> Check:
-    """The demo stays under 16 GiB."""
+    """The demo uses less than 16 GiB."""
     if available is None:
-        return Check("memory", "warn", "unknown (no /proc/meminfo)", "the demo wants 16 GiB")
+        return Check("memory", "warn", "unknown (no /proc/meminfo)", "the demo needs 16 GiB")
     seen = f"{available / GIB:.1f} GiB available"
     if available < 8 * GIB:
-        return Check("memory", "fail", seen, "end other programs: the demo wants up to 16 GiB")
+        return Check("memory", "fail", seen, "close other programs: the demo needs up to 16 GiB")
     return Check(
         "memory", "warn" if available < 16 * GIB else "ok", seen, "tight for the demo" if available < 16 * GIB else ""
     )
 
 
 def check_browser(path: str | None) -> Check:
-    """Only a test opens the report in one."""
+    """Only a test opens the report in a browser."""
     return Check("chromium", "ok", path or "none (optional: one test opens the report in it)")
 
 
@@ -199,13 +202,13 @@ def render_checks(checks: list[Check]) -> Table:
         table.add_column(heading, no_wrap=heading in ("check", ""))
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for check in checks:
-        verdict = f"[{colours[check.verdict]}]{check.verdict}[/]"
-        table.add_row(escape(check.name), verdict, escape(check.seen), escape(check.remedy))
+        status = f"[{colours[check.status]}]{check.status}[/]"
+        table.add_row(escape(check.name), status, escape(check.seen), escape(check.remedy))
     return table
 
 
 def parse_lock(text: str) -> dict[str, str]:
-    """Package to version, for the lines that hold on every machine."""
+    """Package -> version, for the lines without an environment marker."""
     return {_normalize(name): version for name, version in PINNED.findall(text)}
 
 
@@ -237,8 +240,8 @@ def _list_gpus() -> list[str]:
 
 
 def _find_ninja() -> str | None:
-    beside = Path(sys.executable).parent / "ninja"
-    return str(beside) if beside.is_file() else shutil.which("ninja")
+    local = Path(sys.executable).parent / "ninja"
+    return str(local) if local.is_file() else shutil.which("ninja")
 
 
 def _available_memory() -> int | None:

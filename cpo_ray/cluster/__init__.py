@@ -1,1 +1,1 @@
-"""Ray: starting or joining a cluster, what each stage needs on it, and settings for Ray Data, accelerators and sockets."""
+"""Ray: start or join a cluster, wait for a stage's resources, and settings for Ray Data, accelerators and sockets."""

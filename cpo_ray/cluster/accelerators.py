@@ -1,15 +1,15 @@
-"""What `plan` knows of accelerators: memory and dense peak, from the vendors' data sheets, and how much of it is used."""
+"""Memory and dense peak FLOP/s of accelerators, from the vendors' data sheets, and the fraction of the peak that is reached."""
 
 import os
 from dataclasses import dataclass
 
 UTILIZATION = {"training": 0.35, "scoring": 0.45, "generation": 0.05}
-"""Share of the peak that is reached. Generation reads all weights for every token, so memory, not arithmetic, limits it."""
+"""Fraction of peak FLOP/s per kind of work. Generation reads all weights for every token, so memory bandwidth bounds it."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator. TFLOP/s are dense peaks; fp32 is without TF32. The network is a machine's, all its cards together."""
+    """One accelerator. TFLOP/s are dense peaks, fp32 without TF32. `network_gbit` is per node, over all its network cards."""
 
     name: str
     memory_gib: float
@@ -31,7 +31,7 @@ DEVICES = {
 
 
 def peak_flops(precision: str) -> float | None:
-    """Peak FLOP/s of the GPU that this process uses, None for one that is not listed here."""
+    """Peak FLOP/s of this process's GPU, None if it is not in DEVICES."""
     import torch
 
     name = torch.cuda.get_device_name().lower()
@@ -40,7 +40,7 @@ def peak_flops(precision: str) -> float | None:
 
 
 def find_device(name: str) -> Device:
-    """A device by its name; `cpu` is one core of this machine with its share of the memory."""
+    """Look up a device by name; `cpu` is one core of this machine with its share of the memory."""
     if name != "cpu":
         return DEVICES[name]
     cores = os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""Sockets that libraries open on every address of a machine, opened on loopback where their peers are there anyway.
+"""Bind sockets to loopback that libraries would bind to every address of the machine.
 
-A torch store and Ray Serve's inner gRPC server answer whoever can reach them, without a key. On a cluster of our own every
-address that peers are told of is loopback, so nothing else has to be listened on.
+torch's TCPStore and Ray Serve's internal gRPC server accept any client that can reach them, without a key. In a local
+cluster all peers connect through loopback, so these servers need to listen nowhere else.
 """
 
 import functools
@@ -11,12 +11,12 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
-BACKLOG = 2048  # torch's own
-ANY = "[::]:"  # how gRPC spells every address
+BACKLOG = 2048  # torch's default
+ANY_ADDRESS = "[::]:"  # gRPC's notation for all addresses
 
 
 def is_loopback(host: str) -> bool:
-    """True for `localhost` and loopback addresses."""
+    """True for `localhost` and loopback addresses; any other name may resolve to any address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -24,9 +24,9 @@ def is_loopback(host: str) -> bool:
 
 
 def gloo_environment(node: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Settings for processes that meet over gloo, on the node of this address; what `environment` sets already stays.
+    """Environment variables that make gloo listen on loopback if the node's address is loopback; existing ones are kept.
 
-    Gloo listens on the address that the host's name has, unless it is told an interface.
+    Without GLOO_SOCKET_IFNAME, gloo listens on the address that the host name resolves to.
     """
     if not is_loopback(node) or "GLOO_SOCKET_IFNAME" in environment:
         return {}
@@ -35,50 +35,49 @@ def gloo_environment(node: str, environment: Mapping[str, str]) -> dict[str, str
 
 
 def keep_torch_on_loopback() -> None:
-    """From now on, a torch store that this process hosts under a loopback address listens there alone."""
-    rendezvous: Any = importlib.import_module(
-        "torch.distributed.rendezvous"
-    )  # the package's own attribute is a function
+    """Patch torch so that a TCPStore hosted in this process under a loopback address listens on loopback only."""
+    # import_module: the attribute torch.distributed.rendezvous is a function
+    rendezvous: Any = importlib.import_module("torch.distributed.rendezvous")
     if not hasattr(rendezvous.TCPStore, "__wrapped__"):
-        rendezvous.TCPStore = _narrow_store(rendezvous.TCPStore)
+        rendezvous.TCPStore = _store_on_loopback(rendezvous.TCPStore)
 
 
 def keep_serve_on_loopback() -> None:
-    """From now on, a Serve replica in this process listens on its node's address alone where that is loopback."""
+    """Patch Ray Serve so that a replica in this process listens on loopback only, if its node's address is loopback."""
     import ray
     from ray.serve._private import replica
 
     node = ray.util.get_node_ip_address()
     if is_loopback(node) and not hasattr(replica.add_port_to_grpc_server, "__wrapped__"):
-        replica.add_port_to_grpc_server = _narrow_port(replica.add_port_to_grpc_server, node)
+        replica.add_port_to_grpc_server = _port_on_node(replica.add_port_to_grpc_server, node)
 
 
 class LoopbackWorker:
-    """Mixed into vLLM's worker by name (`worker_extension_cls`): made before the worker's store is opened."""
+    """Mixed into vLLM's worker by dotted name (`worker_extension_cls`); patches torch before the worker opens its store."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
-        """As any class, after `keep_torch_on_loopback`."""
+        """Call `keep_torch_on_loopback` first."""
         keep_torch_on_loopback()
         return super().__new__(cls)
 
 
-def _narrow_store(store: Callable[..., Any]) -> Callable[..., Any]:
+def _store_on_loopback(store: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(store)
-    def narrowed(host_name: str, port: int, *, is_master: bool, **options: Any) -> Any:
+    def patched(host_name: str, port: int, *, is_master: bool, **options: Any) -> Any:
         if is_master and is_loopback(host_name):
             family = socket.AF_INET6 if ":" in host_name else socket.AF_INET
             listener = socket.create_server((host_name, port), family=family, backlog=BACKLOG)
-            options["master_listen_fd"] = listener.detach()  # the store closes it
+            options["master_listen_fd"] = listener.detach()  # the store takes ownership and closes it
         return store(host_name=host_name, port=port, is_master=is_master, **options)
 
-    return narrowed
+    return patched
 
 
-def _narrow_port(add: Callable[..., int], node: str) -> Callable[..., int]:
+def _port_on_node(add: Callable[..., int], node: str) -> Callable[..., int]:
     @functools.wraps(add)
-    def narrowed(server: Any, address: str) -> int:
-        if address.startswith(ANY):
-            address = (f"[{node}]:" if ":" in node else f"{node}:") + address.removeprefix(ANY)
+    def patched(server: Any, address: str) -> int:
+        if address.startswith(ANY_ADDRESS):
+            address = (f"[{node}]:" if ":" in node else f"{node}:") + address.removeprefix(ANY_ADDRESS)
         return add(server, address)
 
-    return narrowed
+    return patched

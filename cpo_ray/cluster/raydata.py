@@ -1,4 +1,4 @@
-"""Ray Data as every wing that uses it wants it: quiet, and with errors that keep their type."""
+"""Ray Data settings shared by all wings: no console output of its own, and errors that keep their type."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from cpo_ray.errors import ClusterError, CpoRayError
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-LOGICAL_CPUS = 0.5  # of each actor on a machine without GPUs: they wait for each other
+LOGICAL_CPUS = 0.5  # per actor on a machine without GPUs: actors mostly wait for each other
 
 
 def configure(dataset: "Dataset") -> None:
-    """No progress bars or announcements of Ray Data's own; an error keeps its type on the way from actor to driver."""
+    """Turn off Ray Data's progress bars and messages; let an actor's error reach the driver with its type."""
     dataset.context.enable_progress_bars = False
     dataset.context.enable_operator_progress_bars = False
     dataset.context.print_on_execution_start = False
@@ -22,7 +22,7 @@ def configure(dataset: "Dataset") -> None:
 
 @contextlib.contextmanager
 def plain_errors(actor: str) -> Iterator[None]:
-    """Let an error of ours that an actor raised reach the user as itself. actor: what to call one that keeps dying."""
+    """Re-raise a CpoRayError from inside an actor without Ray's wrapper. `actor` names the actor if it keeps dying."""
     from ray.exceptions import RayActorError, RayTaskError
 
     try:
@@ -32,4 +32,4 @@ def plain_errors(actor: str) -> Iterator[None]:
             raise error.cause from None
         raise
     except RayActorError as error:
-        raise ClusterError(f"{actor} could not be kept alive: {error}") from error
+        raise ClusterError(f"{actor} died repeatedly: {error}") from error

@@ -1,29 +1,24 @@
-"""Ray: a cluster of our own on loopback, or one that is there already; and waiting, within bounds, for what a stage needs."""
+"""Start a local Ray cluster on loopback, or join an existing one."""
 
 import contextlib
 import os
 import socket
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
+from cpo_ray.cluster.waiting import Bundle, wait_for
 from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import ClusterError
-from cpo_ray.monitoring.console import say
 
-Bundle = Mapping[str, float]  # resources that one process needs on one node, by Ray's names
-
-FOUND_BY_RAY = {"auto", "local"}
-NO_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-ADMISSION = "The cluster's token must be in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
-REACH_S = 10.0  # a head that does not answer within this will not; Ray itself would ask for nine minutes
-POLL_S = 1  # whole seconds: a placement group takes no others
-REMIND_S = 30.0
-OWN_CLUSTER_WAIT_S = 60.0  # nothing is added to a cluster of our own; only the last stage's processes still end
+RAY_KEYWORDS = {"auto", "local"}  # addresses that Ray resolves itself
+MULTI_NODE_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+AUTH_HINT = "The cluster's token must be in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
+CONNECT_TIMEOUT_S = 10.0  # Ray itself would retry for nine minutes
+LOCAL_WAIT_S = 60.0  # a local cluster gets no new nodes; only the previous stage's processes have to exit
 
 
 @contextlib.contextmanager
 def ray_cluster(config: ClusterConfig) -> Iterator["LazyRay"]:
-    """Yield what starts or joins Ray when first asked to; leave it at the end."""
+    """Yield a LazyRay, which starts or joins Ray on the first `ensure`; disconnect at the end."""
     lazy = LazyRay(config)
     try:
         yield lazy
@@ -32,34 +27,34 @@ def ray_cluster(config: ClusterConfig) -> Iterator["LazyRay"]:
 
 
 class LazyRay:
-    """Ray, once it is needed: a run that reuses every stage starts nothing."""
+    """A Ray session that starts when it is first needed: a run that reuses every stage starts nothing."""
 
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config
         self.joined = False
         self.scope = contextlib.ExitStack()
 
-    def ensure(self, needs: Sequence[Bundle] = ()) -> None:
-        """Start or join the cluster, and wait until `needs` are free on it at once.
+    def ensure(self, bundles: Sequence[Bundle] = ()) -> None:
+        """Start or join the cluster, then wait until all `bundles` are free at once.
 
-        Raises ClusterError where it cannot be reached, or does not offer them within `cluster.wait_s`.
+        Raises ClusterError if the cluster cannot be reached, or if the resources are not free within `cluster.wait_s`.
         """
         address = self.config.address or os.environ.get("RAY_ADDRESS")
         if not self.joined:
             self._join(address)
-        if needs:
-            own = address is None
-            wait_for(needs, min(OWN_CLUSTER_WAIT_S, self.config.wait_s) if own else self.config.wait_s)
+        if bundles:
+            timeout_s = self.config.wait_s
+            wait_for(bundles, min(LOCAL_WAIT_S, timeout_s) if address is None else timeout_s)
 
     def _join(self, address: str | None) -> None:
-        # Ray reports usage to a public host unless told not to, and warns about a future default for idle GPUs.
+        # By default Ray reports usage to a public host, and warns about a future default for idle GPUs.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         if address is None:
             self.scope.enter_context(_on_loopback())
-        elif "://" not in address and address not in FOUND_BY_RAY:
-            refuse_silence(address)
+        elif "://" not in address and address not in RAY_KEYWORDS:
+            check_reachable(address)
         import ray
         from ray.exceptions import AuthenticationError
 
@@ -75,13 +70,13 @@ class LazyRay:
             else:
                 ray.init(address=address, log_to_driver=False, configure_logging=False)
         except ConnectionError as error:
-            raise ClusterError(f"no Ray cluster at {address}: {error}. {ADMISSION}, if it asks for one") from None
+            raise ClusterError(f"no Ray cluster at {address}: {error}. {AUTH_HINT}, if it requires one") from None
         except AuthenticationError as error:
-            raise ClusterError(f"{address}: {str(error).strip().splitlines()[0]}. {ADMISSION}") from None
+            raise ClusterError(f"{address}: {str(error).strip().splitlines()[0]}. {AUTH_HINT}") from None
         self.joined = True
 
     def leave(self) -> None:
-        """Disconnect; a cluster of our own ends with it."""
+        """Disconnect. A local cluster is shut down."""
         if self.joined:
             import ray
 
@@ -92,83 +87,38 @@ class LazyRay:
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Make Ray listen on 127.0.0.1 alone.
+    """Make a local Ray cluster listen on 127.0.0.1 only.
 
-    Its ports are bound to every address unless the node's own is 127.0.0.1, and Ray takes that for a node's address only
-    where it is told that this machine forms no cluster with others: a switch made for laptops.
+    Ray binds its ports to every address unless the node's own address is 127.0.0.1, and uses that address only if
+    multi-node clusters are disabled, a switch made for Windows and macOS.
     """
-    before = os.environ.get(NO_CLUSTER)
-    os.environ[NO_CLUSTER] = "0"  # for Ray's own processes
+    before = os.environ.get(MULTI_NODE_VARIABLE)
+    os.environ[MULTI_NODE_VARIABLE] = "0"  # for Ray's own processes
     from ray._private import ray_constants
 
     enabled = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, where Ray was imported before
+    ray_constants.ENABLE_RAY_CLUSTER = False  # for this process, in case Ray was imported before
     try:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = enabled
         if before is None:
-            del os.environ[NO_CLUSTER]
+            del os.environ[MULTI_NODE_VARIABLE]
         else:
-            os.environ[NO_CLUSTER] = before
+            os.environ[MULTI_NODE_VARIABLE] = before
 
 
-def refuse_silence(address: str) -> None:
-    """Raise ClusterError where `address` is no host:port, or nobody listens there."""
+def check_reachable(address: str) -> None:
+    """Raise ClusterError if `address` is not host:port, or if nothing accepts connections there."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ClusterError(f"cluster.address or RAY_ADDRESS is {address!r}: give host:port of the head's GCS, or auto")
     from ray._private.services import resolve_ip_for_localhost
 
     try:
-        host = resolve_ip_for_localhost(host.strip("[]"))  # for localhost, Ray asks this machine's outer address
-        socket.create_connection((host, int(port)), timeout=REACH_S).close()
-    except (OSError, UnicodeError) as error:  # UnicodeError: no host can have this name
+        host = resolve_ip_for_localhost(host.strip("[]"))  # Ray replaces localhost by this machine's external address
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, UnicodeError) as error:  # UnicodeError: not a valid host name
         raise ClusterError(
             f"no Ray cluster at {host}:{port}: {error}. Has it started, and is this its GCS (port 6379 of the head)?"
         ) from None
-
-
-def wait_for(needs: Sequence[Bundle], timeout_s: float, tell: Callable[[str], None] = say) -> None:
-    """Wait until all of `needs` fit on the cluster at once; `tell` what is lacking every half minute.
-
-    A placement group asks for them, so the autoscaler starts machines and what fits is Ray's own judgement; it is given
-    back at once. Raises ClusterError after `timeout_s`.
-    """
-    import ray
-    from ray.util import placement_group, remove_placement_group
-
-    group = placement_group([dict(need) for need in needs], strategy="PACK")
-    started = told = time.monotonic()
-    try:
-        while not group.wait(POLL_S):
-            now = time.monotonic()
-            lacking = describe_lack(needs, ray.cluster_resources(), ray.available_resources())
-            if now - started >= timeout_s:
-                raise ClusterError(f"{lacking}; waited {now - started:.0f} s (cluster.wait_s). {REMEDY}")
-            if now - told >= REMIND_S:
-                told = now
-                tell(f"  [yellow]waiting[/] {lacking}; {now - started:.0f} s so far, {timeout_s:.0f} s at most")
-    finally:
-        remove_placement_group(group)
-
-
-REMEDY = (
-    "`ray status` says what the autoscaler tries: is max_workers of cluster.yaml large enough, has the account the quota, "
-    "is another job running? Fewer training.workers need less."
-)
-
-
-def describe_lack(needs: Sequence[Bundle], there: Bundle, free: Bundle) -> str:
-    """What is needed, what the cluster has, and how much of that is free, in one line."""
-    total: dict[str, float] = {}
-    for need in needs:
-        for name, amount in need.items():
-            total[name] = total.get(name, 0.0) + amount
-    parts = [f"needed: {_count(total, total)}", f"there: {_count(there, total)}", f"free: {_count(free, total)}"]
-    largest = max(needs, key=lambda need: need.get("GPU", 0))
-    return ", ".join(parts) + f" (in {len(needs)} bundles, the largest {_count(largest, largest)} on one node)"
-
-
-def _count(amounts: Bundle, names: Mapping[str, float]) -> str:
-    return " + ".join(f"{amounts.get(name, 0):g} {name}" for name in sorted(names, reverse=True) if names[name])

@@ -1,1 +1,1 @@
-"""Commands that need no run: the models and answers that they are pointed at may come from anywhere."""
+"""The commands of `cpo-ray`, one file each. `cpo_ray.cli` assembles them."""

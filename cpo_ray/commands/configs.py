@@ -1,4 +1,4 @@
-"""`cpo-ray configs`: the shipped configurations, to look at and to start from."""
+"""`cpo-ray configs`: list the shipped configurations, or copy one."""
 
 import shlex
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cpo_ray.commands.failures import errors_in_red
+from cpo_ray.commands.failures import exit_on_error
 from cpo_ray.config.shipped import copy_shipped, opening, shipped_configs
 from cpo_ray.monitoring.console import say
 
@@ -24,8 +24,8 @@ def _configs(context: typer.Context) -> None:
 
 @configs.command("list")
 def list_configs() -> None:
-    """The shipped configurations, each with its first line."""
-    with errors_in_red():
+    """List the shipped configurations, each with its first line."""
+    with exit_on_error():
         table = Table(box=None, pad_edge=False)
         table.add_column("config", no_wrap=True, style="bold")
         table.add_column("what it is")
@@ -37,10 +37,10 @@ def list_configs() -> None:
 
 @configs.command("copy")
 def copy_config(
-    name: Annotated[str, typer.Argument(help="As `cpo-ray configs` lists it.")],
-    to: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Default: NAME.yaml here.")] = None,
+    name: Annotated[str, typer.Argument(help="A name from `cpo-ray configs`.")],
+    to: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Default: NAME.yaml in this folder.")] = None,
 ) -> None:
     """Copy a shipped configuration. Never overwrites a file."""
-    with errors_in_red():
+    with exit_on_error():
         target = copy_shipped(name, to)
         say(escape(f"copied to {target}; next: cpo-ray validate {shlex.quote(str(target))}"))

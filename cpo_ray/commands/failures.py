@@ -1,4 +1,4 @@
-"""What a command tells people where it cannot go on: one paragraph, no traceback, and how to go on."""
+"""How a command ends on an error: one paragraph without a traceback, an exit code, and how to continue."""
 
 import contextlib
 import errno
@@ -12,17 +12,17 @@ from rich.text import Text
 
 from cpo_ray.errors import CpoRayError
 
-DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
 
 
 @contextlib.contextmanager
-def plainly(
+def resumable(
     name: str, config: Path, run_dir: Path | None, overrides: list[str] | None, **stages: str | None
 ) -> Iterator[None]:
-    """Tell what the user can act on in one paragraph, without a traceback; tell how to go on after Ctrl-C."""
+    """`exit_on_error` for a command that works on a run. After Ctrl-C, print the command that continues the run."""
     try:
-        with errors_in_red():
+        with exit_on_error():
             yield
     except KeyboardInterrupt:
         again = f"cpo-ray {name} {command_tail(config, run_dir, overrides, **stages)}"
@@ -31,22 +31,22 @@ def plainly(
 
 
 @contextlib.contextmanager
-def errors_in_red() -> Iterator[None]:
-    """Tell an error of ours, or of the disk, in red, and end with its exit code."""
+def exit_on_error() -> Iterator[None]:
+    """Print a CpoRayError or a disk error in red, without a traceback, and exit with its code."""
     try:
         yield
     except CpoRayError as error:
-        _say_in_red(str(error))
+        _print_in_red(str(error))
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
-        if error.errno not in DISK_TROUBLE:
+        if error.errno not in DISK_ERRORS:
             raise
-        _say_in_red(f"{error}. What is finished is kept: once this is mended, the same command continues.")
+        _print_in_red(f"{error}. Finished work is kept: fix this, and the same command continues.")
         raise typer.Exit(1) from None
 
 
 def command_tail(config: Path, run_dir: Path | None, overrides: list[str] | None, **stages: str | None) -> str:
-    """What follows `cpo-ray COMMAND` to name the same run again, quoted for a shell."""
+    """The arguments after `cpo-ray COMMAND` that name the same run again, quoted for a shell."""
     words = [str(config)]
     words += ["--run-dir", str(run_dir)] if run_dir else []
     for override in overrides or ():
@@ -56,5 +56,5 @@ def command_tail(config: Path, run_dir: Path | None, overrides: list[str] | None
     return shlex.join(words)
 
 
-def _say_in_red(words: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(words, style="red"))
+def _print_in_red(message: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(message, style="red"))

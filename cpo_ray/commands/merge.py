@@ -1,7 +1,7 @@
-"""`cpo-ray merge`: weighted means of models, made like a stage's artifacts: whole or not at all, reused when the same."""
+"""`cpo-ray merge`: weighted means of models. Like a stage's output, each is complete or absent, and reused if unchanged."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from pydantic import ValidationError
@@ -12,9 +12,11 @@ from cpo_ray.config import MergingConfig
 from cpo_ray.errors import ArtifactError, ConfigError
 from cpo_ray.monitoring.console import say
 
+Dtype = Literal["bfloat16", "float16", "float32"]
+
 
 def merge(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the merged models go.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the merged models.")],
     mle: Annotated[Path | None, typer.Option("--mle", metavar="DIR", help="The model with weight alpha.")] = None,
     cpo: Annotated[Path | None, typer.Option("--cpo", metavar="DIR", help="The model with weight 1 - alpha.")] = None,
     alpha: Annotated[
@@ -22,26 +24,32 @@ def merge(
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", metavar="DIR=WEIGHT", help="Instead: any number of models, into DIR itself."),
+        typer.Option("--model", metavar="DIR=WEIGHT", help="Instead: any number of models, merged into --out itself."),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            "--dtype", help="Round the result to this dtype; the models' own may differ. Default: the models'."
+        ),
     ] = None,
 ) -> None:
     """Average models' weights: alpha * MLE + (1 - alpha) * CPO.
 
-    Hugging Face directories with safetensors in and out, streamed: files may be larger than memory.
+    Reads and writes Hugging Face directories with safetensors. Weights are streamed, so files may be larger than memory.
     """
     if model and not (mle or cpo or alpha):
-        _merge(out.parent, out.name, [_parse_model(text) for text in model])
+        _merge(out.parent, out.name, [_parse_model(text) for text in model], dtype)
     elif mle and cpo and alpha and not model:
-        merge_alphas(mle, cpo, alpha, out)
+        merge_alphas(mle, cpo, alpha, out, dtype)
     else:
         raise ConfigError("give --mle DIR, --cpo DIR and --alpha A..., or --model DIR=WEIGHT for every model")
 
 
-def merge_alphas(mle: Path, cpo: Path, alphas: list[float], out: Path) -> dict[str, Path]:
-    """Make `out/merged-A` for every alpha, or reuse it; return name -> directory. Raises as `name_alphas` and the merge."""
+def merge_alphas(mle: Path, cpo: Path, alphas: list[float], out: Path, dtype: str | None = None) -> dict[str, Path]:
+    """Make `out/merged-A` for every alpha, or reuse it; return name -> directory. Raises ConfigError or ArtifactError."""
     named = name_alphas(alphas)
     for name, alpha in named.items():
-        _merge(out, name, [(cpo, 1 - alpha), (mle, alpha)])
+        _merge(out, name, [(cpo, 1 - alpha), (mle, alpha)], dtype)
     return {name: out / name for name in named}
 
 
@@ -55,18 +63,24 @@ def name_alphas(alphas: list[float]) -> dict[str, float]:
     return {config.model_name(value): value for value in config.alphas}
 
 
-def _merge(root: Path, name: str, models: list[tuple[Path, float]]) -> None:
+def _merge(root: Path, name: str, models: list[tuple[Path, float]], dtype: str | None) -> None:
     from cpo_ray.serving.merging import average_models
 
-    place = root / name
-    inputs = {"merge": [{"weight": weight, "files": _hash_files(folder)} for folder, weight in models]}
+    target = root / name
+    inputs: dict[str, object] = {
+        "merge": [{"weight": weight, "files": _hash_files(folder)} for folder, weight in models]
+    }
+    if dtype is not None:
+        inputs["dtype"] = dtype
     made = find_artifact(root, name)
-    if place.exists() and (made is None or made.manifest.inputs != inputs):
-        raise ArtifactError(f"{place} exists and is not this merge: choose another --out, or delete it")
-    artifact = make_artifact(root, name, inputs, lambda partial: average_models(models, partial))
+    if target.exists() and (made is None or made.manifest.inputs != inputs):
+        raise ArtifactError(f"{target} exists and is not this merge: choose another --out, or delete it")
+    artifact = make_artifact(root, name, inputs, lambda partial: average_models(models, partial, dtype))
     what = "reused" if artifact.reused else "made"
     listed = " + ".join(f"{weight:g} {folder}" for folder, weight in models)
-    say(f"[green]{what}[/] {escape(str(place))} = {escape(listed)}")
+    say(f"[green]{what}[/] {escape(str(target))} = {escape(listed)}")
+    if same := artifact.manifest.summary.get("change_nothing"):
+        say(f"differences that change nothing: {escape(', '.join(same))}")
 
 
 def _parse_model(text: str) -> tuple[Path, float]:
@@ -82,5 +96,5 @@ def _hash_files(folder: Path) -> dict[str, str]:
     from cpo_ray.serving.merging import files_read
 
     if not folder.is_dir():
-        raise ArtifactError(f"{folder} is not a model directory: it is not there")
+        raise ArtifactError(f"{folder} is not a model directory: it does not exist")
     return {file.name: hash_file(file) for file in files_read(folder)}

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what the command line's parser does not know by itself."""
+"""Options that several commands share, and a parser for options that take several numbers."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,23 +10,25 @@ from typer.core import TyperCommand
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
 RunDir = Annotated[
     Path | None,
-    typer.Option("--run-dir", metavar="DIR", help="Where the run lives. Default: <name> in CPO_RAY_RUNS, or in runs."),
+    typer.Option("--run-dir", metavar="DIR", help="The run's directory. Default: <name> in CPO_RAY_RUNS, or in runs."),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. training.steps=100. Repeatable."),
 ]
+FirstStage = Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Start with this stage.")]
+LastStage = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
 AcceptChanges = Annotated[
     bool,
-    typer.Option("--accept-changes", help="The run was made with other settings: redo in place what they touch."),
+    typer.Option("--accept-changes", help="The run was made with other settings: redo in place what they affect."),
 ]
 
 
-class ManyNumbers(TyperCommand):
+class MultiNumberCommand(TyperCommand):
     """A command whose number options take several values: `--alpha 0.1 0.3` is `--alpha 0.1 --alpha 0.3`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Spread the numbers that follow an option that may be repeated, then parse as usual."""
+        """Spread the numbers that follow a repeatable option, then parse as usual."""
         repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
         return super().parse_args(ctx, list(spread_numbers(args, repeatable)))
 
@@ -47,7 +49,7 @@ def spread_numbers(args: Iterable[str], options: set[str]) -> Iterable[str]:
 
 
 def is_number(text: str) -> bool:
-    """True for what `float` reads, negative numbers and `nan` included: refusing those is for who knows what they mean."""
+    """True if `float` accepts the text. Negative numbers and `nan` are numbers here; the command itself rejects them."""
     try:
         float(text)
     except ValueError:

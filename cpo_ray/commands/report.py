@@ -1,47 +1,79 @@
-"""`cpo-ray report RUN...`: finished runs side by side. With a configuration file instead, `report` is a stage of its run."""
+"""`cpo-ray report`: the last stage of a run, or finished runs side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from cpo_ray.commands.failures import exit_on_error, resumable
+from cpo_ray.commands.options import AcceptChanges, Overrides, RunDir
+from cpo_ray.commands.run import run_stages
 from cpo_ray.errors import ConfigError
 
 ONE_OR_THE_OTHER = "report takes one configuration file, or run directories only"
 
 
-def report_runs(roots: Sequence[Path], out: Path | None) -> None:
-    """Read run directories and write one report of them into `out` (default: reports/<runs>). Nothing in them changes.
+def report(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="CONFIG | RUN...", help="A run's YAML file, or run directories.")
+    ],
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    accept_changes: AcceptChanges = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="With RUN...: the report's folder. Default: reports/<runs>."),
+    ] = None,
+) -> None:
+    """Write the report: one page about a run, or about several runs side by side.
 
-    Raises ConfigError for an `out` within a run, whose files are sealed; ArtifactError for a damaged run.
+    With a CONFIG it is the last stage of its run: it reads all earlier outputs and writes report, models/*/README.md.
+
+    With RUN directories (runs/demo runs/other) it compares them on the prompts that they share and writes to --out.
+    It changes nothing in them, and needs neither their YAML files nor Ray.
     """
-    from cpo_ray.report.write import show_report, write_report
+    if not any(path.is_dir() for path in paths):
+        with resumable("report", paths[0], run_dir, overrides):
+            check_config_usage(paths, out)
+            run_stages(paths[0], run_dir, overrides, accept_changes, "report", "report")
+        return
+    with exit_on_error():
+        check_run_usage(paths, run_dir, overrides, accept_changes)
+        report_runs(paths, out)
+
+
+def report_runs(roots: Sequence[Path], out: Path | None) -> None:
+    """Read run directories and write one report about them into `out` (default: reports/<runs>). The runs stay unchanged.
+
+    Raises ConfigError for an `out` inside a run, ArtifactError for a damaged run.
+    """
+    from cpo_ray.report.terminal import show_report
+    from cpo_ray.report.write import write_report
 
     folder = out or Path("reports") / "-vs-".join(root.resolve().name for root in roots)
     for root in roots:
         if folder.resolve().is_relative_to(root.resolve()):
             raise ConfigError(
-                f"--out {folder} lies within the run {root}, whose files are sealed: name a folder elsewhere"
+                f"--out {folder} is inside the run {root}, which a report never changes: choose another folder"
             )
     show_report(write_report(roots, folder), folder)
 
 
-def refuse_mixture(paths: Sequence[Path], out: Path | None) -> None:
-    """Raise ConfigError for what `report` cannot do with a configuration file."""
+def check_config_usage(paths: Sequence[Path], out: Path | None) -> None:
+    """Raise ConfigError for arguments that `report CONFIG` cannot take."""
     if len(paths) > 1:
-        raise ConfigError(f"{paths[1]} is no run directory: {ONE_OR_THE_OTHER}")
+        raise ConfigError(f"{paths[1]} is not a run directory: {ONE_OR_THE_OTHER}")
     if out is not None:
-        raise ConfigError(
-            f"--out goes with run directories; the report of {paths[0]} is written into its run's directory"
-        )
+        raise ConfigError(f"--out needs run directories; the report of {paths[0]} is written into its run's directory")
 
 
-def refuse_options(
+def check_run_usage(
     paths: Sequence[Path], run_dir: Path | None, overrides: Sequence[str] | None, accept_changes: bool
 ) -> None:
-    """Raise ConfigError for what `report` cannot do with run directories."""
+    """Raise ConfigError for arguments that `report RUN...` cannot take."""
     for path in paths:
         if not path.is_dir():
-            raise ConfigError(f"{path} is no run directory: {ONE_OR_THE_OTHER}")
+            raise ConfigError(f"{path} is not a run directory: {ONE_OR_THE_OTHER}")
     if run_dir or overrides or accept_changes:
-        raise ConfigError(
-            "--run-dir, --set and --accept-changes go with a configuration file, not with run directories"
-        )
+        raise ConfigError("--run-dir, --set and --accept-changes need a configuration file, not run directories")

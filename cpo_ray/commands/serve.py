@@ -1,4 +1,4 @@
-"""`cpo-ray serve`: models behind one OpenAI-compatible endpoint until the process is told to end."""
+"""`cpo-ray serve`: models behind one OpenAI-compatible endpoint until SIGTERM or Ctrl-C."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from cpo_ray.commands.merge import merge_alphas
 from cpo_ray.config import ServingConfig
 from cpo_ray.config.loading import override_defaults
 from cpo_ray.errors import ConfigError
-from cpo_ray.monitoring.console import chatter_to, say
+from cpo_ray.monitoring.console import redirect_output, say
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -35,23 +35,28 @@ def serve(
         ),
     ] = None,
     merged: Annotated[
-        Path, typer.Option("--merged", metavar="DIR", help="Where the averages of --alphas are kept.")
+        Path, typer.Option("--merged", metavar="DIR", help="Folder for the averages of --alphas.")
     ] = Path("merged"),
     in_place: Annotated[
-        bool, typer.Option("--in-place", help="One engine for all models: weights are changed as they are asked.")
+        bool,
+        typer.Option("--in-place", help="One engine for all models: it loads the weights of the model that is asked."),
     ] = False,
-    host: Annotated[str, typer.Option("--host", help="Where to listen. Beyond loopback it takes a key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on. Other than loopback needs a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free port.")] = 8000,
     key_file: Annotated[
-        Path | None, typer.Option("--key-file", metavar="FILE", help="The key. Else CPO_RAY_API_KEY, else one is made.")
+        Path | None,
+        typer.Option("--key-file", metavar="FILE", help="The key's file. Default: CPO_RAY_API_KEY, or a new key."),
     ] = None,
     context: Annotated[
-        int | None, typer.Option("--context", min=1, metavar="TOKENS", help="Prompt and answer. Default: the models'.")
+        int | None,
+        typer.Option("--context", min=1, metavar="TOKENS", help="Prompt and answer together. Default: the models'."),
     ] = None,
     gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs per engine; 0 serves on the CPU.")] = 0,
-    log: Annotated[
-        Path, typer.Option("--log", metavar="FILE", help="Where Ray and vLLM write what they have to say.")
-    ] = Path("logs/serve.log"),
+    log: Annotated[Path, typer.Option("--log", metavar="FILE", help="Output of Ray and vLLM.")] = Path(
+        "logs/serve.log"
+    ),
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A key of `serving`, e.g. engine.kv_cache_gib=4. Repeatable."),
@@ -59,7 +64,7 @@ def serve(
 ) -> None:
     """Serve models behind one OpenAI-compatible endpoint, with a key, until Ctrl-C or SIGTERM.
 
-    What is under way then is finished first (serving.drain_timeout_s); a second signal ends at once.
+    Active requests finish first (serving.drain_timeout_s); a second signal stops at once.
     """
     options = {
         "host": host,
@@ -74,13 +79,13 @@ def serve(
     if alphas:
         folders |= _merge_pair(list(folders.values()), alphas, merged)
     tokens = context or _shortest_context(list(folders.values()))
-    with chatter_to(log), _own_key_file(config.serving) as serving, ray_cluster(config.cluster) as ray:
+    with redirect_output(log), _with_key_file(config.serving) as serving, ray_cluster(config.cluster) as ray:
         ray.ensure()
-        _serve_until_told(folders, serving, tokens, gpus)
+        _serve_until_signal(folders, serving, tokens, gpus)
 
 
 def name_models(models: Sequence[str]) -> dict[str, Path]:
-    """Name at the endpoint -> directory, from DIR or NAME=DIR. Raises ConfigError for what is not there or named twice."""
+    """Name at the endpoint -> directory, from DIR or NAME=DIR. Raises ConfigError for a missing model or a repeated name."""
     folders: dict[str, Path] = {}
     for text in models:
         name, equals, folder = text.partition("=")
@@ -90,7 +95,7 @@ def name_models(models: Sequence[str]) -> dict[str, Path]:
             raise ConfigError(f"{text}: {path} is not a model directory: it holds no config.json")
         if not NAME.fullmatch(name):
             raise ConfigError(
-                f"{text}: {name!r} is no name for a model (letters, digits, '.', '_', '-'); give NAME=DIR"
+                f"{text}: {name!r} is not a valid model name (letters, digits, '.', '_', '-'); give NAME=DIR"
             )
         if name in folders:
             raise ConfigError(f"{text}: the name {name!r} is taken; give NAME=DIR")
@@ -112,32 +117,32 @@ def _shortest_context(folders: list[Path]) -> int:
 
 
 @contextlib.contextmanager
-def _own_key_file(config: ServingConfig) -> Iterator[ServingConfig]:
-    """The configuration, with a fresh key in a private file where there is no key yet: users must learn it somehow."""
-    from cpo_ray.serving.keys import choose_key
+def _with_key_file(config: ServingConfig) -> Iterator[ServingConfig]:
+    """The configuration; if there is no key yet, with a new one in a private file, where the user can read it."""
+    from cpo_ray.serving.auth import choose_key
 
     if config.key_file or os.environ.get(config.key_variable, "").strip():
         yield config
         return
     key = choose_key(config.host, config.key_variable)
-    with tempfile.TemporaryDirectory(prefix="cpo-ray-") as folder:  # for its owner alone
+    with tempfile.TemporaryDirectory(prefix="cpo-ray-") as folder:  # only its owner can read it
         file = Path(folder) / "key"
         file.touch(mode=0o600)
         file.write_text(key, encoding="utf-8")
-        say(f"the endpoint's key, for as long as it runs, is in {escape(str(file))}")
+        say(f"while the endpoint runs, its key is in {escape(str(file))}")
         yield config.model_copy(update={"key_file": file})
 
 
-def _serve_until_told(folders: dict[str, Path], config: ServingConfig, tokens: int, gpus: int) -> None:
+def _serve_until_signal(folders: dict[str, Path], config: ServingConfig, tokens: int, gpus: int) -> None:
     from cpo_ray.serving.app import drain, serve_models
 
     up = serve_models(folders, config, tokens, gpus, lambda name: say(f"[green]up[/] {escape(name)}"))
-    told = threading.Event()
+    stop = threading.Event()
     with _on_signals(_interrupt), up as endpoint:
-        with _on_signals(told.set):
-            say(f"serving at [bold]{escape(endpoint.url)}[/]: {escape(', '.join(folders))}; Ctrl-C ends it")
-            told.wait()
-        say("finishing what is under way; a second Ctrl-C ends at once")
+        with _on_signals(stop.set):
+            say(f"serving at [bold]{escape(endpoint.url)}[/]: {escape(', '.join(folders))}; Ctrl-C stops it")
+            stop.wait()
+        say("finishing active requests; a second Ctrl-C stops at once")
         left = drain(endpoint, config.drain_timeout_s)
         if left:
             say(f"[yellow]{left} requests did not finish within serving.drain_timeout_s {config.drain_timeout_s:g}[/]")
@@ -148,9 +153,9 @@ def _interrupt() -> None:
 
 
 @contextlib.contextmanager
-def _on_signals(act: Callable[[], None]) -> Iterator[None]:
-    """Within the block, SIGTERM and SIGINT call `act` and nothing else."""
-    before = {number: signal.signal(number, lambda *_: act()) for number in SIGNALS}
+def _on_signals(action: Callable[[], None]) -> Iterator[None]:
+    """Within the block, SIGTERM and SIGINT call only `action`."""
+    before = {number: signal.signal(number, lambda *_: action()) for number in SIGNALS}
     try:
         yield
     finally:

@@ -1,138 +1,29 @@
-"""`cpo-ray show`: what a run directory holds, printed for people."""
+"""`cpo-ray show`: print the contents of a run directory."""
 
-import difflib
-import json
-from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated
 
-import pyarrow.parquet as pq
-from rich import box
-from rich.console import Group as Stack
-from rich.console import RenderableType
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
+import typer
+from rich.console import Console
 
-from cpo_ray.artifacts import STATS
-from cpo_ray.errors import ArtifactError
-from cpo_ray.records import Group
+from cpo_ray.commands.failures import exit_on_error
 
-ALIKE = 0.5  # from this share of common words on, the words that differ from the gold are marked
-ABSENT = "-"
+show = typer.Typer(help="Print what a run directory holds.", no_args_is_help=True)
 
 
-def show_groups(root: Path, split: str, row_id: str | None, rows: int) -> RenderableType:
-    """Groups of the run directory `root`: the one whose id begins with `row_id`, or the first `rows` after the statistics.
+@show.command("groups")
+def show_groups(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory, e.g. runs/demo.")],
+    row_id: Annotated[
+        str | None, typer.Option("--id", metavar="X", help="Print one group: the prompt's id, or its beginning.")
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="How many groups to print without --id.")] = 1,
+    split: Annotated[
+        str, typer.Option("--split", help="`train`, or `validation` if the run has groups for it.")
+    ] = "train",
+) -> None:
+    """Print a run's negatives: statistics per kind, and prompts with their candidates, ranks and reference log-probs."""
+    from cpo_ray.commands.group_view import render_groups
 
-    Raises ArtifactError where there are no groups, or no one group with that id.
-    """
-    folder = root / "groups" / split
-    shards = sorted(folder.glob("*.parquet"))
-    if not shards:
-        raise ArtifactError(f"no finished groups in {folder}: `cpo-ray sampling CONFIG` makes them")
-    if row_id is not None:
-        return render_group(find_group(shards, row_id))
-    stats = folder / STATS
-    parts: list[RenderableType] = (
-        [render_stats(json.loads(stats.read_text(encoding="utf-8"))), ""] if stats.is_file() else []
-    )
-    return Stack(*parts, *map(render_group, _first_groups(shards, rows)))
-
-
-def find_group(shards: Iterable[Path], row_id: str) -> Group:
-    """The group whose id begins with `row_id`. Raises ArtifactError where none does, or several do."""
-    found: list[tuple[Path, int, str]] = []
-    known: list[str] = []
-    for shard in shards:
-        ids = pq.read_table(shard, columns=["id"])["id"].to_pylist()
-        found += [(shard, number, name) for number, name in enumerate(ids) if name.startswith(row_id)]
-        known += ids
-    if not found:
-        nearest = ", ".join(difflib.get_close_matches(row_id, known, n=3, cutoff=0.0))
-        raise ArtifactError(
-            f"none of the {len(known):,} groups has an id that begins with {row_id!r}; the nearest: {nearest}"
-        )
-    exact = [entry for entry in found if entry[2] == row_id]
-    if len(exact or found) > 1:
-        raise ArtifactError(f"{len(found)} groups have ids that begin with {row_id!r}: give more digits")
-    shard, number, _ = (exact or found)[0]
-    return cast("Group", pq.read_table(shard).slice(number, 1).to_pylist()[0])
-
-
-def render_group(group: Group) -> RenderableType:
-    """The prompt and its candidates, best rank first. Words that differ from the gold are marked where most do not."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for heading in ("rank", "sim.", "log-prob", "/token", "tokens"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("kind", no_wrap=True)
-    table.add_column("text", overflow="fold", ratio=1)
-    gold_ids, gold = group["candidate_ids"][0], group["candidate_text"][0]
-    for k in sorted(range(len(group["rank"])), key=group["rank"].__getitem__):
-        ids, logp = group["candidate_ids"][k], group["ref_logps"][k]
-        remarks = [" (equals the gold: masked)"] * (k > 0 and ids == gold_ids) + [" (no EOS)"] * (
-            ids[-1] != gold_ids[-1]
-        )
-        text = Text(visible(gold), style="green") if k == 0 else mark_changes(group["candidate_text"][k], gold)
-        table.add_row(
-            str(group["rank"][k]),
-            f"{group['similarity'][k]:.3f}",
-            f"{logp:.2f}",
-            f"{logp / len(ids):.2f}",
-            str(len(ids)),
-            group["candidate_kind"][k],
-            text.append("".join(remarks), style="yellow"),
-        )
-    title = Text(f"prompt {group['id']}, {len(group['prompt_ids'])} tokens")
-    return Stack(Panel(Text(visible(group["prompt"], lines=True)), title=title, title_align="left"), table)
-
-
-def render_stats(stats: Mapping[str, Mapping[str, Any]]) -> Table:
-    """stats.json as a table, one line a kind."""
-    table = Table(box=None, pad_edge=False, collapse_padding=True, title="candidates by kind", title_justify="left")
-    columns = {
-        "count": ("count", ",.0f"),
-        "tokens": ("mean_tokens", ".1f"),
-        "sim.": ("mean_similarity", ".3f"),
-        "log-prob": ("mean_ref_logp", ".2f"),
-        "= gold": ("equal_to_gold_rate", ".1%"),
-        "dupl.": ("duplicate_rate", ".1%"),
-        "redrawn": ("redraw_rate", ".1%"),
-        "tokens/s": ("tokens_per_second", ",.0f"),
-    }
-    table.add_column("kind", no_wrap=True, style="bold")
-    for heading in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for kind, facts in stats.items():
-        values = [(facts.get(key), form) for key, form in columns.values()]
-        table.add_row(kind, *(ABSENT if value is None else format(value, form) for value, form in values))
-    return table
-
-
-def mark_changes(text: str, gold: str) -> Text:
-    """The text, with the words that the gold does not have at that place in bold where the two are much alike."""
-    words, right = visible(text).split(" "), visible(gold).split(" ")
-    matcher = difflib.SequenceMatcher(None, right, words, autojunk=False)
-    if matcher.ratio() < ALIKE:
-        return Text(" ".join(words))
-    pieces = [
-        (" ".join(words[start:stop]), "" if operation == "equal" else "bold magenta")
-        for operation, _, _, start, stop in matcher.get_opcodes()
-        if stop > start
-    ]
-    return Text(" ").join(Text(*piece) for piece in pieces)
-
-
-def visible(text: str, *, lines: bool = False) -> str:
-    """The text without anything that a terminal would obey. `lines` keeps line breaks; else they become a sign."""
-    shown = text if lines else text.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}")
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in shown)
-
-
-def _first_groups(shards: Iterable[Path], rows: int) -> Iterator[Group]:
-    for shard in shards:
-        table = pq.read_table(shard).slice(0, rows)
-        yield from cast("list[Group]", table.to_pylist())
-        rows -= len(table)
-        if rows <= 0:
-            return
+    with exit_on_error():
+        Console(soft_wrap=False).print(render_groups(run_dir, split, row_id, rows))

@@ -1,6 +1,6 @@
-"""One frozen model per stage; a run is one YAML file.
+"""The configuration of a run: one YAML file, one frozen pydantic model per section.
 
-Every key is documented by the string under it: `docs/configuration.md` is generated from here. Unknown keys and values
+The string under each key documents it; `docs/configuration.md` is generated from these strings. Unknown keys and values
 out of bounds are errors that name the key; nothing is rounded or guessed.
 """
 
@@ -20,6 +20,7 @@ from cpo_ray.config.training import (
     ScheduledSamplingConfig,
     TrackingConfig,
     TrainingConfig,
+    TuningConfig,
 )
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "TokenizerConfig",
     "TrackingConfig",
     "TrainingConfig",
+    "TuningConfig",
     "UnhelpfulConfig",
     "stage_inputs",
 ]

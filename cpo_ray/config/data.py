@@ -12,22 +12,23 @@ class TokenizerConfig(Section):
 
     path: str | None = None
     """A directory (a Hugging Face tokenizer, or GPT-2 style `*vocab.json` and `*merges.txt`) or a hub id.
-    Without it a byte-level BPE is trained on the training split."""
+    Default: the tokenizer of `model.path`. Without that, a byte-level BPE is trained on the training split."""
     vocabulary_size: Annotated[int, Field(ge=300, le=500_000)] = 1024
     """Size of the trained vocabulary. Not used with `path`."""
 
 
 class FieldsConfig(Section):
-    """Names of the fields in an instruction JSONL (`source: instructions`). Each value must be text."""
+    """Names of the fields of a row (`source: instructions`). Their values must be text. A row without the field `instruction`
+    but with `messages` (or ShareGPT's `conversations`) is a conversation, see [Data](data.md#conversations)."""
 
     instruction: str = "instruction"
-    """What is asked. It must not be empty."""
+    """The instruction or question. It must not be empty."""
     context: str | None = None
-    """What the instruction is about; without it no row has a context. May be empty."""
+    """Text that the instruction refers to; it may be empty, null or absent. Default: no row has a context."""
     response: str = "response"
     """The ground-truth response. It must not be empty."""
     category: str | None = None
-    """A label by which the report can sort rows; without it there is none."""
+    """A label that the report groups rows by. Default: none."""
 
 
 class PassagesConfig(Section):
@@ -36,7 +37,7 @@ class PassagesConfig(Section):
     tokens: Annotated[int, Field(ge=8)] = 256
     """Tokens of a sample, prompt and continuation together. An article is cut into consecutive samples."""
     min_tokens: Annotated[int, Field(ge=8)] = 32
-    """An article's last sample may be shorter, down to this. What is shorter still is left out, and such articles counted."""
+    """Minimum tokens of an article's last sample. A shorter rest is dropped, and such articles are counted."""
     prompt_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """The first floor(`prompt_share` * n) of a sample's n tokens are the prompt (the paper: 15%)."""
 
@@ -58,14 +59,15 @@ class PassagesConfig(Section):
 
 
 class DataConfig(Section):
-    """Stage `data`: read, split, cut, tokenize."""
+    """Stage `data`: read, split, truncate and tokenize."""
 
     source: Literal["synthetic", "dolly", "instructions", "wikidump", "text"] = "synthetic"
-    """`synthetic` is embedded and needs no file; `dolly` reads databricks-dolly-15k's JSONL, `instructions` any JSONL with
-    the fields named in `fields`, `wikidump` MediaWiki dumps (.xml.bz2), `text` plain text, from `path`."""
+    """`synthetic` is embedded and needs no file. The others read `path`: `dolly` databricks-dolly-15k's JSONL, `instructions`
+    JSON lines, a JSON array or Parquet with the fields named in `fields`, `wikidump` MediaWiki dumps, `text` plain text. The
+    content decides the format, and whether it is compressed (gzip, bzip2, xz, zstd)."""
     path: str | None = None
     """The data: a file, a folder, a pattern (`dumps/*.xml*.bz2`) or an fsspec URL of one (`s3://...`, `hf://datasets/...`);
-    for `dolly` and `instructions` also a data set on the Hugging Face hub (`owner/name`). Needed by every source but
+    for `dolly` and `instructions` also a dataset on the Hugging Face hub (`owner/name`). Required for every source except
     `synthetic`. Several large files are read in parallel."""
     fields: FieldsConfig = FieldsConfig()
     """Only for `instructions`."""
@@ -74,28 +76,27 @@ class DataConfig(Section):
     train_rows: Annotated[int, Field(ge=1)] = 3000
     """Rows of the training split (the paper: 7505 of Dolly)."""
     validation_rows: Annotated[int, Field(ge=0)] = 200
-    """Rows held out for tuning. They come out of the training rows' pool, never out of the test rows."""
+    """Rows held out for tuning. They are taken from the rows for training, never from the test rows."""
     test_rows: Annotated[int, Field(ge=1)] = 500
-    """Rows of the test split (the paper: 7506 of Dolly). The same prompt never falls on two sides."""
+    """Rows of the test split (the paper: 7506 of Dolly). A prompt is never in two splits."""
     template: str = "{instruction}\n{context}\n"
-    """The prompt, with `{instruction}` and `{context}`. A row without context loses the line that holds `{context}`."""
+    """The prompt, with `{instruction}` and `{context}`. For a row without context, the line with `{context}` is removed."""
     tokenizer: TokenizerConfig = TokenizerConfig()
-    """How text becomes tokens."""
     max_prompt_tokens: Annotated[int, Field(ge=4)] = 192
     """A longer prompt keeps its last `max_prompt_tokens` tokens. Such rows are counted."""
     max_response_tokens: Annotated[int, Field(ge=2)] = 64
     """A longer response keeps its first `max_response_tokens - 1` tokens and EOS. Such rows are counted."""
     on_bad_row: Literal["error", "quarantine"] = "error"
-    """A malformed or empty row stops the stage, or goes to `data/quarantine.jsonl` with its line number and a count."""
+    """A malformed or empty row stops the stage, or is counted and written to `data/quarantine.jsonl` with its line number."""
 
     @property
     def files(self) -> str | None:
-        """What is read: `path`, or None for the embedded task."""
+        """The files to read: `path`, or None for the embedded task."""
         return None if self.source == "synthetic" else self.path
 
     @property
     def has_articles(self) -> bool:
-        """Whether the source yields articles, to be cut into passages, rather than instructions with responses."""
+        """Whether the source has articles, which are cut into passages, instead of instructions with responses."""
         return self.source in {"wikidump", "text"}
 
     @model_validator(mode="after")
@@ -119,8 +120,8 @@ class DataConfig(Section):
     def _check_passages(self) -> None:
         if self.tokenizer.path is None:
             raise ValueError(
-                f"source: {self.source} cuts articles by tokens, so it needs a tokenizer that is there already: "
-                "set data.tokenizer.path"
+                f"source: {self.source} cuts articles by tokens, so it needs an existing tokenizer: "
+                "set data.tokenizer.path or model.path"
             )
         total, share = self.passages.tokens, self.passages.prompt_share
         prompt = self.passages.prompt_tokens(total)

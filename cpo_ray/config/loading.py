@@ -1,4 +1,4 @@
-"""A run's YAML file: read with what it extends, overridden, validated. Faults are told by key, with the nearest that exists."""
+"""Load a run's YAML file: read it and the files it extends, apply overrides, validate. Errors name the key."""
 
 import difflib
 import re
@@ -16,7 +16,7 @@ from cpo_ray.errors import ConfigError
 EXTENDS = "extends"
 SECRET_KEY = re.compile(r"(api[_-]?key|token|password)$|secret|access[_-]?key", re.IGNORECASE)
 SECRET_VALUE = re.compile(
-    r"(?<![A-Za-z0-9])(sk-[A-Za-z0-9_-]{12,}|AKIA[A-Z0-9]{12,}|(hf_|ghp_|gsk_)[A-Za-z0-9]{12,})"  # task-... is none
+    r"(?<![A-Za-z0-9])(sk-[A-Za-z0-9_-]{12,}|AKIA[A-Z0-9]{12,}|(hf_|ghp_|gsk_)[A-Za-z0-9]{12,})"  # task-... does not match
 )
 USER_IN_URL = re.compile(r"\w+://[^/?#\s]*@")
 QUERY_KEY = re.compile(r"[?&]([^=&#\s]+)=")
@@ -24,9 +24,9 @@ VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
-    """Read a YAML file and what it extends, apply `a.b=v` overrides (values are YAML), and validate.
+    """Read a YAML file and the files it extends, apply `a.b=v` overrides (values are YAML), and validate.
 
-    Raises ConfigError for a missing file, a line that is not YAML, files that extend each other in a circle, a secret,
+    Raises ConfigError for a missing file, text that is not YAML, files that extend each other in a circle, a secret,
     an unknown key or a value out of bounds.
     """
     tree = read_tree(path)
@@ -36,10 +36,10 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
 
 
 def read_tree(path: Path) -> dict[str, Any]:
-    """A file's keys over those of the file that its key `extends` names (relative to the file itself), and so on.
+    """The keys of a file, merged over those of the file named by its key `extends` (relative to the file), and so on.
 
-    Sections merge key by key; any other value, a list or null too, replaces what it extends. Raises ConfigError, naming
-    the chain of files, for one that is missing, is no YAML, or extends itself.
+    Sections merge key by key; any other value, also a list or null, replaces the one below. Raises ConfigError, naming
+    the chain of files, for one that is missing, is not YAML, or extends itself.
     """
     chain = [path]
     tree = _read_keys(chain)
@@ -49,35 +49,37 @@ def read_tree(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{chain[-1]}: {EXTENDS} must be the path of one YAML file, got {base!r}")
         chain.append(chain[-1].parent / base)
         if chain[-1].resolve() in {file.resolve() for file in chain[:-1]}:
-            raise ConfigError(f"{_told_chain(chain)}: a configuration cannot extend itself")
+            raise ConfigError(f"{_format_chain(chain)}: a configuration cannot extend itself")
         tree = _merge(_read_keys(chain), tree)
     return tree
 
 
 def _read_keys(chain: Sequence[Path]) -> dict[str, Any]:
     """The keys of the last file of a chain."""
-    path, told = chain[-1], _told_chain(chain)
+    path, files = chain[-1], _format_chain(chain)
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if len(chain) > 1:
-            raise ConfigError(f"{told}: there is no such file; `{EXTENDS}` is relative to the file it is in") from None
+            raise ConfigError(
+                f"{files}: there is no such file; `{EXTENDS}` is relative to the file that contains it"
+            ) from None
         raise ConfigError(f"no configuration file {path}. `cpo-ray configs` lists the shipped ones.") from None
     except IsADirectoryError:
-        raise ConfigError(f"{told} is a folder, not a configuration file") from None
+        raise ConfigError(f"{files} is a folder, not a configuration file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{told} is not YAML: {error}") from None
+        raise ConfigError(f"{files} is not YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{told} holds no keys")
+        raise ConfigError(f"{files} has no keys")
     return tree
 
 
-def _told_chain(chain: Sequence[Path]) -> str:
+def _format_chain(chain: Sequence[Path]) -> str:
     return f" {EXTENDS} ".join(str(file) for file in chain)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid upon `base`; only sections merge."""
+    """`over` merged over `base`; only sections merge."""
     merged = dict(base)
     for key, value in over.items():
         below = base.get(key)
@@ -86,7 +88,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def override_defaults(overrides: tuple[str, ...], origin: str) -> RunConfig:
-    """The default configuration with `a.b=v` overrides, for commands without a run. Raises ConfigError as `load_config`."""
+    """The default configuration with `a.b=v` overrides, for commands without a run. Raises ConfigError like `load_config`."""
     tree: dict[str, Any] = {"name": "default"}
     for override in overrides:
         _apply_override(tree, override)
@@ -94,7 +96,7 @@ def override_defaults(overrides: tuple[str, ...], origin: str) -> RunConfig:
 
 
 def parse_config(tree: dict[str, Any], origin: str) -> RunConfig:
-    """Validate a nested dict; `origin` is named in errors."""
+    """Validate a nested dict. origin: the name to show in errors."""
     _refuse_secrets(tree)
     try:
         return RunConfig.model_validate(tree)
@@ -120,12 +122,12 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _refuse_secrets(node: Any, where: str = "") -> None:
-    """Raise ConfigError, which does not repeat it, for what would be written to config.json and uploaded to clusters."""
+    """Raise ConfigError for a secret, without repeating it: config.json is written to disk and uploaded to clusters."""
     if isinstance(node, dict):
         for key, value in node.items():
             if SECRET_KEY.search(str(key)):
                 raise ConfigError(
-                    f"{where}{key}: a secret does not belong in a configuration; name its environment variable"
+                    f"{where}{key}: a secret does not belong in a configuration; name its environment variable instead"
                 )
             if key == "key_variable" and isinstance(value, str) and not VARIABLE.fullmatch(value):
                 raise ConfigError(
@@ -143,14 +145,14 @@ def _refuse_secrets(node: Any, where: str = "") -> None:
 
 
 def _secret_in(text: str) -> str | None:
-    """Why this text must not stand in a configuration, if it must not."""
+    """Why this text must not be in a configuration, or None."""
     if SECRET_VALUE.search(text):
         return "this looks like a secret; name its environment variable instead"
     if USER_IN_URL.search(text):
-        return "a URL with a user or a password; leave them to environment variables of whoever opens it"
+        return "a URL with a user or a password; set them in environment variables instead"
     secret = next(filter(SECRET_KEY.search, QUERY_KEY.findall(text)), None)
     if secret:
-        return f"a URL whose query holds {secret}, a secret; name its environment variable instead"
+        return f"a URL whose query has {secret}, a secret; name its environment variable instead"
     return None
 
 

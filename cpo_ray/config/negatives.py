@@ -1,4 +1,4 @@
-"""Which negatives, how many, and the API behind one kind of them."""
+"""Kinds and counts of negatives, and the API that writes `unhelpful` ones."""
 
 from typing import Annotated
 
@@ -9,10 +9,10 @@ from cpo_ray.config.urls import check_api_url
 
 
 class NegativeCounts(Section):
-    """Negatives per prompt and kind. Their sum is K - 1 (the paper's MixN: 3 batch, 5 meanfield, 3 truncation). A kind
-    declared in `sampling.kinds` is counted here too, under its name."""
+    """Negatives per prompt, by kind. Their sum is K - 1 (the paper's MixN: 3 batch, 5 meanfield, 3 truncation). A kind
+    declared in `sampling.kinds` is set here too, under its name."""
 
-    model_config = ConfigDict(extra="allow")  # SamplingConfig, which sees `kinds`, refuses what is not declared there
+    model_config = ConfigDict(extra="allow")  # SamplingConfig has `kinds` and refuses undeclared ones
     __pydantic_extra__: dict[str, Annotated[int, Field(ge=0)]]
 
     autoregressive: Annotated[int, Field(ge=0)] = 0
@@ -22,10 +22,10 @@ class NegativeCounts(Section):
     meanfield: Annotated[int, Field(ge=0)] = 5
     """The gold with a share of its tokens resampled independently from the reference."""
     truncation: Annotated[int, Field(ge=0)] = 3
-    """The gold cut short."""
+    """A prefix of the gold, then EOS."""
     unhelpful: Annotated[int, Field(ge=0)] = 0
-    """Written by an LLM that is asked for a response that does not help: see `sampling.unhelpful` (the paper's DPO
-    baseline: 1, and none of the others)."""
+    """Written by an LLM on request for a response that does not help: see `sampling.unhelpful` (the paper's DPO baseline: 1,
+    and no other kind)."""
 
     @model_validator(mode="after")
     def _check(self) -> "NegativeCounts":
@@ -35,7 +35,7 @@ class NegativeCounts(Section):
 
     @property
     def by_kind(self) -> dict[str, int]:
-        """The kinds that are wanted, shipped ones first, with their counts."""
+        """The kinds with a count above 0, built-in ones first."""
         return {kind: count for kind, count in self.model_dump().items() if count}
 
     @property
@@ -45,40 +45,40 @@ class NegativeCounts(Section):
 
 
 class UnhelpfulConfig(Section):
-    """The API that writes `unhelpful` negatives. Answers are kept on disk and no question is paid for twice. The caps hold
-    for all that a run directory ever asks, restarts included; the estimate is told, and held against them, before the
-    first request."""
+    """The API that writes `unhelpful` negatives. Answers are cached on disk, so no request is paid for twice. The limits apply
+    to all requests of a run directory, including those before a restart. Before the first request an estimate is printed
+    and checked against them."""
 
     url: str | None = None
     """Base URL of an OpenAI-compatible API (ending in /v1)."""
     model: str | None = None
-    """The model's name there."""
+    """The model's name in the API."""
     key_variable: str = Field(default="CPO_RAY_UNHELPFUL_KEY", json_schema_extra=EXECUTION)
-    """Environment variable with the API's key. The key itself never stands in a file."""
+    """Environment variable with the API's key. The key itself is never in a file."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
-    """Temperature that is asked for."""
+    """Sampling temperature."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Longest answer that is asked for, in the API's tokens. Default: `data.max_response_tokens`."""
+    """Maximum tokens of an answer, in the API's tokens. Default: `data.max_response_tokens`."""
     seeded: bool = True
-    """Send a `seed` with each request. Turn it off for an API that refuses the field."""
+    """Send a `seed` with each request. Set it to false for an API that rejects the field."""
     concurrency: Annotated[int, Field(ge=1)] = Field(default=16, json_schema_extra=EXECUTION)
-    """Requests under way at once."""
+    """Concurrent requests."""
     requests_per_minute: Annotated[float, Field(gt=0)] | None = Field(default=None, json_schema_extra=EXECUTION)
-    """Requests are spaced to this rate, those tried again included. Default: as fast as the API answers."""
+    """Maximum requests per minute, evenly spaced, retries included. Default: as fast as the API answers."""
     retries: Annotated[int, Field(ge=0)] = Field(default=6, json_schema_extra=EXECUTION)
-    """Tries after the first for 429, 5xx, dropped connections and answers that are not JSON, with jitter."""
+    """Retries for 429, 5xx, dropped connections and answers that are not JSON, with jitter."""
     timeout_s: Annotated[float, Field(gt=0)] = Field(default=120.0, json_schema_extra=EXECUTION)
-    """How long one request may take."""
+    """Timeout of one request, seconds."""
     max_requests: Annotated[int, Field(ge=0)] = Field(default=10_000, json_schema_extra=EXECUTION)
-    """Cap on answers asked for. A request that fails and is tried again counts once: it is not billed."""
+    """Maximum number of answers. A request that fails and is retried counts once, because a failed one is not billed."""
     max_total_tokens: Annotated[int, Field(ge=0)] = Field(default=5_000_000, json_schema_extra=EXECUTION)
-    """Cap on tokens, prompts and answers together, by the API's own count where it gives one."""
+    """Maximum tokens of prompts and answers together, by the API's own count if it returns one."""
     input_price: Annotated[float, Field(ge=0)] | None = Field(default=None, json_schema_extra=EXECUTION)
-    """Price of a million prompt tokens, in whatever currency."""
+    """Price of a million prompt tokens, in any currency."""
     output_price: Annotated[float, Field(ge=0)] | None = Field(default=None, json_schema_extra=EXECUTION)
-    """Price of a million answered tokens."""
+    """Price of a million answer tokens."""
     max_price: Annotated[float, Field(ge=0)] | None = Field(default=None, json_schema_extra=EXECUTION)
-    """Cap on the price of all answers. It needs both prices."""
+    """Maximum price of all answers. It needs both prices."""
 
     @model_validator(mode="after")
     def _check(self) -> "UnhelpfulConfig":

@@ -1,7 +1,8 @@
-"""docs/configuration.md, generated from config/: `python -m cpo_ray.config.reference_page docs/configuration.md`."""
+"""Generate docs/configuration.md from config/: `python -m cpo_ray.config.reference_page docs/configuration.md`."""
 
 import sys
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -13,12 +14,12 @@ from cpo_ray.config import RunConfig
 INTRODUCTION = """\
 # Configuration
 
-A run is one YAML file. Every key has a default but `name`; a key that does not exist is an error that names the nearest.
-`--set a.b=value` overrides one key (the value is YAML); `cpo-ray validate CONFIG` prints the file with every default
+A run is one YAML file. Every key except `name` has a default. An unknown key is an error that names the nearest key.
+`--set a.b=value` overrides one key (the value is YAML). `cpo-ray validate CONFIG` prints the file with every default
 filled in. `extends: other.yaml` (a path relative to the file) starts from that file: sections merge key by key, any other
-value replaces. Secrets do not belong in it: keys name the environment variable that holds one.
+value replaces. Secrets do not belong in the file: a key names the environment variable with the secret.
 
-Keys marked *execution* say how fast or where, never what: changing one makes no finished stage stale.
+Keys marked *execution* set where and how fast a stage runs, not its result: changing one makes no finished stage stale.
 
 This page is generated from `cpo_ray/config/` by `make docs`.
 """
@@ -39,16 +40,16 @@ def _section(model: type[BaseModel], prefix: str) -> list[str]:
         if section is None:
             rows.append(_row(prefix + name, field))
         else:
-            mark = f"{prefix}{name}."
-            if get_origin(field.annotation) is dict:
+            path, description = f"{prefix}{name}.", (field.description or "") + _execution(field)
+            if field.annotation is not section:  # a dict of sections, or a section or null
                 rows.append(_row(prefix + name, field))
-                mark += "<name>."
-            inner.append((section, mark, (field.description or "") + _execution(field)))
+                path, description = path + "<name>." * (get_origin(field.annotation) is dict), ""
+            inner.append((section, path, description))
     lines = [title, "", _one_line(model.__doc__ or ""), ""]
     if rows:
         lines += ["| key | type | default | |", "|---|---|---|---|", *rows, ""]
-    for section, mark, description in inner:
-        heading, blank, about, *rest = _section(section, mark)
+    for section, path, description in inner:
+        heading, blank, about, *rest = _section(section, path)
         lines += [heading, blank, " ".join(filter(None, [about, _one_line(description)])), *rest]
     return lines
 
@@ -65,10 +66,15 @@ def _execution(field: FieldInfo) -> str:
 
 
 def _nested(annotation: Any) -> type[BaseModel] | None:
+    """The section in a key's type: the type itself, the values of a dict, or what may be null."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    values = get_args(annotation) if get_origin(annotation) is dict else ()
-    return _nested(values[1]) if values else None
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is dict:
+        return _nested(arguments[1])
+    if origin in (Union, UnionType):
+        return next(filter(None, map(_nested, arguments)), None)
+    return None
 
 
 def _type_name(annotation: Any) -> str:
@@ -84,6 +90,8 @@ def _type_name(annotation: Any) -> str:
         return f"{_type_name(arguments[0])} {bounds}".strip()
     if arguments and (origin is Union or type(None) in arguments):
         return " or ".join(_type_name(argument) for argument in arguments if argument is not type(None)) + ", or null"
+    if _nested(annotation):
+        return "section"
     return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}.get(
         annotation.__name__, annotation.__name__.lower()
     )
@@ -94,7 +102,7 @@ def _bounds(field: FieldInfo) -> str:
 
 
 def _bound(constraint: Any) -> str:
-    """`>= 1` and the like. A Field within Annotated carries its constraints in `metadata`."""
+    """A bound as text, e.g. `>= 1`. A Field inside Annotated has its constraints in `metadata`."""
     for name, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
         bound = getattr(constraint, name, None)
         if bound is not None:

@@ -1,6 +1,6 @@
-"""A run: all sections, and what must hold between them."""
+"""A run: all sections, and the rules between them."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -10,25 +10,33 @@ from cpo_ray.config.evaluation import GenerationConfig, JudgeConfig, MauveConfig
 from cpo_ray.config.sampling import SamplingConfig
 from cpo_ray.config.section import EXECUTION, Section
 from cpo_ray.config.serving import MergingConfig, ServingConfig
-from cpo_ray.config.training import MleConfig, ModelConfig, ObjectiveConfig, TrackingConfig, TrainingConfig
+from cpo_ray.config.training import (
+    MleConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    TrackingConfig,
+    TrainingConfig,
+    TuningConfig,
+)
 
 
 class RunConfig(Section):
-    """A run from start to finish."""
+    """The whole run."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    """The run's name; its directory is `runs/<name>` unless --run-dir says otherwise."""
+    """The run's name. Its directory is `runs/<name>`, or the one given with --run-dir."""
     seed: Annotated[int, Field(ge=0)] = 17
-    """Every draw is seeded by (seed, row id, kind, index)."""
+    """Every random draw is seeded by (seed, row id, kind, index)."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     reference: TrainingConfig = TrainingConfig()
-    """Stage `reference`: MLE from `model` (the paper: 2000 steps). Anneal it: else any continued training looks like a gain."""
+    """Stage `reference`: MLE from `model` (the paper: 2000 steps). Anneal it, or any continued training looks like a gain."""
     sampling: SamplingConfig = SamplingConfig()
     training: TrainingConfig = TrainingConfig()
     """Stages `cpo` and `mle`, both continued from the reference."""
     objective: ObjectiveConfig = ObjectiveConfig()
     mle: MleConfig = MleConfig()
+    tuning: TuningConfig = TuningConfig()
     tracking: TrackingConfig = Field(default=TrackingConfig(), json_schema_extra=EXECUTION)
     merging: MergingConfig = MergingConfig()
     serving: ServingConfig = ServingConfig()
@@ -38,14 +46,18 @@ class RunConfig(Section):
     mauve: MauveConfig = MauveConfig()
     cluster: ClusterConfig = Field(default=ClusterConfig(), json_schema_extra=EXECUTION)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_to_the_tokenizer_of_the_model(cls, sections: Any) -> Any:
+        """Set `data.tokenizer.path` to `model.path` if only the latter is given, before anything reads either."""
+        model = sections.get("model") if isinstance(sections, dict) else None
+        path = model.path if isinstance(model, ModelConfig) else model.get("path") if isinstance(model, dict) else None
+        return sections if path is None else sections | {"data": _with_tokenizer(sections.get("data", {}), path)}
+
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
-        longest = self.data.max_prompt_tokens + self.data.max_response_tokens
-        if self.model.path is None and longest > self.model.context:
-            raise ValueError(
-                f"data.max_prompt_tokens {self.data.max_prompt_tokens} + data.max_response_tokens "
-                f"{self.data.max_response_tokens} = {longest} exceeds model.context {self.model.context}"
-            )
+        if self.model.path is None and (excess := self.context_excess(self.model.context)):
+            raise ValueError(f"{excess} exceeds model.context {self.model.context}")
         size, key = self.sampling.batch_rows, "sampling.batch_rows"
         if self.sampling.stream:
             size, key = self.training.prompts_per_step, "training.prompts_per_step (sampling.stream)"
@@ -55,11 +67,13 @@ class RunConfig(Section):
                 f"but {key} is {size}"
             )
         for section in ("reference", "training"):
-            wanted = getattr(self, section).validation_rows
-            if wanted > self.data.validation_rows:
+            rows = getattr(self, section).validation_rows
+            if rows > self.data.validation_rows:
                 raise ValueError(
-                    f"{section}.validation_rows {wanted} exceeds data.validation_rows {self.data.validation_rows}"
+                    f"{section}.validation_rows {rows} exceeds data.validation_rows {self.data.validation_rows}"
                 )
+        if self.tuning.learning_rates:
+            self._check_tuning()
         unknown = [name for name in self.evaluated_models if name not in self.models]
         if unknown:
             raise ValueError(f"generation.models: there is no {unknown[0]!r}; this run makes {', '.join(self.models)}")
@@ -70,6 +84,36 @@ class RunConfig(Section):
             )
         return self
 
+    def context_excess(self, context: int) -> str | None:
+        """The sum of the longest prompt and the longest response if it exceeds a model's `context` positions, or None."""
+        prompt, response = self.data.max_prompt_tokens, self.data.max_response_tokens
+        if prompt + response <= context:
+            return None
+        return f"data.max_prompt_tokens {prompt} + data.max_response_tokens {response} = {prompt + response}"
+
+    def _check_tuning(self) -> None:
+        if not self.training.validation_rows:
+            raise ValueError(
+                "tuning.learning_rates needs training.validation_rows: the validation loss decides which rate is best. "
+                f"data.validation_rows is {self.data.validation_rows}"
+            )
+        if self.mle.learning_rate is not None:
+            raise ValueError(
+                f"mle.learning_rate {self.mle.learning_rate:g} has no effect with tuning.learning_rates, which replace it: "
+                "remove one of the two"
+            )
+        if self.sampling.stream:
+            raise ValueError(
+                "tuning.learning_rates cannot be combined with sampling.stream, where negatives are sampled for one training: "
+                "find the rates with sampling.stream: false, then set training.learning_rate and mle.learning_rate"
+            )
+
+    @property
+    def mle_training(self) -> TrainingConfig:
+        """Settings of stage `mle`: those of `cpo`, with its own learning rate if it has one."""
+        rate = self.mle.learning_rate
+        return self.training if rate is None else self.training.model_copy(update={"learning_rate": rate})
+
     @property
     def candidates(self) -> int:
         """K."""
@@ -77,10 +121,21 @@ class RunConfig(Section):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of all models that the run makes, in the order of the tables."""
+        """Names of all models of the run, in the order of the tables."""
         return ("reference", "mle", "cpo", *(self.merging.model_name(alpha) for alpha in self.merging.alphas))
 
     @property
     def evaluated_models(self) -> tuple[str, ...]:
-        """Those that answer and are judged."""
+        """Names of the models that answer and are judged."""
         return self.generation.models or self.models
+
+
+def _with_tokenizer(data: Any, path: Any) -> Any:
+    """The section `data`, as read or as validated, with a tokenizer at `path` if it names none."""
+    if isinstance(data, DataConfig):
+        own = data.tokenizer.model_copy(update={"path": data.tokenizer.path or path})
+        return data.model_copy(update={"tokenizer": own})
+    tokenizer = data.get("tokenizer", {}) if isinstance(data, dict) else None
+    if not isinstance(tokenizer, dict) or tokenizer.get("path") is not None:
+        return data
+    return data | {"tokenizer": tokenizer | {"path": path}}

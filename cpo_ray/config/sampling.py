@@ -15,13 +15,13 @@ KindReference = Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]
 
 
 class PoolConfig(Section):
-    """How many actors of one sort work side by side. Their number changes no result."""
+    """A pool of actors of one kind. Its size changes no result."""
 
     minimum: Annotated[int, Field(ge=1)] = Field(default=1, json_schema_extra=EXECUTION)
-    """Actors that are started at once and stay."""
+    """Actors that run from the start to the end of the stage."""
     maximum: Annotated[int, Field(ge=1)] | None = Field(default=None, json_schema_extra=EXECUTION)
-    """Actors that it may grow to while they are the bottleneck. Default: `minimum` on a machine without GPUs; with GPUs, as
-    many as the cluster has."""
+    """Maximum actors, started while they are the bottleneck. Default: `minimum` on a machine without GPUs; with GPUs, as
+    many as the cluster's GPUs allow."""
 
     @model_validator(mode="after")
     def _check(self) -> "PoolConfig":
@@ -36,9 +36,8 @@ class SamplingConfig(Section):
     rows: Annotated[int, Field(ge=2)] | None = None
     """Make groups for the first `rows` training rows only. Default: all."""
     negatives: NegativeCounts = NegativeCounts()
-    """How many of each kind."""
     kinds: dict[KindName, KindReference] = Field(default={})
-    """Kinds of your own: name to `module:function`, for instance `{shuffled: mypackage.negatives:shuffled}`. The module
+    """Custom kinds of negatives: name to `module:function`, for instance `{shuffled: mypackage.negatives:shuffled}`. The module
     must be importable on every node. See [Sampling](sampling.md#a-kind-of-your-own)."""
     redraws: Annotated[int, Field(ge=0)] = 7
     """How often a negative that equals the gold or another candidate of its group is drawn again before it is kept."""
@@ -47,49 +46,50 @@ class SamplingConfig(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Temperature of autoregressive negatives."""
     meanfield_fraction: Annotated[float, Field(gt=0, le=1)] = 0.15
-    """Share of the gold's tokens that a meanfield negative resamples (the paper: 0.15). At least one, never EOS."""
+    """Share of the gold's tokens that a meanfield negative resamples (the paper: 0.15). At least one token, never EOS."""
     batch_rows: Annotated[int, Field(ge=2)] = 64
-    """Prompts that exchange responses as batch negatives: consecutive rows of the training split."""
+    """Prompts per batch, consecutive training rows. Batch negatives of a row are responses of other rows of its batch."""
     shard_rows: Annotated[int, Field(ge=2)] = Field(default=256, json_schema_extra=EXECUTION)
-    """Prompts per shard of the groups artifact. A killed run continues with the missing shards."""
+    """Prompts per shard of the groups. A restarted run makes only the missing shards."""
     stream: bool = False
-    """Sample while stage `cpo` trains, instead of before: every time a row comes by it has fresh negatives, and no groups are
-    kept but those of a few steps, to look at. A unit is then an optimizer step's prompts, whatever `batch_rows` says."""
+    """Sample while stage `cpo` trains, instead of before: each time a row is used it has new negatives. Only the groups of a
+    few steps are kept, for inspection. The prompts of an optimizer step then form the batch, and `batch_rows` is ignored."""
     refresh_steps: Annotated[int, Field(ge=1)] | None = None
-    """With `stream`: sample from the policy as it was one to two times this many steps ago, not from the reference: its
-    weights go into the running engines and scorers. Scores stay the reference's."""
+    """With `stream`: sample from a snapshot of the policy, one to two times this many steps old, instead of the reference. Its
+    weights are loaded into the running engines and scorers. Reference log-probs still come from the reference."""
     embedder: str = "minilm"
-    """What ranks: `minilm` (all-MiniLM-L6-v2, bundled), a sentence-transformers directory, or a hub id."""
+    """The embedder for ranking: `minilm` (all-MiniLM-L6-v2, bundled), a sentence-transformers directory, or a hub id."""
     engine: EngineConfig = EngineConfig()
-    """The engine of autoregressive negatives."""
+    """It samples autoregressive negatives."""
     unhelpful: UnhelpfulConfig = UnhelpfulConfig()
-    """What writes the negatives of that name."""
     engines: PoolConfig = Field(default=PoolConfig(), json_schema_extra=EXECUTION)
-    """Actors with a vLLM engine each."""
+    """Each actor has a vLLM engine."""
     scorers: PoolConfig = Field(default=PoolConfig(), json_schema_extra=EXECUTION)
-    """Actors that draw meanfield negatives and score candidates under the reference."""
+    """The actors draw meanfield negatives and score candidates under the reference."""
     rankers: PoolConfig = Field(default=PoolConfig(), json_schema_extra=EXECUTION)
-    """Actors that embed and rank."""
+    """The actors embed and rank candidates."""
 
     @model_validator(mode="after")
     def _check(self) -> "SamplingConfig":
         if self.refresh_steps is not None and not self.stream:
-            raise ValueError("refresh_steps needs stream: true: groups that are made before training know no policy")
+            raise ValueError(
+                "refresh_steps needs stream: true: groups that are made before training cannot use the policy"
+            )
         taken = [name for name in self.kinds if name in CANDIDATE_KINDS]
         if taken:
-            raise ValueError(f"kinds: {taken[0]!r} is a kind that exists already; choose another name")
+            raise ValueError(f"kinds: {taken[0]!r} is already a kind; choose another name")
         known = [*NegativeCounts.model_fields, *self.kinds]
         for name in self.negatives.model_extra or {}:
             if name not in known:
                 nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
                 raise ValueError(
-                    f"unknown kind of negative `negatives.{name}`; did you mean `negatives.{nearest}`? A kind of your own "
+                    f"unknown kind of negative `negatives.{name}`; did you mean `negatives.{nearest}`? A custom kind "
                     f"is declared as `kinds: {{{name}: module:function}}`"
                 )
-        lacking = [name for name in ("url", "model") if getattr(self.unhelpful, name) is None]
-        if self.negatives.unhelpful and lacking:
+        missing = [name for name in ("url", "model") if getattr(self.unhelpful, name) is None]
+        if self.negatives.unhelpful and missing:
             raise ValueError(
-                f"negatives.unhelpful {self.negatives.unhelpful} needs {' and '.join(f'unhelpful.{n}' for n in lacking)}: "
-                "the OpenAI-compatible API and the model that write them"
+                f"negatives.unhelpful {self.negatives.unhelpful} needs {' and '.join(f'unhelpful.{n}' for n in missing)}: "
+                "the OpenAI-compatible API and the model that write these negatives"
             )
         return self

@@ -13,7 +13,7 @@ class MergingConfig(Section):
     """Stage `merging`: the weight-space ensemble `theta = alpha * theta_MLE + (1 - alpha) * theta_CPO`."""
 
     alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.3, 0.7)
-    """One merged model per alpha, of at most two decimals (the paper: 0.1, 0.3, 0.5, 0.7, 0.9)."""
+    """One merged model per alpha, with at most two decimals (the paper: 0.1, 0.3, 0.5, 0.7, 0.9)."""
 
     @model_validator(mode="after")
     def _check(self) -> "MergingConfig":
@@ -21,7 +21,7 @@ class MergingConfig(Section):
         if finer:
             raise ValueError(
                 f"alphas {finer}: a merged model is named by its alpha's first two decimals ({self.model_name(finer[0])}), "
-                "so an alpha has no more"
+                "so an alpha may have at most two"
             )
         names = [self.model_name(alpha) for alpha in self.alphas]
         if len(set(names)) != len(names):
@@ -35,52 +35,51 @@ class MergingConfig(Section):
 
 
 class LimitsConfig(Section):
-    """What one request, and all of them together, may ask of the endpoint. More is refused before any engine sees it."""
+    """Limits of one request and of all requests together. Beyond them a request gets a 4xx before it reaches an engine."""
 
     body_mib: Annotated[float, Field(gt=0)] = Field(default=4.0, json_schema_extra=EXECUTION)
-    """Size of a request's body."""
+    """Size of a request's body, MiB."""
     prompts: Annotated[int, Field(ge=1)] = Field(default=64, json_schema_extra=EXECUTION)
     """Prompts in one request."""
     samples: Annotated[int, Field(ge=1)] = Field(default=64, json_schema_extra=EXECUTION)
     """`n`: answers per prompt, or beams."""
     tokens: Annotated[int, Field(ge=1)] = Field(default=65_536, json_schema_extra=EXECUTION)
-    """Tokens that one request may have made: prompts * n * max_tokens."""
+    """Maximum generated tokens of one request: prompts * n * max_tokens."""
     requests: Annotated[int, Field(ge=1)] = Field(default=512, json_schema_extra=EXECUTION)
-    """Requests under way or waiting, for all models together. The next one gets 429 and a Retry-After."""
+    """Active and waiting requests, over all models. Further requests get 429 and a Retry-After."""
 
 
 class ServingConfig(Section):
     """Ray Serve: every model of the run behind one OpenAI-compatible endpoint."""
 
     host: str = Field(default="127.0.0.1", json_schema_extra=EXECUTION)
-    """Where to listen. Anything but loopback needs a key from the environment or a file."""
+    """Address to listen on. Any address except loopback needs a key from the environment or a file."""
     port: Annotated[int, Field(ge=0, le=65535)] = Field(default=0, json_schema_extra=EXECUTION)
-    """0 takes a free port."""
+    """Port to listen on; 0 takes a free port."""
     key_variable: str = Field(default="CPO_RAY_API_KEY", json_schema_extra=EXECUTION)
-    """Environment variable with the endpoint's key. Without it and a `key_file`, a local run makes a key for itself."""
+    """Environment variable with the endpoint's key. Without it and without `key_file`, a local run makes a new key."""
     key_file: Path | None = Field(default=None, json_schema_extra=EXECUTION)
-    """File with the endpoint's key, for where the environment variable is not set."""
+    """File with the endpoint's key, used if the environment variable is not set."""
     start_timeout_s: Annotated[float, Field(gt=0)] = Field(default=600.0, json_schema_extra=EXECUTION)
-    """How long the engines may take to start."""
+    """Timeout for starting the engines, seconds."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = Field(default=60.0, json_schema_extra=EXECUTION)
-    """How long requests under way may take to finish once the endpoint, or one of its replicas, is told to end."""
+    """How long, in seconds, active requests may take to finish when the endpoint, or one of its replicas, stops."""
     in_place: bool = Field(default=False, json_schema_extra=EXECUTION)
-    """One engine for all models instead of one each: the weights of the model that is asked next are loaded into it in
-    place, without a restart. For alpha sweeps; questions to several models at once take turns."""
+    """Use one engine for all models instead of one each: before a request, its model's weights are loaded into the engine in
+    place, without a restart. For alpha sweeps; concurrent requests to different models wait for each other."""
     min_replicas: Annotated[int, Field(ge=1)] = Field(default=1, json_schema_extra=EXECUTION)
-    """Engines per model (with `in_place`: for all models) when little is asked."""
+    """Engines per model (with `in_place`: for all models) at low load."""
     max_replicas: Annotated[int, Field(ge=1)] = Field(default=1, json_schema_extra=EXECUTION)
-    """Engines per model when much is asked. The cluster must have room for them."""
+    """Engines per model at high load. The cluster must have room for them."""
     requests_per_replica: Annotated[float, Field(gt=0)] = Field(default=32.0, json_schema_extra=EXECUTION)
-    """Requests under way per engine that autoscaling aims at."""
+    """Target of autoscaling: active requests per engine."""
     scale_up_after_s: Annotated[float, Field(gt=0)] = Field(default=30.0, json_schema_extra=EXECUTION)
-    """How long more must be asked before another engine is started."""
+    """How long, in seconds, the load must be high before another engine is started."""
     scale_down_after_s: Annotated[float, Field(gt=0)] = Field(default=600.0, json_schema_extra=EXECUTION)
-    """How long less must be asked before an engine is ended. Starting one again takes its time."""
+    """How long, in seconds, the load must be low before an engine is stopped. Starting it again takes time."""
     limits: LimitsConfig = LimitsConfig()
-    """What is refused with a 4xx."""
     engine: EngineConfig = EngineConfig()
-    """The engine of every replica."""
+    """Every replica has one."""
 
     @model_validator(mode="after")
     def _check(self) -> "ServingConfig":
@@ -89,5 +88,5 @@ class ServingConfig(Section):
         return self
 
     def engines(self, models: int) -> int:
-        """How many are up while little is asked, of `models` models that are served."""
+        """Number of engines at low load, if `models` models are served."""
         return (1 if self.in_place else models) * self.min_replicas

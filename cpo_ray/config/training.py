@@ -1,4 +1,4 @@
-"""Stages `reference`, `cpo` and `mle`: the model, how it is trained, and on which loss."""
+"""Stages `reference`, `cpo` and `mle`: the model, the optimizer and the loss."""
 
 from typing import Annotated, Literal
 
@@ -8,12 +8,12 @@ from cpo_ray.config.section import EXECUTION, Section
 
 
 class ModelConfig(Section):
-    """The model that the reference starts from: made from scratch, or loaded."""
+    """The model that the reference starts from: initialised from scratch, or loaded."""
 
     path: str | None = None
-    """A Hugging Face directory or hub id (safetensors). Without it a model is initialised from the fields below."""
+    """A Hugging Face directory or hub id (safetensors). Default: initialise a model from the keys below."""
     architecture: Literal["llama", "gpt2"] = "llama"
-    """Shape of a model made from scratch."""
+    """Architecture of a model initialised from scratch."""
     hidden_size: Annotated[int, Field(ge=16)] = 160
     """Width of the residual stream."""
     layers: Annotated[int, Field(ge=1)] = 4
@@ -23,7 +23,7 @@ class ModelConfig(Section):
     intermediate_size: Annotated[int, Field(ge=16)] = 448
     """Width of the feed-forward block."""
     context: Annotated[int, Field(ge=32)] = 256
-    """Positions. Prompt and response together must fit."""
+    """Context length in tokens. Prompt and response together must fit."""
     tie_embeddings: bool = True
     """Share the input embedding with the LM head."""
 
@@ -38,53 +38,59 @@ class ModelConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How a model is trained, whatever the loss. CPO and continued MLE share one section: same steps, same schedule."""
+    """Training settings that do not depend on the loss. CPO and continued MLE share one section: same steps, same schedule.
+
+    Their learning rates may differ (`mle.learning_rate`, `tuning`)."""
 
     steps: Annotated[int, Field(ge=1)] = 300
     """Optimizer steps."""
     prompts_per_step: Annotated[int, Field(ge=1)] = 64
     """The batch size: prompts per optimizer step over all workers, each with its K candidates (the paper: 64)."""
     prompts_per_microbatch: Annotated[int, Field(ge=1)] = Field(default=16, json_schema_extra=EXECUTION)
-    """Prompts per forward and backward pass of one worker. Lower it when memory runs out."""
+    """Prompts per forward and backward pass of one worker. Lower it if a worker runs out of memory (OOM)."""
     row_tokens: Annotated[int, Field(ge=16)] | None = Field(default=None, json_schema_extra=EXECUTION)
-    """Tokens of a packed row, several groups to a row. Default: as many as the longest group of a microbatch needs, which
-    is best without FlexAttention; with it a fixed length, a multiple of 128, is compiled once. A longer group is an error."""
+    """Tokens of a packed row, which holds several groups. Default: the length of the longest group of a microbatch, which is
+    best without FlexAttention; with it, a fixed length, a multiple of 128, is compiled once. A longer group is an error."""
     activation_checkpointing: bool = Field(default=False, json_schema_extra=EXECUTION)
-    """Compute activations again in the backward pass instead of keeping them: about a third slower, far less memory."""
+    """Recompute activations in the backward pass instead of storing them: about a third slower, far less memory."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-5
     """Peak learning rate of AdamW (the paper: 1e-5)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """AdamW's decoupled weight decay (the paper: 0.05)."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """AdamW's averages of the gradient and of its square. A short run from scratch learns faster with (0.9, 0.95)."""
+    """AdamW's decay rates for the gradient's mean and mean square. A short run from scratch learns faster with (0.9, 0.95)."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps of linear warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """From the peak down to `final_learning_rate` after the warm-up."""
+    """Decay from the peak to `final_learning_rate` after the warm-up."""
     final_learning_rate: Annotated[float, Field(ge=0)] = 0.0
-    """Where the schedule ends, as a fraction of the peak."""
+    """Learning rate at the end of the schedule, as a fraction of the peak."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are clipped to this global norm."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the model. Log-prob sums and losses are float32 either way."""
+    """Precision of the model. Log-prob sums and losses are float32 in both cases."""
+    dropout: Literal["none", "model"] = "none"
+    """`none`: dropout is off, so that policy and reference are the same function wherever their log-probs are compared.
+    `model`: in training steps the model's own rates are used, except those of attention weights. Scoring, the check of the
+    first loss and validation never use dropout."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    """DeepSpeed ZeRO: what is partitioned over the workers (0 nothing, 1 optimizer, 2 + gradients, 3 + parameters)."""
+    """DeepSpeed ZeRO stage: what is partitioned over the workers (0 nothing, 1 optimizer, 2 + gradients, 3 + parameters)."""
     workers: Annotated[int, Field(ge=1)] = Field(default=2, json_schema_extra=EXECUTION)
-    """Training workers, one process each. A run may go on with another number of them: the batches stay the same."""
+    """Training workers, one process each. A run may be resumed with another number of workers: the batches stay the same."""
     checkpoint_every: Annotated[int, Field(ge=1)] = Field(default=100, json_schema_extra=EXECUTION)
-    """Steps between checkpoints. At most these many steps are lost to a fault."""
+    """Steps between checkpoints. A failure loses at most this many steps."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = Field(default=2, json_schema_extra=EXECUTION)
-    """Checkpoints kept, the newest always among them. With two, a damaged one is no loss: training goes on from the other.
-    With `validation_rows`, the others that are kept are those with the lowest validation loss."""
+    """Number of checkpoints to keep; the newest is always kept. With two, training can resume from the other if one is damaged.
+    With `validation_rows`, the others are those with the lowest validation loss."""
     validation_rows: Annotated[int, Field(ge=0)] = 0
-    """Held-out prompts, the first of the validation split, whose loss is measured at every checkpoint. 0: none."""
+    """Prompts, the first of the validation split, whose loss is measured at every checkpoint. 0: none."""
     final: Literal["last", "best"] = "last"
-    """Which checkpoint becomes the model: the last, or that with the lowest validation loss (needs `validation_rows`)."""
+    """The checkpoint that becomes the model: the last, or the one with the lowest validation loss (needs `validation_rows`)."""
     max_failures: Annotated[int, Field(ge=0)] = Field(default=3, json_schema_extra=EXECUTION)
-    """Worker failures in a row, without a new checkpoint in between, that training survives: it restarts from the last
-    checkpoint. 0 gives up at the first."""
+    """Maximum consecutive worker failures without a new checkpoint in between. After each, training restarts from the last
+    checkpoint. 0: stop at the first failure."""
     profile_steps: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=EXECUTION)
-    """Steps that torch's profiler looks at, from the third on, on the first worker: `profiles/STAGE/` of the run directory."""
+    """Steps to profile with torch's profiler, from the third step on, on the first worker. Output: `profiles/STAGE/`."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainingConfig":
@@ -98,7 +104,7 @@ class TrainingConfig(Section):
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}")
         if self.final == "best" and not self.validation_rows:
-            raise ValueError("final: best needs validation_rows: the validation loss says which checkpoint is best")
+            raise ValueError("final: best needs validation_rows: the validation loss decides which checkpoint is best")
         return self
 
 
@@ -106,17 +112,19 @@ class ObjectiveConfig(Section):
     """The CPO loss (the paper's equations 1 and 2)."""
 
     beta: Annotated[float, Field(gt=0)] = 5.0
-    """How strongly the policy is held to the reference (the paper: 5)."""
+    """How strongly the policy is kept near the reference (the paper: 5)."""
     ranked: bool = True
-    """Plackett-Luce over all K by rank (equation 2), or only the gold against the rest (equation 1)."""
+    """True: Plackett-Luce over all K candidates by rank (equation 2). False: only the gold against the rest (equation 1)."""
     mle_weight: Annotated[float, Field(ge=0)] = 0.0
-    """`alpha` of the joint loss `alpha * MLE + CPO`; 0 is CPO alone."""
+    """`alpha` of the paper's joint loss `alpha * MLE + CPO`; 0 is CPO alone. MLE is here the negative log-likelihood of the
+    sequence: summed over its tokens and averaged over prompts, as CPO's scores are. Compared by their gradients in the
+    log-probs, 1 is little beside a `beta` of 5; `mle_gradient_share` in `metrics.jsonl` is the MLE term's share."""
     length_normalised: bool = False
-    """Compare log-probs per token instead of sums, so that long candidates weigh no more than short ones. Not the paper's;
-    scores are then smaller by the length, and `beta` wants to be larger by it."""
+    """Compare log-probs per token instead of sums, so that long candidates weigh no more than short ones. Not in the paper.
+    Scores are then smaller by a factor of the length, so `beta` should be larger by it."""
     gold_floor_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of a penalty on every nat by which the gold becomes less likely than under the reference (DPO-Positive). Not the
-    paper's; against likelihood displacement."""
+    """Weight of a penalty per nat by which the gold is less likely than under the reference (DPO-Positive). Not in the paper;
+    it counters likelihood displacement."""
 
 
 class ScheduledSamplingConfig(Section):
@@ -125,22 +133,60 @@ class ScheduledSamplingConfig(Section):
     sequences: Annotated[int, Field(ge=1)] = 3
     """Partly sampled copies of each gold (the paper: 3)."""
     probability: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """With which each of a copy's tokens is the model's own sample (the paper: 0.5)."""
+    """Probability that a token of a copy is replaced by the model's own sample (the paper: 0.5)."""
 
 
 class MleConfig(Section):
-    """What stage `mle` trains on, besides the same schedule as `cpo`."""
+    """Stage `mle`: the baseline. Its prompts, their order, its steps and its schedule are those of `cpo`."""
 
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Peak learning rate of the baseline, because the rate that suits CPO's loss need not suit next-token loss. Default:
+    `training.learning_rate`. `tuning.learning_rates` finds the best one of each."""
     scheduled_sampling: ScheduledSamplingConfig | None = None
-    """`{}` makes the baseline PSS with the paper's settings. Default: plain next-token loss."""
+    """`{}` selects PSS with the paper's settings. Default: plain next-token loss."""
+
+
+class TuningConfig(Section):
+    """The learning rates of `cpo` and `mle`: both train once per rate, and each keeps the best on the validation split."""
+
+    learning_rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    """Peak learning rates to try, the same for both stages, in place of `training.learning_rate`. The model with the lowest
+    validation loss is kept; needs `training.validation_rows`. Each rate costs a whole training. Default: none are tried."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TuningConfig":
+        rates = list(self.learning_rates)
+        if len(rates) == 1:
+            raise ValueError(f"learning_rates {rates}: one rate leaves nothing to choose; set training.learning_rate")
+        if len(set(rates)) < len(rates):
+            raise ValueError(f"learning_rates {rates} name one rate twice")
+        finer = [rate for rate in rates if float(self.trial_name(rate)) != rate]
+        if finer:
+            raise ValueError(f"learning_rates {finer}: a trial is named by its rate, which may have at most six digits")
+        return self
+
+    @property
+    def trials(self) -> int:
+        """Trainings of each stage."""
+        return max(1, len(self.learning_rates))
+
+    @property
+    def trial_names(self) -> list[str]:
+        """Names of the trials, in the order of the rates."""
+        return list(map(self.trial_name, self.learning_rates))
+
+    @staticmethod
+    def trial_name(rate: float) -> str:
+        """The folder of a trial below `trials/STAGE/`."""
+        return f"{rate:g}"
 
 
 class TrackingConfig(Section):
-    """Where training metrics go besides `metrics.jsonl`."""
+    """Destinations of training metrics besides `metrics.jsonl`."""
 
     tensorboard: bool = True
-    """Event files in the run's `tensorboard/`."""
+    """Write event files to the run's `tensorboard/`."""
     wandb_project: str | None = None
-    """A Weights & Biases project. Needs `pip install wandb`, and its key in WANDB_API_KEY."""
+    """A Weights & Biases project. Needs `pip install wandb`, and the key in WANDB_API_KEY."""
     mlflow_uri: str | None = None
     """An MLflow tracking server or folder. Needs `pip install mlflow-skinny`."""

@@ -1,1 +1,1 @@
-"""Where examples come from: readers, the split, the prompt template, tokenization."""
+"""Stage `data`: readers, splits, the prompt template, tokenization."""

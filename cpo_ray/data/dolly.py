@@ -1,11 +1,11 @@
-"""databricks-dolly-15k: one JSON object per line, with instruction, context, response and category."""
+"""Reads databricks-dolly-15k: one JSON object per line, with instruction, context, response and category."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from cpo_ray.config import FieldsConfig
 from cpo_ray.data.instructions import read_instructions
-from cpo_ray.data.rows import BadRow, Row
+from cpo_ray.data.rows import BadRow, FileFormat, InstructionRow, ReadingCounts
 from cpo_ray.data.sources import open_part
 
 FIELDS = FieldsConfig(instruction="instruction", context="context", response="response", category="category")
@@ -15,10 +15,10 @@ HINT = (
 )
 
 
-def read_dolly(path: Path) -> Iterator[Row | BadRow]:
-    """Stream one file's lines: a Row, or a BadRow that says what is wrong with the line (see `read_instructions`).
+def read_dolly(path: Path) -> Iterator[FileFormat | InstructionRow | BadRow | ReadingCounts]:
+    """Stream the rows of one file: an InstructionRow, or a BadRow with the reason (see `read_instructions`).
 
-    Raises DataError where the file cannot be read or holds no line at all.
+    Raises DataError if the file cannot be read or has no lines.
     """
     with open_part(str(path), HINT) as file:
         yield from read_instructions(file, str(path), FIELDS, "dolly")

@@ -1,6 +1,6 @@
-"""Stage `data`: read the source, split, tokenize, cut.
+"""Stage `data`: reads the source, splits it, tokenizes it and cuts the tokens to the configured lengths.
 
-A row's text stays whole in an Example; only its token ids are cut to the configured lengths.
+The texts in an Example stay whole; only its token ids are cut.
 """
 
 import json
@@ -14,112 +14,116 @@ import pyarrow.compute as pc
 
 from cpo_ray.artifacts import Summary, write_atomically, write_json, write_table
 from cpo_ray.config import DataConfig, RunConfig
-from cpo_ray.data.articles import article_material
-from cpo_ray.data.corpus import instruction_material
-from cpo_ray.data.prepared import Draft, Material
+from cpo_ray.data.articles import prepare_articles
+from cpo_ray.data.corpus import prepare_instructions
+from cpo_ray.data.prepared import PreparedSource, UncutExample
 from cpo_ray.data.reading import reads_in_parallel
 from cpo_ray.data.rows import BadRow
 from cpo_ray.data.sources import list_parts, part_bytes
 from cpo_ray.data.splits import SPLITS
 from cpo_ray.data.template import check_template
+from cpo_ray.data.tokenization import Tokenizer
 from cpo_ray.errors import DataError
-from cpo_ray.monitoring.console import bar
-from cpo_ray.records import EXAMPLE_SCHEMA, Example
+from cpo_ray.monitoring.console import progress_bar
+from cpo_ray.records import EXAMPLE_SCHEMA, Example, cut_prompt
 
 PART = "part-00000.parquet"
 ENCODE_ROWS = 512  # rows tokenized at once
 
 
 @dataclass
-class Cuts:
-    """What the length limits cut."""
+class TruncationCounts:
+    """How many prompts and responses were longer than the limits."""
 
     prompts: int = 0
     responses: int = 0
 
 
 def needs_ray(data: DataConfig) -> bool:
-    """Whether the source has several files that Ray Data reads side by side."""
+    """Whether the source has several files that Ray Data reads in parallel."""
     return data.files is not None and reads_in_parallel(list(map(part_bytes, list_parts(data.files, data.source))))
 
 
 def prepare_examples(config: RunConfig, out: Path) -> Summary:
     """Fill `out` with `{train,validation,test}/part-00000.parquet` (records.EXAMPLE_SCHEMA) and `tokenizer/`.
 
-    Also writes `quarantine.jsonl` where rows were quarantined and, for the synthetic task, `answers.json`:
-    `{"filler": [word], "answers": {example id: [word]}}` over all splits, as `synthetic.is_right` reads them. Equal
-    configurations give equal files. Returns counts worth printing; token counts are means per row, EOS included.
-    Ray must be initialised where the source `needs_ray`.
+    Also writes `quarantine.jsonl` if rows were quarantined and, for the synthetic task, `answers.json`:
+    `{"filler": [word], "answers": {example id: [word]}}` over all splits, for `synthetic.is_right`. Equal configurations
+    give equal files. Returns counts for the console; token counts are means per row, EOS included. Ray must be
+    initialised if `needs_ray`.
 
     Raises DataError for a file that is missing or empty, a bad line or a damaged file (unless quarantined), too few
     rows, or a tokenizer that cannot be loaded; ConfigError for a template that would lose instructions.
     """
     check_template(config.data.template)
-    material = _gather(config)
-    material.tokenizer.save_pretrained(out / "tokenizer")
+    source = _prepare_source(config)
+    source.tokenizer.save_pretrained(out / "tokenizer")
 
-    cuts = Cuts()
+    truncated = TruncationCounts()
     tables: dict[str, pa.Table] = {}
-    with bar("data", sum(map(len, material.splits.values())), "rows") as progress:
-        for name, rows in material.splits.items():
+    with progress_bar("data", sum(map(len, source.splits.values())), "rows") as progress:
+        for name, rows in source.splits.items():
             pieces = [EXAMPLE_SCHEMA.empty_table()]
             for start in range(0, len(rows), ENCODE_ROWS):
-                drafts = material.draft(rows[start : start + ENCODE_ROWS])
-                examples = list(_cut(drafts, material.tokenizer.eos_token_id, config.data, cuts))
+                uncut = source.tokenize(rows[start : start + ENCODE_ROWS])
+                examples = list(_cut(uncut, source.tokenizer, config.data, truncated))
                 pieces.append(pa.Table.from_pylist(examples, schema=EXAMPLE_SCHEMA))
-                progress.advance(len(drafts), name)
+                progress.advance(len(uncut), name)
             tables[name] = pa.concat_tables(pieces).combine_chunks()
             write_table(out / name / PART, tables[name])
 
-    if material.quarantined:
-        _write_quarantine(out / "quarantine.jsonl", material.quarantined)
-    if material.answers is not None:
-        write_json(out / "answers.json", material.answers)
-    return _summarize(material, tables, cuts)
+    if source.quarantined:
+        _write_quarantine(out / "quarantine.jsonl", source.quarantined)
+    if source.answers is not None:
+        write_json(out / "answers.json", source.answers)
+    return _summarize(source, tables, truncated)
 
 
-def _gather(config: RunConfig) -> Material[Any]:
+def _prepare_source(config: RunConfig) -> PreparedSource[Any]:
     if config.data.has_articles and config.data.files is not None:
-        return article_material(config, config.data.files)
-    return instruction_material(config)
+        return prepare_articles(config.data, config.seed, config.data.files)
+    return prepare_instructions(config.data, config.seed)
 
 
-def _cut(drafts: Sequence[Draft], eos: int, data: DataConfig, cuts: Cuts) -> Iterator[Example]:
-    """A prompt that is too long keeps its end, a response its beginning; both are counted."""
-    for draft in drafts:
-        if not draft.prompt_ids or not draft.response_ids:
-            raise DataError(f"row {draft.id} has a text without tokens: {draft.prompt!r} -> {draft.response!r}")
-        cuts.prompts += len(draft.prompt_ids) > data.max_prompt_tokens
-        cuts.responses += len(draft.response_ids) >= data.max_response_tokens
+def _cut(
+    examples: Sequence[UncutExample], tokenizer: Tokenizer, data: DataConfig, truncated: TruncationCounts
+) -> Iterator[Example]:
+    """Keep the leading special tokens and the end of a prompt that is too long, and the beginning of a response; count both."""
+    eos, special = tokenizer.eos_token_id, frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    for example in examples:
+        if not example.prompt_ids or not example.response_ids:
+            raise DataError(f"row {example.id} has a text without tokens: {example.prompt!r} -> {example.response!r}")
+        truncated.prompts += len(example.prompt_ids) > data.max_prompt_tokens
+        truncated.responses += len(example.response_ids) >= data.max_response_tokens
         yield Example(
-            id=draft.id,
-            source=draft.source,
-            category=draft.category,
-            prompt=draft.prompt,
-            response=draft.response,
-            prompt_ids=list(draft.prompt_ids[-data.max_prompt_tokens :]),
-            response_ids=[*draft.response_ids[: data.max_response_tokens - 1], eos],
+            id=example.id,
+            source=example.source,
+            category=example.category,
+            prompt=example.prompt,
+            response=example.response,
+            prompt_ids=cut_prompt(example.prompt_ids, data.max_prompt_tokens, special),
+            response_ids=[*example.response_ids[: data.max_response_tokens - 1], eos],
         )
 
 
 def _write_quarantine(path: Path, bad_rows: Sequence[BadRow]) -> None:
-    """In the order of the files: parts are read side by side, and the first to be done is another each time."""
+    """Write the rows in file order: parts that are read in parallel finish in any order."""
     bad_rows = sorted(bad_rows, key=lambda row: (row.file, row.line or 0, row.byte or 0))
     with write_atomically(path) as temporary:
         lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad_rows]
         temporary.write_text("".join(lines), encoding="utf-8")
 
 
-def _summarize(material: Material[Any], tables: dict[str, pa.Table], cuts: Cuts) -> Summary:
+def _summarize(source: PreparedSource[Any], tables: dict[str, pa.Table], truncated: TruncationCounts) -> Summary:
     seen = set(map(tuple, tables["train"]["prompt_ids"].to_pylist()))
     summary: dict[str, Any] = {f"{name}_rows": len(tables[name]) for name in SPLITS}
-    summary |= {"quarantined_rows": len(material.quarantined)} | material.counts
+    summary |= {"quarantined_rows": len(source.quarantined)} | source.counts
     summary |= {
-        "truncated_prompts": cuts.prompts,
-        "truncated_responses": cuts.responses,
-        # Different prompts may become equal where both are cut: the split cannot know.
+        "truncated_prompts": truncated.prompts,
+        "truncated_responses": truncated.responses,
+        # Different prompts may become equal when both are cut, which happens after the split.
         "test_prompts_in_train_once_cut": sum(tuple(ids) in seen for ids in tables["test"]["prompt_ids"].to_pylist()),
-        "vocabulary": len(material.tokenizer),
+        "vocabulary": len(source.tokenizer),
     }
     for name, table in tables.items():
         if len(table):

@@ -1,70 +1,101 @@
-"""Instruction data: one JSON object per line, with named fields."""
+"""Reads instruction data: one object per row, with configurable field names, or with the messages of a conversation."""
 
-import json
-from collections.abc import Iterator
-from typing import IO
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
 
 from cpo_ray.config import FieldsConfig
-from cpo_ray.data.lines import decode_line, read_lines
-from cpo_ray.data.rows import BadRow, Row
-
-EXCERPT = 60  # characters of a bad line that its message shows
-
-
-class _LineError(Exception):
-    """A line is JSON but no row."""
+from cpo_ray.data.chat import ChatError, find_messages, read_conversation
+from cpo_ray.data.objects import FileObject, keys_of, read_objects
+from cpo_ray.data.rows import BadRow, FileFormat, InstructionRow, ReadingCounts
 
 
-def read_instructions(file: IO[bytes], name: str, fields: FieldsConfig, source: str) -> Iterator[Row | BadRow]:
-    """Stream the lines of `file`: a Row, or a BadRow that says what is wrong with the line.
+class _RowError(Exception):
+    """A valid object but not a usable row."""
 
-    name: what messages call the file. source: what the rows' `source` is. White space around texts is removed; blank
-    lines are passed over. Raises DataError where the file holds no line at all.
+
+def read_instructions(
+    file: IO[bytes], name: str, fields: FieldsConfig, source: str
+) -> Iterator[FileFormat | InstructionRow | BadRow | ReadingCounts]:
+    """Stream the file's format, and for each object an InstructionRow, or a BadRow with the reason; then ReadingCounts.
+
+    name: the file's name in messages. source: the rows' `source`. Whitespace around texts is removed. A context that is
+    absent or null is empty. Raises DataError if the file is empty, or in a format that `read_objects` does not read.
     """
-    for number, line in read_lines(file, name):
-        if line.strip():
-            yield _parse(name, number, line, fields, source)
+    rows = _Rows(fields, source)
+    for found in read_objects(file, name):
+        yield rows.read(found) if isinstance(found, FileObject) else found
+    yield ReadingCounts(dict(rows.counts), rows.keys)
 
 
-def _parse(name: str, number: int, line: bytes, fields: FieldsConfig, source: str) -> Row | BadRow:
-    text = decode_line(name, number, line)
-    if isinstance(text, BadRow):
-        return text
-    try:
-        return _row(json.loads(text), fields, source)
-    except json.JSONDecodeError as error:
-        end = text[-EXCERPT:]
-        return BadRow(name, number, f"not JSON: {error.msg} at column {error.colno}; the line ends {end!r}")
-    except (_LineError, ValueError, RecursionError) as error:  # the last two: numbers too long, nesting too deep
-        return BadRow(name, number, str(error))
+class _Rows:
+    """Turns objects into rows, and counts."""
 
+    def __init__(self, fields: FieldsConfig, source: str) -> None:
+        self.fields, self.source = fields, source
+        self.counts: Counter[str] = Counter()
+        self.keys: tuple[str, ...] = ()  # of the first row without a context
 
-def _row(record: object, fields: FieldsConfig, source: str) -> Row:
-    """The record as a Row. Raises _LineError with the reason where a field is not what it must be."""
-    if not isinstance(record, dict):
-        raise _LineError(f"a JSON object is expected, not {type(record).__name__}")
-    keys = [key for key in (fields.instruction, fields.context, fields.response, fields.category) if key is not None]
-    missing = [key for key in keys if key not in record]
-    if missing:
-        raise _LineError(f"missing key {', '.join(missing)}; found {', '.join(record) or 'none'}")
-    texts = {key: _text(key, record[key]) for key in keys}
-    empty = [key for key in (fields.instruction, fields.response) if not texts[key]]
-    if empty:
-        raise _LineError(f"empty {', '.join(empty)}")
-    return Row(
-        source=source,
-        category=texts[fields.category] if fields.category is not None else "",
-        instruction=texts[fields.instruction],
-        context=texts[fields.context] if fields.context is not None else "",
-        response=texts[fields.response],
-    )
+    def read(self, found: FileObject) -> InstructionRow | BadRow:
+        try:
+            return self._row(found.value)
+        except (_RowError, ChatError) as error:
+            return found.bad(str(error))
+
+    def _row(self, record: object) -> InstructionRow:
+        """The record as a row. Raises an error with the reason if a field is missing, empty or not text."""
+        if not isinstance(record, dict):
+            raise _RowError(f"a JSON object is expected, not {type(record).__name__}")
+        fields = self.fields
+        messages = find_messages(record) if fields.instruction not in record else None
+        if messages is not None:
+            record = self._flatten(record, messages)
+        required = [key for key in (fields.instruction, fields.response, fields.category) if key is not None]
+        missing = [key for key in required if key not in record]
+        if missing:
+            raise _RowError(f"missing key {', '.join(missing)}; found {keys_of(record)}")
+        texts = {key: _text(key, record[key]) for key in required}
+        context = self._context(record)
+        empty = [key for key in (fields.instruction, fields.response) if not texts[key]]
+        if empty:
+            raise _RowError(f"empty {', '.join(empty)}")
+        if fields.context is not None and fields.context not in record:
+            self.counts["rows_without_context_key"] += 1
+            self.keys = self.keys or tuple(record)
+        return InstructionRow(
+            source=self.source,
+            category=texts[fields.category] if fields.category is not None else "",
+            instruction=texts[fields.instruction],
+            context=context,
+            response=texts[fields.response],
+        )
+
+    def _context(self, record: Mapping[str, Any]) -> str:
+        key = self.fields.context
+        if key is None:
+            return ""
+        value = record.get(key)
+        return "" if value is None else _text(key, value)
+
+    def _flatten(self, record: Mapping[str, Any], key: str) -> dict[str, Any]:
+        conversation = read_conversation(record, key)
+        self.counts["conversations"] += 1
+        self.counts["multi_turn_conversations"] += conversation.is_multi_turn
+        self.counts["unanswered_messages"] += conversation.unanswered
+        flat: dict[str, Any] = {
+            self.fields.instruction: conversation.instruction,
+            self.fields.response: conversation.response,
+        }
+        if self.fields.context is not None:
+            flat[self.fields.context] = record.get(self.fields.context)
+        return {**record, **flat}
 
 
 def _text(key: str, value: object) -> str:
     if not isinstance(value, str):
-        raise _LineError(f"{key} must be text, not {type(value).__name__}")
+        raise _RowError(f"{key} must be text, not {type(value).__name__}")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise _LineError(f"{key} holds half a surrogate pair, which is not a character") from None
+        raise _RowError(f"{key} has half a surrogate pair, which is not a character") from None
     return value.strip()

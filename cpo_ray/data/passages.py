@@ -1,4 +1,4 @@
-"""From articles to passages: samples of so many tokens, of which the first share is the prompt (the paper: 15%)."""
+"""Cuts articles into passages of a fixed number of tokens, whose first share is the prompt (15% in the paper)."""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -8,32 +8,32 @@ from cpo_ray.config import PassagesConfig
 from cpo_ray.data.rows import Article, content_hash
 from cpo_ray.data.tokenization import Tokenizer
 
-Span = tuple[int, int]  # of characters: first, one past the last
+Span = tuple[int, int]  # a token's characters: first, one past the last
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A sample. The texts are the article's own, side by side; the tokens are those of the article as a whole."""
+    """A sample: adjacent texts of an article, with their tokens from tokenizing the whole article."""
 
     prompt: str
     response: str
-    prompt_ids: "array[int]"  # packed: many passages wait in memory
+    prompt_ids: "array[int]"  # an array saves memory: many passages are held at once
     response_ids: "array[int]"  # without EOS
 
 
 @dataclass(frozen=True)
 class CutArticle:
-    """An article's passages, in order; none where it is too short for one."""
+    """An article's passages, in order; none if it is too short."""
 
     title: str
-    content: str  # hash of title and text: an article that comes again is known by it
+    content: str  # hash of title and text, which identifies duplicates
     passages: list[Passage]
 
 
 def cut_article(article: Article, tokenizer: Tokenizer, config: PassagesConfig) -> CutArticle:
     """Cut into consecutive passages of `config.tokens` tokens; the last may have as few as `config.min_tokens`.
 
-    No cut goes through a character that several tokens spell: it moves back to that character's first token.
+    A cut never splits a character that is spelled by several tokens: it moves back to that character's first token.
     """
     encoding = tokenizer(
         article.text,
@@ -53,16 +53,16 @@ def _cut(text: str, ids: Sequence[int], spans: Sequence[Span], config: PassagesC
         middle = _between_characters(spans, begin, begin + config.prompt_tokens(end - begin))
         is_whole = end < len(ids) or end - begin >= config.min_tokens
         if is_whole and begin < middle < end:
-            first, cut, last = (_character(text, spans, place) for place in (begin, middle, end))
+            first, cut, last = (_character(text, spans, token) for token in (begin, middle, end))
             yield Passage(text[first:cut], text[cut:last], array("i", ids[begin:middle]), array("i", ids[middle:end]))
         begin = end
 
 
-def _between_characters(spans: Sequence[Span], begin: int, place: int) -> int:
-    """The last cut after `begin`, at or before token `place`, that falls between two characters; else the first after it."""
-    if place >= len(spans):
+def _between_characters(spans: Sequence[Span], begin: int, token: int) -> int:
+    """The last cut in (begin, token] that falls between two characters, otherwise the first one after `token`."""
+    if token >= len(spans):
         return len(spans)
-    cuts = range(place, begin, -1), range(max(place, begin) + 1, len(spans))
+    cuts = range(token, begin, -1), range(max(token, begin) + 1, len(spans))
     for candidates in cuts:
         for cut in candidates:
             if spans[cut][0] >= spans[cut - 1][1]:
@@ -70,8 +70,8 @@ def _between_characters(spans: Sequence[Span], begin: int, place: int) -> int:
     return len(spans)
 
 
-def _character(text: str, spans: Sequence[Span], place: int) -> int:
-    """Where the text is cut before token `place`. White space that no token's span covers goes to what follows."""
-    if place == 0:
+def _character(text: str, spans: Sequence[Span], token: int) -> int:
+    """The character at which a cut before `token` splits the text. Whitespace outside all spans goes to the later part."""
+    if token == 0:
         return 0
-    return len(text) if place == len(spans) else spans[place - 1][1]
+    return len(text) if token == len(spans) else spans[token - 1][1]

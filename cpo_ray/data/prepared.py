@@ -1,19 +1,20 @@
-"""What the two kinds of sources, instructions and articles, hand to the stage."""
+"""A source that was read and split: what `corpus.py` (instructions) and `articles.py` return to `examples.py`."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from cpo_ray.artifacts import Summary
 from cpo_ray.config import DataConfig
-from cpo_ray.data.rows import BadRow
+from cpo_ray.data.rows import BadRow, FileFormat, ReadingCounts
 from cpo_ray.data.tokenization import Tokenizer
 from cpo_ray.errors import DataError
 
 T = TypeVar("T")
 
 
-class Draft(NamedTuple):
+class UncutExample(NamedTuple):
     """An example before its tokens are cut to the configured lengths."""
 
     id: str
@@ -26,27 +27,52 @@ class Draft(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Material(Generic[T]):
-    """The rows of each split, in order, and how to make examples of some of them."""
+class PreparedSource(Generic[T]):
+    """The rows of each split, in order, and a function that tokenizes some of them."""
 
     tokenizer: Tokenizer
     splits: dict[str, list[T]]
-    draft: Callable[[Sequence[T]], list[Draft]]
+    tokenize: Callable[[Sequence[T]], list[UncutExample]]
     quarantined: list[BadRow]
     counts: Summary
     answers: dict[str, Any] | None = None  # of the synthetic task
 
 
-def take_good(records: Iterable[T | BadRow], data: DataConfig, quarantined: list[BadRow]) -> Iterator[T]:
-    """Pass on what is no BadRow; append those to `quarantined`, or raise DataError where the configuration says so."""
-    for record in records:
-        if not isinstance(record, BadRow):
-            yield record
-        elif data.on_bad_row == "quarantine":
-            quarantined.append(record)
-        else:
-            raise DataError(
-                f"{record} Mend the file, or set data.on_bad_row=quarantine to leave such rows out, counted."
-                if record.reason.endswith(".")
-                else f"{record}. Mend the line, or set data.on_bad_row=quarantine to leave such rows out, counted."
-            )
+@dataclass
+class SourceLog:
+    """What reading a source found besides its rows."""
+
+    data: DataConfig
+    quarantined: list[BadRow] = field(default_factory=list)
+    formats: Counter[str] = field(default_factory=Counter)  # files by format
+    counts: Counter[str] = field(default_factory=Counter)  # of ReadingCounts
+    keys: tuple[str, ...] = ()  # of a row whose context is absent
+
+    def rows(self, records: Iterable[T | FileFormat | BadRow | ReadingCounts]) -> Iterator[T]:
+        """Yield the good records and keep the others. Raises DataError for a BadRow, unless the data quarantines them."""
+        for record in records:
+            if isinstance(record, FileFormat):
+                self.formats[record.format] += 1
+            elif isinstance(record, ReadingCounts):
+                self.counts.update(record.counts)
+                self.keys = self.keys or record.keys
+            elif isinstance(record, BadRow):
+                self._quarantine(record)
+            else:
+                yield record
+
+    @property
+    def summary(self) -> Summary:
+        """The formats and the counts, for the stage's summary."""
+        formats = {"formats": dict(sorted(self.formats.items()))} if self.formats else {}
+        return {**formats, **{key: n for key, n in sorted(self.counts.items()) if n}}
+
+    def _quarantine(self, record: BadRow) -> None:
+        if self.data.on_bad_row == "quarantine":
+            self.quarantined.append(record)
+            return
+        raise DataError(
+            f"{record} Repair the file, or set data.on_bad_row=quarantine to leave out and count such rows."
+            if record.reason.endswith(".")
+            else f"{record}. Repair the line, or set data.on_bad_row=quarantine to leave out and count such rows."
+        )

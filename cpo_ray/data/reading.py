@@ -1,4 +1,4 @@
-"""Reading a source's parts: one after the other here, or side by side as tasks of Ray Data where that is sooner."""
+"""Reads a source's parts: sequentially in this process, or in parallel as Ray Data tasks if that is faster."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from rich.markup import escape
 
 from cpo_ray.cluster.raydata import configure
-from cpo_ray.data.sources import open_part, part_bytes
+from cpo_ray.data.rows import FileFormat
+from cpo_ray.data.sources import list_files, open_part, part_bytes
 from cpo_ray.errors import DataError
-from cpo_ray.monitoring.console import bar
+from cpo_ray.monitoring.console import progress_bar, say
 
 Reader = Callable[[IO[bytes], str], Iterator[Any]]
-"""From an open part and its name to its records. Ray carries it to its workers."""
+"""Takes an open part and its name and yields the part's records. Must be serializable for Ray workers."""
 
-PARALLEL_BYTES = 8 << 20  # several parts of fewer bytes in all are read before Ray's workers are up
-RECORDS = 64  # of a chunk
-BLOCK_BYTES = 2 << 20  # of chunks that Ray Data moves at once
+PARALLEL_BYTES = 8 << 20  # total size of the parts from which on starting Ray workers pays
+CHUNK_RECORDS = 64
+BLOCK_BYTES = 2 << 20  # chunks that Ray Data moves at once
 MEGABYTE = 1_000_000
 
 
@@ -26,48 +28,69 @@ MEGABYTE = 1_000_000
 class Chunk:
     """Consecutive records of a part."""
 
-    part: int  # its number
-    number: int  # of the chunk within its part
+    part: int  # index of the part
+    number: int  # index of the chunk within its part
     records: list[Any]
-    byte: int  # how far in the part its reading has come
-    error: str | None = None  # why the part cannot be read on
+    byte: int  # the reader's position in the part
+    error: str | None = None  # why the rest of the part cannot be read
 
 
 def reads_in_parallel(sizes: Sequence[int]) -> bool:
-    """Whether parts of these sizes are read by Ray Data."""
+    """Whether parts of these sizes (bytes) are read by Ray Data."""
     return len(sizes) > 1 and sum(sizes) >= PARALLEL_BYTES
 
 
 def read_chunks(parts: Sequence[str], reader: Reader, hint: str = "") -> Iterator[Chunk]:
-    """All parts' chunks. Those of a part come in order; where parts are read in parallel, they are mixed.
+    """The chunks of all parts. Those of one part come in order; if parts are read in parallel, they are interleaved.
 
-    hint: what to do where a file is missing. Ray must be initialised where `reads_in_parallel`. Memory holds some
-    chunks. Raises DataError for a part that cannot be read.
+    hint: what to do if a file is missing. Ray must be initialised if `reads_in_parallel`. Memory holds a few chunks.
+    Raises DataError for a part that cannot be read.
     """
     sizes = [part_bytes(part, hint) for part in parts]
-    read = _read_in_parallel if reads_in_parallel(sizes) else _read_in_turn
-    reached = [0] * len(parts)
-    with bar("reading", max(sum(sizes) / MEGABYTE, 0.1), "MB") as progress:
+    read = _read_in_parallel if reads_in_parallel(sizes) else _read_sequentially
+    positions = [0] * len(parts)
+    formats: set[str] = set()
+    with progress_bar("reading", sum(sizes) / MEGABYTE, "MB") as progress:
         for chunk in read(parts, reader, hint):
             if chunk.error is not None:
                 raise DataError(chunk.error)
-            progress.advance(max(0, min(chunk.byte, sizes[chunk.part]) - reached[chunk.part]) / MEGABYTE)
-            reached[chunk.part] = max(reached[chunk.part], chunk.byte)
+            _say_formats(chunk.records, formats)
+            progress.advance(max(0, min(chunk.byte, sizes[chunk.part]) - positions[chunk.part]) / MEGABYTE)
+            positions[chunk.part] = max(positions[chunk.part], chunk.byte)
             yield chunk
 
 
-def _read_in_turn(parts: Sequence[str], reader: Reader, hint: str) -> Iterator[Chunk]:
+def list_and_report(path: str, source: str) -> list[str]:
+    """The parts of a source (`sources.list_files`). Prints which files are passed over."""
+    listing = list_files(path, source)
+    for message in listing.passed_over:
+        say(f"  {escape(message)}")
+    return listing.parts
+
+
+def _say_formats(records: Sequence[Any], formats: set[str]) -> None:
+    """Print each format once, with the first file of it."""
+    for record in records:
+        if isinstance(record, FileFormat) and record.format not in formats:
+            formats.add(record.format)
+            say(f"  reading {escape(record.file)} as {record.format}")
+
+
+def _read_sequentially(parts: Sequence[str], reader: Reader, hint: str) -> Iterator[Chunk]:
     for number, part in enumerate(parts):
         yield from _read_part(number, part, part, reader, hint)
 
 
-def _read_part(number: int, name: str, place: str, reader: Reader, hint: str) -> Iterator[Chunk]:
-    """name: what messages call the file. place: where it is. A DataError is the last chunk's, to cross processes as itself."""
+def _read_part(number: int, name: str, location: str, reader: Reader, hint: str) -> Iterator[Chunk]:
+    """name: the file's name in messages. location: its path or URL.
+
+    A DataError becomes the last chunk's `error`, because Ray would wrap an exception raised in a task.
+    """
     counter = itertools.count()
     try:
-        with open_part(place, hint) as file:
+        with open_part(location, hint) as file:
             records = reader(file, name)
-            while batch := list(itertools.islice(records, RECORDS)):
+            while batch := list(itertools.islice(records, CHUNK_RECORDS)):
                 yield Chunk(number, next(counter), batch, file.tell())
     except DataError as error:
         yield Chunk(number, next(counter), [], 0, str(error))
@@ -78,11 +101,11 @@ def _read_in_parallel(parts: Sequence[str], reader: Reader, hint: str) -> Iterat
     from ray.data import TaskPoolStrategy
 
     def read(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for number, name, place in zip(batch["number"], batch["name"], batch["place"], strict=True):
-            for chunk in _read_part(int(number), str(name), str(place), reader, hint):
+        for number, name, location in zip(batch["number"], batch["name"], batch["location"], strict=True):
+            for chunk in _read_part(int(number), str(name), str(location), reader, hint):
                 yield {"chunk": _as_object(chunk)}
 
-    rows = [{"number": number, "name": part, "place": _absolute(part)} for number, part in enumerate(parts)]
+    rows = [{"number": number, "name": part, "location": _absolute(part)} for number, part in enumerate(parts)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     configure(dataset)
     dataset.context.target_max_block_size = BLOCK_BYTES
@@ -98,5 +121,5 @@ def _as_object(chunk: Chunk) -> "np.ndarray[Any, Any]":
 
 
 def _absolute(part: str) -> str:
-    """Ray's workers have a working directory of their own."""
+    """Ray workers run in another working directory, so a relative path would not be found there."""
     return part if "://" in part else str(Path(part).expanduser().resolve())

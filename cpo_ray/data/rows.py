@@ -1,4 +1,4 @@
-"""What a source yields: rows, and lines that are no rows."""
+"""What the readers yield: instruction rows, articles, bad rows that cannot be used, and facts about a file."""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,20 +7,20 @@ from cpo_ray.artifacts import canonical
 
 
 @dataclass(frozen=True)
-class Row:
+class InstructionRow:
     """One instruction with its ground-truth response, before the template and the tokenizer."""
 
     source: str
     category: str
     instruction: str
-    context: str  # empty where the row has none
+    context: str  # empty if the row has none
     response: str
-    answer: tuple[str, ...] = ()  # lower-case answer words, in order; only the synthetic task knows them
+    answer: tuple[str, ...] = ()  # lower-case answer words, in order; only in the synthetic task
 
 
 @dataclass(frozen=True)
 class Article:
-    """A text to be cut into passages. Articles of one title stay on one side of the split."""
+    """A text to be cut into passages. Articles with the same title are in the same split."""
 
     title: str
     text: str
@@ -28,18 +28,36 @@ class Article:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A line, an article or the rest of a file that cannot be used, and why."""
+    """A line, an article or the rest of a file that cannot be used, with the reason."""
 
     file: str
-    line: int | None  # counted from 1; None where `byte` says where
+    line: int | None  # counted from 1; None if `byte` or `row` gives the position
     reason: str
-    byte: int | None = None  # offset in the file as it is stored: compressed, for a compressed one
+    byte: int | None = None  # offset in the stored file, so in the compressed data of a compressed file
+    row: int | None = None  # of a JSON array or Parquet, counted from 1
 
     def __str__(self) -> str:
-        where = f"{self.line}" if self.byte is None else f" byte {self.byte}"
+        unit, number = (" byte ", self.byte) if self.byte is not None else (" row ", self.row)
+        where = f"{self.line}" if number is None else f"{unit}{number}"
         return f"{self.file}:{where}: {self.reason}"
 
 
+@dataclass(frozen=True)
+class FileFormat:
+    """What a file is, by its content. A reader yields it first."""
+
+    file: str
+    format: str  # for instance "JSON lines, gzip"
+
+
+@dataclass(frozen=True)
+class ReadingCounts:
+    """Counts of a file: what was left out, and why. A reader yields it last."""
+
+    counts: dict[str, int]
+    keys: tuple[str, ...] = ()  # of a row whose context is absent
+
+
 def content_hash(*parts: object) -> str:
-    """Sha256 of the parts, as hex. Parts cannot run into each other: ("ab", "c") differs from ("a", "bc")."""
+    """Sha256 of the parts, as hex. The borders between parts count: ("ab", "c") differs from ("a", "bc")."""
     return hashlib.sha256(canonical(parts).encode()).hexdigest()

@@ -1,68 +1,115 @@
-"""From `data.path` to the files it names, its parts: on this machine, behind an fsspec URL, or a data set on the hub."""
+"""The files that `data.path` names, called parts: local files, fsspec URLs, or a dataset on the Hugging Face hub."""
 
 import contextlib
 import glob
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from cpo_ray.errors import DataError
 
-ROWS = (".jsonl",)
+COMPRESSED = ("", ".gz", ".bz2", ".xz", ".zst")
+
+
+def _with_compression(*endings: str) -> tuple[str, ...]:
+    return tuple(ending + compression for ending in endings for compression in COMPRESSED)
+
+
+OBJECTS = (*_with_compression(".jsonl", ".ndjson"), ".parquet")
+JSON = _with_compression(".json")  # read from a folder that has none of OBJECTS: beside them it is often a description
 SUFFIXES = {
-    "dolly": ROWS,
-    "instructions": ROWS,
-    "wikidump": (".bz2", ".xml"),
-    "text": (".txt", ".tokens", ".raw"),
+    "dolly": OBJECTS + JSON,
+    "instructions": OBJECTS + JSON,
+    "wikidump": (".xml", *COMPRESSED[1:]),
+    "text": _with_compression(".txt", ".tokens", ".raw"),
 }
-"""What a folder's files must end with to be read, by source. Hidden files and folders within the folder are not read."""
+"""Endings of the files that are read from a folder, by source. Hidden files and subfolders are not read."""
+INDEX = re.compile(r"-multistream-index\d*\.txt[^/]*$")
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
-def list_parts(path: str, source: str) -> list[str]:
-    """The files that `path` names, sorted by name: itself, a folder's, or a pattern's. A missing file is `open_part`'s to tell.
+@dataclass(frozen=True)
+class Listing:
+    """The files that a path names."""
 
-    A data set on the hub is fetched and has one part. Raises DataError where a folder or pattern names none, or where a URL
-    cannot be listed.
+    parts: list[str]
+    passed_over: list[str]  # messages: a file that is not read, and why
+
+
+def list_parts(path: str, source: str) -> list[str]:
+    """The parts of `list_files`."""
+    return list_files(path, source).parts
+
+
+def list_files(path: str, source: str) -> Listing:
+    """The files that `path` names, sorted by name: the file itself, or those of a folder or pattern.
+
+    Indexes of multistream dumps are passed over, and in a folder: compressed copies of files that are there too, `.json`
+    beside other files with rows, and `.7z`. A dataset on the hub is downloaded and has one part. Raises DataError if a
+    folder or pattern has no files, or if a URL cannot be listed. A missing file is reported later, by `open_part`.
     """
     suffixes = SUFFIXES[source]
-    if suffixes == ROWS and _names_data_set(path):
+    if suffixes == SUFFIXES["instructions"] and _is_hub_dataset(path):
         from cpo_ray.data.hub import fetch_rows
 
-        return [str(fetch_rows(path))]
-    with _told(path):
-        parts = _list_remote(path, suffixes) if "://" in path else _list_local(path, suffixes)
-    if not parts:
+        return Listing([str(fetch_rows(path))], [])
+    with _as_data_error(path):
+        files, is_folder = _list_remote(path, suffixes) if "://" in path else _list_local(path)
+    listing = _select(files, suffixes if is_folder else None)
+    if not listing.parts:
+        found = f" ({'; '.join(listing.passed_over)})" if listing.passed_over else ""
         raise DataError(
-            f"data.path: {path} holds no file for source {source}: one ending in {', '.join(suffixes)} is needed"
+            f"data.path: {path} has no file for source {source}{found}: one ending in {', '.join(suffixes)} is needed"
         )
-    return parts
+    return listing
+
+
+def _select(files: Sequence[str], suffixes: Sequence[str] | None) -> Listing:
+    """Which files are read. suffixes: those of a folder's files; None for a file or a pattern."""
+    passed_over = []
+    if suffixes is not None:
+        passed_over = [f"{file} is passed over: 7z is not read" for file in files if file.endswith(".7z")]
+        files = [file for file in files if _is_part(_name(file), suffixes)]
+    parts = []
+    has_objects = any(file.endswith(OBJECTS) for file in files)
+    for file in files:
+        plain = file.removesuffix(PurePosixPath(file).suffix)
+        if INDEX.search(file):
+            passed_over.append(f"{file} is passed over: the index of a multistream dump")
+        elif suffixes is not None and file.endswith(COMPRESSED[1:]) and plain in files:
+            passed_over.append(f"{file} is passed over: {_name(plain)} is read")
+        elif suffixes is not None and file.endswith(JSON) and has_objects:
+            passed_over.append(f"{file} is passed over beside files of rows (.jsonl, .ndjson, .parquet)")
+        else:
+            parts.append(file)
+    return Listing(parts, passed_over)
 
 
 def fingerprint(path: str, source: str) -> list[str | None]:
-    """What stands for the parts' content, in order: sha256 of a local file, of what the store says about a remote one.
+    """A hash of each part's content, in order: of the bytes of a local file, of the store's metadata for a remote one.
 
-    None stands for a missing local file.
+    None for a missing local file.
     """
     return [_fingerprint(part) for part in list_parts(path, source)]
 
 
 @contextlib.contextmanager
 def open_part(part: str, hint: str = "") -> Iterator[IO[bytes]]:
-    """Open for reading bytes. DataError, also for what reading within meets: no such file, no permission, a lost connection.
+    """Open a part for reading bytes. hint: what to do if the file is missing.
 
-    hint: what to do where the file is missing.
+    Raises DataError for a missing file, no permission or a lost connection, also while the caller reads.
     """
-    with _told(part, hint), _open(part) as file:
+    with _as_data_error(part, hint), _open(part) as file:
         yield file
 
 
 def part_bytes(part: str, hint: str = "") -> int:
-    """Size of a part as it is stored; 0 where the store does not tell. DataError as `open_part` has it."""
-    with _told(part, hint):
+    """Stored size of a part; 0 if the store does not report it. Raises DataError like `open_part`."""
+    with _as_data_error(part, hint):
         if "://" not in part:
             return Path(part).expanduser().stat().st_size
         fs, root = _file_system(part)
@@ -77,23 +124,28 @@ def _open(part: str) -> IO[bytes]:
     return cast("IO[bytes]", fsspec.open(part, "rb").open())
 
 
-def _list_local(path: str, suffixes: Sequence[str]) -> list[str]:
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return [str(file) for file in sorted(place.iterdir()) if file.is_file() and _is_part(file.name, suffixes)]
-    if glob.has_magic(path) and not place.exists():
-        return [file for file in sorted(glob.glob(str(place))) if Path(file).is_file()]  # noqa: PTH207 - may be absolute
-    return [path]
+def _list_local(path: str) -> tuple[list[str], bool]:
+    """(the files, whether they are a folder's)."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return [str(file) for file in sorted(local.iterdir()) if file.is_file()], True
+    if glob.has_magic(path) and not local.exists():
+        return [file for file in sorted(glob.glob(str(local))) if Path(file).is_file()], False  # noqa: PTH207 - may be absolute
+    return [path], False
 
 
-def _list_remote(url: str, suffixes: Sequence[str]) -> list[str]:
+def _list_remote(url: str, suffixes: Sequence[str]) -> tuple[list[str], bool]:
     fs, root = _file_system(url)
     if "*" in url:
-        return sorted(fs.unstrip_protocol(name) for name in fs.glob(root))
-    if url.endswith(tuple(suffixes)) or not fs.isdir(root):  # asking a web server for a folder fetches the whole file
-        return [url]
+        return sorted(fs.unstrip_protocol(name) for name in fs.glob(root)), False
+    if url.endswith(tuple(suffixes)) or not fs.isdir(root):  # isdir on a web server downloads the whole file
+        return [url], False
     names = [entry["name"] for entry in fs.ls(root, detail=True) if entry["type"] == "file"]
-    return sorted(fs.unstrip_protocol(name) for name in names if _is_part(name.rsplit("/", 1)[-1], suffixes))
+    return sorted(fs.unstrip_protocol(name) for name in names), True
+
+
+def _name(file: str) -> str:
+    return file.rsplit("/", 1)[-1]
 
 
 def _is_part(name: str, suffixes: Sequence[str]) -> bool:
@@ -107,28 +159,30 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 def _fingerprint(part: str) -> str | None:
-    with _told(part):
+    with _as_data_error(part):
         if "://" in part:
             fs, root = _file_system(part)
-            about = sorted(fs.info(root).items())  # size and, by store, ETag, modification time, commit
-            return hashlib.sha256(str(about).encode()).hexdigest()
-        place = Path(part).expanduser()
-        if not place.is_file():
+            metadata = sorted(
+                fs.info(root).items()
+            )  # size and, depending on the store, ETag, modification time, commit
+            return hashlib.sha256(str(metadata).encode()).hexdigest()
+        local = Path(part).expanduser()
+        if not local.is_file():
             return None
-        with place.open("rb") as file:
+        with local.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
-def _told(part: str, hint: str = "") -> Iterator[None]:
-    """Turn what a file system raises into a DataError that says what to do."""
+def _as_data_error(part: str, hint: str = "") -> Iterator[None]:
+    """Turn the exceptions of a file system into a DataError with a remedy."""
     try:
         yield
     except FileNotFoundError as error:
         advice = (hint or "Name a file, a folder or a URL with --set data.path=...") + _hub_advice(part)
-        cause = f" ({error.__cause__})" if error.__cause__ else ""  # fsspec: what the web server answered
+        cause = f" ({error.__cause__})" if error.__cause__ else ""  # fsspec: the web server's response
         raise DataError(f"no data file {part}{cause}. {advice}") from None
-    except ImportError as error:  # fsspec: the package of this kind of URL
+    except ImportError as error:  # fsspec: the package for this protocol
         raise DataError(f"data.path: {part} needs a package that is not installed: {error}") from None
     except _unreadable(part) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -140,7 +194,7 @@ def _told(part: str, hint: str = "") -> Iterator[None]:
 
 
 def _unreadable(part: str) -> tuple[type[Exception], ...]:
-    """What is raised for a file that cannot be read; from a web server or the hub also what fsspec lets through."""
+    """The exceptions for a file that cannot be read. fsspec does not convert those of its HTTP and hub clients."""
     if part.startswith(("http://", "https://")):
         from aiohttp import ClientError
 
@@ -152,12 +206,12 @@ def _unreadable(part: str) -> tuple[type[Exception], ...]:
     return (OSError,)
 
 
-def _names_data_set(path: str) -> bool:
-    """Whether it is `owner/name` and nothing here is called so."""
+def _is_hub_dataset(path: str) -> bool:
+    """Whether `path` has the form `owner/name` and no local file or folder has that name."""
     return bool(HUB_ID.fullmatch(path)) and not path.endswith(sum(SUFFIXES.values(), ())) and not Path(path).exists()
 
 
 def _hub_advice(part: str) -> str:
-    if not _names_data_set(part):
+    if not _is_hub_dataset(part):
         return ""
-    return f" Of a data set on the Hugging Face hub, name the files: data.path=hf://datasets/{part}/*.txt"
+    return f" For a dataset on the Hugging Face hub, name its files: data.path=hf://datasets/{part}/*.txt"

@@ -1,4 +1,4 @@
-"""Which row goes where: decided by the seed and the prompt's content, never by the order of the file."""
+"""Assigns rows to splits by the seed and the prompt's content, independent of the order of the file."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,14 +6,14 @@ from cpo_ray.data.rows import content_hash
 from cpo_ray.errors import DataError
 
 SPLITS = ("train", "validation", "test")
-FILL_ORDER = ("test", "validation", "train")  # so the test rows do not depend on the other two sizes
+FILL_ORDER = ("test", "validation", "train")  # so that the test rows do not depend on the sizes of the other two
 
 
 def split_prompts(prompts: Sequence[str], sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
-    """Indices into `prompts` for each split of `sizes`, exactly as many as asked, in shuffled order.
+    """Indices into `prompts` for each split, exactly as many as `sizes` asks for, in shuffled order.
 
-    All rows with the same prompt fall into the same split (or are left out together). Raises DataError, with the
-    arithmetic, where there are too few rows or where whole prompts cannot fill a split exactly.
+    All rows with the same prompt are in the same split (or all left out). Raises DataError, with the arithmetic, if there
+    are too few rows, or if a split cannot be filled exactly without separating rows of one prompt.
     """
     wanted = sum(sizes.values())
     if wanted > len(prompts):
@@ -25,34 +25,34 @@ def split_prompts(prompts: Sequence[str], sizes: Mapping[str, int], seed: int) -
     groups: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
         groups.setdefault(prompt, []).append(index)
-    waiting = sorted(groups.values(), key=lambda group: content_hash(seed, "split", prompts[group[0]]))
+    remaining = sorted(groups.values(), key=lambda group: content_hash(seed, "split", prompts[group[0]]))
 
     splits = {}
     for name in FILL_ORDER:
-        taken, waiting = _fill(name, sizes[name], waiting)
+        taken, remaining = _fill(name, sizes[name], remaining)
         splits[name] = _shuffle(taken, prompts, seed)
     return {name: splits[name] for name in SPLITS}
 
 
 def _fill(name: str, size: int, groups: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
-    """Take groups in order, passing over those that do not fit. Returns the taken and the passed over."""
-    taken, passed, room = [], [], size
+    """Take groups in order, skipping those that do not fit. Returns the taken and the skipped groups."""
+    taken, skipped, room = [], [], size
     for group in groups:
         if len(group) <= room:
             taken.append(group)
             room -= len(group)
         else:
-            passed.append(group)
+            skipped.append(group)
     if room:
-        smallest = min(map(len, passed), default=0)
+        smallest = min(map(len, skipped), default=0)
         raise DataError(
-            f"data.{name}_rows {size} cannot be filled: {size - room} rows fit, and of the prompts that are left even "
-            f"the rarest has {smallest} rows, which must stay together. Choose data.{name}_rows {size - room}."
+            f"data.{name}_rows {size} cannot be filled: {size - room} rows fit, and each remaining prompt has at least "
+            f"{smallest} rows, which must stay together. Set data.{name}_rows to {size - room}."
         )
-    return taken, passed
+    return taken, skipped
 
 
 def _shuffle(groups: list[list[int]], prompts: Sequence[str], seed: int) -> list[int]:
-    """All indices, rows of one prompt no longer side by side (neighbours exchange responses as batch negatives)."""
-    placed = [(content_hash(seed, "order", prompts[row], n), row) for group in groups for n, row in enumerate(group)]
-    return [row for _, row in sorted(placed)]
+    """All indices, so that rows of one prompt are no longer adjacent (adjacent rows exchange responses as batch negatives)."""
+    keyed = [(content_hash(seed, "order", prompts[row], n), row) for group in groups for n, row in enumerate(group)]
+    return [row for _, row in sorted(keyed)]

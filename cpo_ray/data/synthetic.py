@@ -1,12 +1,12 @@
-"""The embedded task: instructions in varied English whose answers can be checked. Needs no file and no network."""
+"""The synthetic task: instructions in varied English whose answers can be checked. Needs no file and no network."""
 
 import itertools
 import re
 from collections.abc import Collection, Iterator, Sequence
 from random import Random
 
-from cpo_ray.data.rows import Row
-from cpo_ray.data.synthetic_families import FAMILIES, Family, Question
+from cpo_ray.data.rows import InstructionRow
+from cpo_ray.data.synthetic_families import FAMILIES, QuestionFamily, SyntheticQuestion
 
 OPENERS = ("Sure.", "Of course.", "Let us see.", "Good question.", "Here you go.")
 OPENER_SHARE = 0.5
@@ -14,8 +14,8 @@ JOINERS = (", ", " and ")  # between the last two words of an answer that is a l
 WORD = re.compile(r"[a-z0-9]+")
 
 
-def synthetic_rows(seed: int) -> Iterator[Row]:
-    """Endless rows, no two with the same instruction and context. The first n are the same however many are taken."""
+def synthetic_rows(seed: int) -> Iterator[InstructionRow]:
+    """Endless rows, no two with the same instruction and context. Row n does not depend on how many rows are taken."""
     seen: set[tuple[str, str]] = set()
     for index in itertools.count():
         rng = Random(f"{seed}/synthetic/{index}")
@@ -25,7 +25,7 @@ def synthetic_rows(seed: int) -> Iterator[Row]:
         if (instruction, question.context) in seen:
             continue
         seen.add((instruction, question.context))
-        yield Row(
+        yield InstructionRow(
             source="synthetic",
             category=family.name,
             instruction=instruction,
@@ -36,7 +36,7 @@ def synthetic_rows(seed: int) -> Iterator[Row]:
 
 
 def filler_words() -> list[str]:
-    """The lower-case words of all response phrasings, sorted. None of them is ever part of an answer."""
+    """The lower-case words of all response phrasings, sorted. None of them is part of an answer."""
     phrasings = [
         *OPENERS,
         *JOINERS,
@@ -51,11 +51,11 @@ def words(text: str) -> list[str]:
 
 
 def is_right(response: str, answer: Sequence[str], filler: Collection[str]) -> bool:
-    """Whether the response's words without the filler words are the answer's words, in order."""
+    """Whether the words of the response, without the filler words, are the words of the answer, in order."""
     return [word for word in words(response) if word not in filler] == list(answer)
 
 
-def _respond(rng: Random, family: Family, question: Question) -> str:
+def _respond(rng: Random, family: QuestionFamily, question: SyntheticQuestion) -> str:
     *most, last = question.answer
     answer = rng.choice(JOINERS).join([", ".join(most), last]) if most else last
     response = _capitalize(rng.choice(family.responses).format(answer=answer))

@@ -1,7 +1,7 @@
-"""The embedded task's families: what is asked, in which words, and what the right answer is.
+"""The question families of the synthetic task: how a question is drawn, its phrasings, and its right answer.
 
-A family draws a question and words it; a response is one of its phrasings around the answer. Phrasings never hold an
-answer word, so a judge who drops the phrasings' words from a response is left with the answer alone.
+A family draws a question and one of its instructions; a response is one of its phrasings with the answer filled in. No
+phrasing contains an answer word, so removing the words of the phrasings from a response leaves only the answer.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,8 @@ ORDINALS = ("first", "second", "third")
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked: the words for the phrasing's slots, the right answer as it is written, and the passage, if any."""
+class SyntheticQuestion:
+    """A drawn question: the words for the instruction's slots, the words of the right answer, and the passage, if any."""
 
     slots: dict[str, str]
     answer: tuple[str, ...]
@@ -33,11 +33,11 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Family:
-    """One kind of question. Phrasings are this file's own, so `str.format` meets no foreign text."""
+class QuestionFamily:
+    """One kind of question. `str.format` is safe on the phrasings, because they are all in this file."""
 
     name: str
-    draw: Callable[[Random], Question]
+    draw: Callable[[Random], SyntheticQuestion]
     instructions: tuple[str, ...]
     responses: tuple[str, ...]
 
@@ -50,90 +50,90 @@ def _items(values: list[str] | list[int]) -> dict[str, str]:
     return {"items": ", ".join(map(str, values))}
 
 
-def _addition(rng: Random) -> Question:
+def _addition(rng: Random) -> SyntheticQuestion:
     a, b = rng.randint(1, 9), rng.randint(1, 9)
-    return Question({"a": str(a), "b": str(b)}, (str(a + b),))
+    return SyntheticQuestion({"a": str(a), "b": str(b)}, (str(a + b),))
 
 
-def _subtraction(rng: Random) -> Question:
+def _subtraction(rng: Random) -> SyntheticQuestion:
     b, a = sorted(_numbers(rng, 2))
-    return Question({"a": str(a), "b": str(b)}, (str(a - b),))
+    return SyntheticQuestion({"a": str(a), "b": str(b)}, (str(a - b),))
 
 
-def _extreme(rng: Random) -> Question:
+def _extreme(rng: Random) -> SyntheticQuestion:
     numbers = _numbers(rng, rng.randint(2, 3))
     extreme, pick = rng.choice([("largest", max), ("smallest", min)])
-    return Question({"extreme": extreme, **_items(numbers)}, (str(pick(numbers)),))
+    return SyntheticQuestion({"extreme": extreme, **_items(numbers)}, (str(pick(numbers)),))
 
 
-def _sort_numbers(rng: Random) -> Question:
+def _sort_numbers(rng: Random) -> SyntheticQuestion:
     numbers = _numbers(rng, 3)
     order, descending = rng.choice([("smallest to largest", False), ("largest to smallest", True)])
     answer = tuple(map(str, sorted(numbers, reverse=descending)))
-    return Question({"order": order, **_items(numbers)}, answer)
+    return SyntheticQuestion({"order": order, **_items(numbers)}, answer)
 
 
-def _sort_words(rng: Random) -> Question:
+def _sort_words(rng: Random) -> SyntheticQuestion:
     words = rng.sample(WORDS, rng.randint(2, 3))
-    return Question(_items(words), tuple(sorted(words)))
+    return SyntheticQuestion(_items(words), tuple(sorted(words)))
 
 
-def _reverse(rng: Random) -> Question:
+def _reverse(rng: Random) -> SyntheticQuestion:
     words = rng.sample(WORDS, rng.randint(2, 3))
-    return Question(_items(words), tuple(reversed(words)))
+    return SyntheticQuestion(_items(words), tuple(reversed(words)))
 
 
-def _position(rng: Random) -> Question:
+def _position(rng: Random) -> SyntheticQuestion:
     words = rng.sample(WORDS, rng.randint(3, 4))
     place, word = rng.choice([*zip(ORDINALS, words, strict=False), ("last", words[-1])])
-    return Question({"place": place, **_items(words)}, (word,))
+    return SyntheticQuestion({"place": place, **_items(words)}, (word,))
 
 
-def _count(rng: Random) -> Question:
+def _count(rng: Random) -> SyntheticQuestion:
     word, other = rng.sample(WORDS, 2)
     items = [word] * rng.randint(1, 4) + [other] * rng.randint(1, 3)
     rng.shuffle(items)
-    return Question({"word": word, **_items(items)}, (str(items.count(word)),))
+    return SyntheticQuestion({"word": word, **_items(items)}, (str(items.count(word)),))
 
 
-def _odd_one_out(rng: Random) -> Question:
+def _odd_one_out(rng: Random) -> SyntheticQuestion:
     common, strange = rng.sample(sorted(KINDS), 2)
     odd = rng.choice(KINDS[strange])
     items = [*rng.sample(KINDS[common], 3), odd]
     rng.shuffle(items)
-    return Question(_items(items), (odd,))
+    return SyntheticQuestion(_items(items), (odd,))
 
 
-def _word_length(rng: Random) -> Question:
+def _word_length(rng: Random) -> SyntheticQuestion:
     extreme, pick = rng.choice([("longest", max), ("shortest", min)])
     while True:
         words = rng.sample(WORDS, rng.randint(2, 3))
         length = pick(map(len, words))
         if [len(word) for word in words].count(length) == 1:
-            return Question({"extreme": extreme, **_items(words)}, (pick(words, key=len),))
+            return SyntheticQuestion({"extreme": extreme, **_items(words)}, (pick(words, key=len),))
 
 
 def _farm(rng: Random) -> tuple[list[str], list[str], list[int], str]:
-    """Two keepers, their kinds of animals, how many of them, and the passage that tells it."""
+    """Two keepers, the kinds of their animals, the numbers of their animals, and the passage."""
     names, herd, counts = rng.sample(NAMES, 2), rng.sample(HERD, 2), _numbers(rng, 2)
     verb = rng.choice(["keeps", "owns", "has"])
-    told = zip(names, counts, herd, strict=True)
-    return names, herd, counts, " ".join(f"{name} {verb} {count} {things}." for name, count, things in told)
+    facts = zip(names, counts, herd, strict=True)
+    return names, herd, counts, " ".join(f"{name} {verb} {count} {things}." for name, count, things in facts)
 
 
-def _how_many(rng: Random) -> Question:
+def _how_many(rng: Random) -> SyntheticQuestion:
     names, herd, counts, passage = _farm(rng)
     n = rng.randrange(2)
-    return Question({"name": names[n], "thing": herd[n]}, (str(counts[n]),), passage)
+    return SyntheticQuestion({"name": names[n], "thing": herd[n]}, (str(counts[n]),), passage)
 
 
-def _who(rng: Random) -> Question:
+def _who(rng: Random) -> SyntheticQuestion:
     names, herd, _, passage = _farm(rng)
     n = rng.randrange(2)
-    return Question({"thing": herd[n]}, (names[n],), passage)
+    return SyntheticQuestion({"thing": herd[n]}, (names[n],), passage)
 
 
-def _fill_in(rng: Random) -> Question:
+def _fill_in(rng: Random) -> SyntheticQuestion:
     names, towns = rng.sample(NAMES, 2), rng.sample(TOWNS, 2)
     pets, colours = rng.sample(KINDS["animals"], 2), rng.sample(KINDS["colours"], 2)
     lines = [
@@ -147,7 +147,7 @@ def _fill_in(rng: Random) -> Question:
             (f"The door of {names[n]} is painted", colours[n]),
         ]
     )
-    return Question({"sentence": sentence}, (answer,), "\n".join(lines))
+    return SyntheticQuestion({"sentence": sentence}, (answer,), "\n".join(lines))
 
 
 _PICK = ("It is {answer}.", "The right choice is {answer}.", "I would pick {answer}.", "{answer} is what you want.",
@@ -160,44 +160,44 @@ _NOTED = ("The text says {answer}.", "According to the passage, it is {answer}."
           "It says {answer} there.", "{answer}, as the passage tells.", "My answer is {answer}.")  # fmt: skip
 
 FAMILIES = (
-    Family("addition", _addition, (
+    QuestionFamily("addition", _addition, (
         "What is {a} plus {b}?", "Add {a} and {b}.", "Work out {a} + {b}.", "Find the sum of {a} and {b}.",
         "How much do {a} and {b} make together?"), (*_RESULT, "The sum is {answer}.", "They add up to {answer}.")),
-    Family("subtraction", _subtraction, (
+    QuestionFamily("subtraction", _subtraction, (
         "What is {a} minus {b}?", "Take {b} away from {a}.", "Work out {a} - {b}.", "Subtract {b} from {a}.",
         "How much is left of {a} without {b}?"), (*_RESULT, "The difference is {answer}.", "What remains is {answer}.")),
-    Family("extreme", _extreme, (
+    QuestionFamily("extreme", _extreme, (
         "Which number is the {extreme}: {items}?", "Pick the {extreme} number: {items}.", "Find the {extreme} of {items}.",
         "Of the numbers {items}, which is the {extreme}?"), _PICK),
-    Family("sort_numbers", _sort_numbers, (
+    QuestionFamily("sort_numbers", _sort_numbers, (
         "Sort from {order}: {items}.", "Put these numbers in order, {order}: {items}.", "Order {items} from {order}.",
         "Arrange the numbers {items} from {order}."), (*_LISTED, "Sorted, they are {answer}.")),
-    Family("sort_words", _sort_words, (
+    QuestionFamily("sort_words", _sort_words, (
         "Sort alphabetically: {items}.", "Put these words in alphabetical order: {items}.", "Order {items} from A to Z.",
         "Arrange the words {items} alphabetically."), (*_LISTED, "Sorted, they are {answer}.")),
-    Family("reverse", _reverse, (
+    QuestionFamily("reverse", _reverse, (
         "Reverse this list: {items}.", "Say {items} backwards.", "Turn the list {items} around.",
         "List {items} from last to first."), (*_LISTED, "Backwards it goes {answer}.")),
-    Family("position", _position, (
+    QuestionFamily("position", _position, (
         "Which is the {place} word: {items}?", "Name the {place} item of {items}.", "What comes {place} in {items}?",
         "Give me the {place} of these: {items}."), _PICK),
-    Family("count", _count, (
+    QuestionFamily("count", _count, (
         "How often does {word} appear: {items}?", "Count the word {word} in {items}.", "How many times is {word} in {items}?",
         "In {items}, how many are {word}?"), (*_RESULT, "I count {answer}.", "It appears {answer} times.")),
-    Family("odd_one_out", _odd_one_out, (
+    QuestionFamily("odd_one_out", _odd_one_out, (
         "Which is the odd one out: {items}?", "Find the word that does not fit: {items}.",
         "One of these is not like the others: {items}.", "Of {items}, which does not belong?"),
         (*_PICK, "The odd one out is {answer}.", "{answer} does not fit.")),
-    Family("word_length", _word_length, (
+    QuestionFamily("word_length", _word_length, (
         "Which word is the {extreme}: {items}?", "Find the {extreme} word: {items}.",
         "Of {items}, which word is the {extreme}?", "Name the {extreme} of the words {items}."), _PICK),
-    Family("how_many", _how_many, (
+    QuestionFamily("how_many", _how_many, (
         "How many {thing} does {name} have?", "Tell me the number of {thing} of {name}.", "Count the {thing} of {name}.",
         "What number of {thing} belongs to {name}?"), (*_NOTED, "The number is {answer}.", "There are {answer} of them.")),
-    Family("who", _who, (
+    QuestionFamily("who", _who, (
         "Who has {thing}?", "Name the owner of the {thing}.", "To whom do the {thing} belong?", "Whose are the {thing}?"),
         (*_NOTED, "The owner is {answer}.", "They belong to {answer}.")),
-    Family("fill_in", _fill_in, (
+    QuestionFamily("fill_in", _fill_in, (
         "Complete the sentence: {sentence} ...", "Finish this: {sentence} ...", "Fill the gap: {sentence} ___.",
         "Which word is missing? {sentence} ___."), (*_NOTED, "The missing word is {answer}.", "The gap takes {answer}.")),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""From instruction and context to the prompt."""
+"""The prompt template: fills in instruction and context."""
 
 import re
 
@@ -8,19 +8,19 @@ PLACEHOLDER = re.compile(r"\{(instruction|context)\}")
 
 
 def check_template(template: str) -> None:
-    """Raise ConfigError where a row without context would lose its instruction."""
+    """Raise ConfigError if a row without context would lose its instruction."""
     for line in template.splitlines():
         if "{instruction}" in line and "{context}" in line:
             raise ConfigError(
-                f"data.template: {{instruction}} and {{context}} share the line {line!r}, which a row without context "
-                "loses. Put them on lines of their own."
+                f"data.template: {{instruction}} and {{context}} share the line {line!r}, which is removed for a row without "
+                "context. Put them on separate lines."
             )
 
 
 def apply_template(template: str, instruction: str, context: str) -> str:
-    """The prompt. Without context the template's lines that hold `{context}` fall away.
+    """The prompt. Without context, the template's lines with `{context}` are removed.
 
-    Only the template is searched for placeholders, in one pass: braces in a text stay as they are.
+    Only the template is searched for placeholders, in one pass, so braces in the texts do not change.
     """
     if not context:
         template = "".join(line for line in template.splitlines(keepends=True) if "{context}" not in line)

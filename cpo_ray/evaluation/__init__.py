@@ -1,1 +1,1 @@
-"""From endpoints to numbers one can believe: generation, judge, MAUVE, statistics, report."""
+"""Evaluation of models: generation, the LLM judge, the reward model, MAUVE, and their statistics."""

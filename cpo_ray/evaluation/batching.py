@@ -1,12 +1,12 @@
-"""Texts of unlike lengths, in batches of little padding."""
+"""Batches of texts with different lengths, with little padding."""
 
 from collections.abc import Iterator, Sequence
 
 
 def batch_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Every index once, in batches of at most `batch_tokens` tokens, padding included, but at least one text.
+    """Yield every index once, in batches of at most `batch_tokens` tokens with padding; a batch has at least one text.
 
-    The longest come first, so that what does not fit into memory shows at once.
+    The longest texts come first, so that a batch that does not fit into memory (OOM) fails at the start.
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):

@@ -1,4 +1,4 @@
-"""Texts as vectors, for MAUVE: a sentence embedder's, or a language model's state at a text's last token."""
+"""Text features for MAUVE: sentence embeddings, or a language model's hidden state at the last token."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,15 +12,15 @@ from cpo_ray.errors import ConfigError
 from cpo_ray.evaluation.batching import batch_by_length
 from cpo_ray.inference.embedding import embed_texts, load_embedder
 
-BATCH_TOKENS = 8192  # of a forward pass, padding included
+BATCH_TOKENS = 8192  # per forward pass, padding included
 
 Featurize = Callable[[list[str]], npt.NDArray[np.float32]]
 
 
 def load_featurizer(config: MauveConfig) -> Featurize:
-    """What maps n texts, empty ones included, to (n, D) float32, as `config.features` says; on a GPU where there is one.
+    """Return a function that maps n texts, which may be empty, to features (n, D) float32, of the kind `config.features`.
 
-    Raises ConfigError where there is no such model.
+    It uses a GPU if there is one. Raises ConfigError if the model cannot be loaded.
     """
     if config.features == "sentence":
         embedder = load_embedder(config.embedder)
@@ -30,8 +30,8 @@ def load_featurizer(config: MauveConfig) -> Featurize:
         model = AutoModel.from_pretrained(config.embedder, dtype="auto", use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"mauve.embedder {config.embedder}: neither a model directory nor a model that the hub gives ({error}); "
-            "`features: last_token` takes a language model"
+            f"mauve.embedder {config.embedder}: neither a model directory nor a model on the Hugging Face hub ({error}); "
+            "`features: last_token` needs a language model"
         ) from None
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return lambda texts: last_token_states(model, tokenizer, texts)
@@ -41,20 +41,21 @@ def load_featurizer(config: MauveConfig) -> Featurize:
 def last_token_states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> npt.NDArray[np.float32]:
-    """(n, D): a causal model's last hidden state at each text's last token, as MAUVE's authors take GPT-2's (Pillutla et al.
-    2021). A text longer than the model's window counts by its beginning; an empty one is the end-of-text token alone.
+    """Return (n, D): a causal model's last hidden state at the last token of each text, as MAUVE's authors use GPT-2
+    (Pillutla et al. 2021). A text longer than the model's window is truncated at its end; an empty text becomes the
+    end-of-text token.
 
-    Raises ConfigError for an empty text where the tokenizer has no such token.
+    Raises ConfigError for an empty text if the tokenizer has no end-of-text token.
     """
     window = getattr(model.config, "max_position_embeddings", None)
     token_ids = [tokenizer(text, add_special_tokens=False, verbose=False).input_ids[:window] for text in texts]
     if tokenizer.eos_token_id is None and not all(token_ids):
-        raise ConfigError("mauve.embedder: the tokenizer has no end-of-text token to stand for an empty text")
+        raise ConfigError("mauve.embedder: the tokenizer has no end-of-text token, which an empty text needs")
     token_ids = [ids or [tokenizer.eos_token_id] for ids in token_ids]
     states = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
     for batch in batch_by_length([len(ids) for ids in token_ids], BATCH_TOKENS):
         longest = len(token_ids[batch[0]])
-        # Padding stands on the right, where a causal model does not see it: any token will do.
+        # A causal model does not attend to padding on the right, so any token id will do.
         padded = torch.tensor([token_ids[index] + [0] * (longest - len(token_ids[index])) for index in batch])
         last = torch.tensor([len(token_ids[index]) - 1 for index in batch])
         hidden = model(padded.to(model.device)).last_hidden_state.cpu()

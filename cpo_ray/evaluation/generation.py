@@ -1,4 +1,4 @@
-"""Every model answers the test prompts through the endpoint: same prompts, same seeds, same order."""
+"""Generate every model's answers to the test prompts through the endpoint: same prompts, same seeds, same order."""
 
 import asyncio
 import hashlib
@@ -9,10 +9,10 @@ from typing import Any
 from cpo_ray.artifacts import Journal, Summary, content_key, read_jsonl, write_rows
 from cpo_ray.config import DecodingConfig
 from cpo_ray.errors import ServiceError
-from cpo_ray.inference.client import Client, run_bounded
+from cpo_ray.inference.client import Client, require_choice, run_bounded
 from cpo_ray.records import Generation
 
-RETRIES = 14  # some six minutes: a lost machine is missed after half a minute, and an engine starts anew in one or two
+RETRIES = 14  # about six minutes: a lost machine is detected after 30 s, and an engine restarts in one or two minutes
 
 
 def generate_answers(
@@ -29,25 +29,25 @@ def generate_answers(
 ) -> Summary:
     """Ask `model` at `url` (ending in /v1) to continue each example's `prompt_ids`; write records.Generation rows to `out`.
 
-    `examples` have the fields of records.Example. Answers are at most `max_tokens` tokens, EOS included. Row i's draws
-    are seeded by (`seed`, its id), so they do not depend on `concurrency` or on what was asked before. Finished rows
-    wait in `<out>.partial` and are not asked again after a kill; `out` appears whole, in the order of `examples`, and where
-    it is there already, from the same arguments, nothing is asked. `on_row()` is called once per row.
+    `examples` have the fields of records.Example. Answers are at most `max_tokens` tokens, EOS included. A row is sampled
+    with a seed made from `seed` and its id, so it does not depend on `concurrency` or on earlier requests. Finished rows
+    are kept in `<out>.partial` and are not requested again after a kill. `out` is written atomically, in the order of
+    `examples`; if it exists already, from the same arguments, nothing is requested. `on_row()` is called once per row.
 
     Returns {"rows", "tokens", "mean_tokens", "truncated", "empty"}.
 
-    Raises ServiceError where the endpoint refuses or keeps failing.
+    Raises ServiceError if the endpoint refuses or keeps failing.
     """
     journal_path = out.with_name(f"{out.name}.partial")
-    if out.exists():  # a kill came later, in another decoding
+    if out.exists():  # an earlier run finished this decoding and was killed in a later one
         journal_path.unlink(missing_ok=True)
         rows = read_jsonl(out)
         for _ in rows:
             on_row()
         return _summarise(rows)
-    bodies = [_ask_for(example, model, decoding, max_tokens, seed) for example in examples]
+    bodies = [_build_request(example, model, decoding, max_tokens, seed) for example in examples]
     with Journal(journal_path) as journal:
-        asyncio.run(_ask_all(Client(url, key, RETRIES), bodies, journal, concurrency, on_row))
+        asyncio.run(_send_requests(Client(url, key, RETRIES), bodies, journal, concurrency, on_row))
         rows = [_to_row(example, journal[content_key(body)]) for example, body in zip(examples, bodies, strict=True)]
     write_rows(out, rows)
     journal_path.unlink()
@@ -59,7 +59,7 @@ def row_seed(seed: int, row_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:generation:{row_id}".encode()).digest()[:4], "big") >> 1
 
 
-def _ask_for(
+def _build_request(
     example: Mapping[str, Any], model: str, decoding: DecodingConfig, max_tokens: int, seed: int
 ) -> dict[str, Any]:
     body = {
@@ -68,27 +68,27 @@ def _ask_for(
         "max_tokens": max_tokens,
         "temperature": decoding.temperature,
     }
-    if decoding.beams > 1:  # vLLM answers with all beams, the best first, and its usage counts them all
+    if decoding.beams > 1:  # vLLM returns all beams, the best first, and its usage counts the tokens of all of them
         beams = {"use_beam_search": True, "n": decoding.beams, "length_penalty": decoding.length_penalty}
         return body | beams | {"return_token_ids": True}
     return body | {"top_p": decoding.top_p, "top_k": decoding.top_k, "seed": row_seed(seed, example["id"])}
 
 
-async def _ask_all(
+async def _send_requests(
     client: Client, bodies: list[dict[str, Any]], journal: Journal, concurrency: int, on_row: Callable[[], None]
 ) -> None:
-    async def ask(body: dict[str, Any]) -> None:
+    async def send(body: dict[str, Any]) -> None:
         key = content_key(body)
         if key not in journal:
-            journal.add(key, _read_answer(await client.post("/completions", body), body))
+            journal.add(key, _read_answer(await client.post("/completions", body, require_choice), body))
         on_row()
 
     async with client:
-        await run_bounded(bodies, concurrency, ask)
+        await run_bounded(bodies, concurrency, send)
 
 
 def _read_answer(answer: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
-    """Text, tokens and finish reason. The API counts the EOS that ended an answer; we do not."""
+    """Return text, token count and finish reason. The API counts the final EOS of an answer; we do not."""
     try:
         choice = answer["choices"][0]
         text, finish_reason = str(choice["text"]), str(choice["finish_reason"])

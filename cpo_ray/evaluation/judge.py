@@ -1,8 +1,8 @@
-"""The pairwise judge: which response is more helpful, the model's or the ground truth's?
+"""The pairwise LLM judge: which response is more helpful, the model's or the ground truth's?
 
-Any OpenAI-compatible model judges. By default each pair is asked in both orders, because judges prefer a position: a judge
-that changes its mind with the order has no opinion, so a flip is a tie, and is counted. Where both responses are the same
-text there is one order and nothing to ask: a tie. An answer that is neither A nor B is never a verdict.
+Any OpenAI-compatible model can be the judge. By default each pair is judged in both orders, because judges have a position
+bias: if the answer changes with the order (a flip), the pair is a tie, and flips are counted. If both responses are the same
+text, the pair is a tie and no request is sent. An answer that is neither A nor B is an invalid verdict.
 """
 
 import asyncio
@@ -20,30 +20,37 @@ from cpo_ray.errors import ArtifactError, ServiceError
 from cpo_ray.evaluation.pairs import Pair
 from cpo_ray.evaluation.statistics import INVALID, length_controlled_win_rate, position_bias, win_rate_interval
 from cpo_ray.evaluation.templates import fill_template, read_template
-from cpo_ray.inference.client import Client, RefusedError, run_bounded
+from cpo_ray.inference.client import Client, EmptyAnswerError, RefusedError, require_choice, run_bounded
 from cpo_ray.records import Verdict
 
-LONGEST_ANSWER = 16  # tokens; one letter is asked for
-BYTES_PER_TOKEN = 4  # of English, in the tokenizers of today; other languages take more tokens
-ROW_REFUSED = {400, 413, 422}  # the judge will not have this one question: too long for it, or filtered
+LONGEST_ANSWER = 16  # tokens; the expected answer is one letter
+BYTES_PER_TOKEN = 4  # English text in current tokenizers; other languages need more tokens
+EXAMPLE = 500  # characters of an invalid answer in an error message: its end, because thoughts come first
+ROW_REFUSED = {400, 413, 422}  # the judge refuses this one request: too long for it, or filtered
 
-Body = dict[str, Any]
+RequestBody = dict[str, Any]
 Answer = Literal["A", "B"]
-Outcome = Literal["win", "loss", "tie", "invalid"]
-ANSWER = re.compile(r"""\s*["'“]?([AB])[."'”]{0,2}\s*""")
+VerdictOutcome = Literal["win", "loss", "tie", "invalid"]
+THOUGHT_END = "</think>"  # some judges show what they think before they answer
+# quoted, emphasised or in brackets, and perhaps with a full stop: "A". **A** (A) [[A]] `A`
+ANSWER = re.compile(r"""\s*["'“‘*_(\[`]{0,4}([AB])[."'”’*_)\]`]{0,6}\s*""")  # noqa: RUF001 - quotation marks
+MORE_TOKENS = "A judge that thinks needs more tokens: --thinking-tokens (judge.thinking_tokens)."
 
 
 def parse_answer(text: str) -> Answer | None:
-    """A or B, quoted or with a full stop if the judge likes; None for anything else, lower case and sentences included."""
-    match = ANSWER.fullmatch(text)
+    """Return A or B, which may be quoted, emphasised, in brackets, and end with a full stop.
+
+    What precedes the last `</think>` does not count. None for any other text, such as lower case or a sentence.
+    """
+    match = ANSWER.fullmatch(text.rpartition(THOUGHT_END)[2])
     return cast("Answer", match[1]) if match else None
 
 
-def decide(answers: Sequence[Answer | None], candidate_first: Sequence[bool]) -> tuple[Outcome, bool]:
-    """The outcome for the candidate, and whether the orders disagreed.
+def decide(answers: Sequence[Answer | None], candidate_first: Sequence[bool]) -> tuple[VerdictOutcome, bool]:
+    """Return the outcome for the candidate, and whether the two orders disagreed (a flip).
 
-    `answers[i]` is the judge's word where the candidate stood first (as A) or, with `candidate_first[i]` false, second.
-    Without any, the two were the same.
+    `answers[i]` is the judge's answer with the candidate first (as A) or, if `candidate_first[i]` is false, second. No
+    answers means that both responses were the same text.
     """
     if not answers:
         return "tie", False
@@ -56,17 +63,19 @@ def decide(answers: Sequence[Answer | None], candidate_first: Sequence[bool]) ->
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What a judging will ask for. Tokens are a guess from the text's length; the judge's own tokenizer counts the bill."""
+class CostEstimate:
+    """Requests and tokens that a judging needs. Tokens are estimated from the length of the text; the bill counts those of
+    the judge's own tokenizer.
+    """
 
     pairs: int
     requests: int
-    known: int  # answers at hand from before
+    known: int  # answers kept from an earlier run
     prompt_tokens: int
     answer_tokens: int  # at most
 
     def price(self, per_million: float, per_million_answers: float) -> float:
-        """In the currency of the prices, which are per million tokens."""
+        """Return the cost in the currency of the prices, which are per million tokens."""
         return (self.prompt_tokens * per_million + self.answer_tokens * per_million_answers) / 1e6
 
     def __str__(self) -> str:
@@ -76,16 +85,16 @@ class Estimate:
         )
 
 
-def estimate_cost(pairs: Sequence[Pair], config: JudgeConfig, seed: int, out: Path) -> Estimate:
-    """What `judge_answers` with the same arguments would ask for, failures aside. Asks nothing."""
-    bodies = {_key(body, config): body for bodies in _frame(pairs, config, seed)[0] for body in bodies}
+def estimate_cost(pairs: Sequence[Pair], config: JudgeConfig, seed: int, out: Path) -> CostEstimate:
+    """Estimate what `judge_answers` with the same arguments would request, without retries. Sends no request."""
+    bodies = {_answer_key(body, config): body for bodies in _build_requests(pairs, config, seed)[0] for body in bodies}
     with Journal(journal_path(out)) as journal:
         missing = [body for key, body in bodies.items() if key not in journal]
-    return Estimate(
+    return CostEstimate(
         pairs=len(pairs),
         requests=len(missing),
         known=len(bodies) - len(missing),
-        prompt_tokens=sum(math.ceil(len(_text(body).encode()) / BYTES_PER_TOKEN) for body in missing),
+        prompt_tokens=sum(math.ceil(len(_prompt_of(body).encode()) / BYTES_PER_TOKEN) for body in missing),
         answer_tokens=(config.thinking_tokens + LONGEST_ANSWER) * len(missing),
     )
 
@@ -101,35 +110,36 @@ def judge_answers(
 ) -> Summary:
     """Judge every response against its `reference` and write records.Verdict rows to `out`, in the given order.
 
-    `url` ends in /v1; `config.url` and the key's variable are the caller's to resolve. Temperature is 0, but for judges
-    that think first. Answers are kept by `config.url` and content in `<stem>.answers` beside `out`: a rerun asks nothing
-    twice, and another judge anew. A row that the judge refuses (too long for it, or filtered) is invalid, and is asked
-    about again by a rerun. `on_row()` is called once per row.
+    `url` ends in /v1; the caller resolves `config.url` and the key's environment variable. Temperature is 0, except for
+    reasoning judges (`thinking_tokens`). Answers are kept in `<stem>.answers` beside `out`, keyed by `config.url` and the
+    request: a rerun repeats no request, and another judge gets new ones. A row that the judge refuses (too long for it, or
+    filtered) or never answers with text is invalid, and a rerun requests it again. `on_row()` is called once per row.
 
     Returns {"judge", "order", "n", "wins", "losses", "ties", "invalid", "flip_rate", "mean_length_candidate",
     "mean_length_reference", "win_rate", "ci95", "length_controlled", "position_bias"}: lengths in words, win_rate =
-    (wins + ties / 2) / valid with its 95% interval [low, high], flip_rate = flips / valid; the last two are what
-    statistics.LengthControlled and PositionBias hold, the latter of the pairs that were asked about. None where nothing is
-    valid or can be computed, and flip_rate where one order was asked.
+    (wins + ties / 2) / valid with its 95% interval [low, high], flip_rate = flips / valid; the last two have the fields of
+    statistics.LengthControlled and PositionBias, the latter over the pairs that the judge was asked about. A value is None
+    if no verdict is valid or it cannot be computed; flip_rate is None if only one order was asked.
 
-    Raises ConfigError for a template that cannot be used; ServiceError where the judge refuses all or keeps failing, or
-    more than `config.max_invalid_fraction` of the rows are invalid; ArtifactError where there is nothing to judge.
+    Raises ConfigError for a template that cannot be used; ServiceError if the judge refuses all requests or keeps failing,
+    or more than `config.max_invalid_fraction` of the rows are invalid; ArtifactError if there is nothing to judge.
     """
     if not generations:
         raise ArtifactError("there are no generations to judge")
-    questions, orders = _frame(generations, config, seed)
+    requests, orders = _build_requests(generations, config, seed)
     client = Client(url, key, config.retries, requests_per_minute=config.requests_per_minute)
     with Journal(journal_path(out)) as journal:
-        refused = asyncio.run(_ask_all(client, questions, journal, config, on_row))
+        refused = asyncio.run(_send_requests(client, requests, journal, config, on_row))
         journal.sort()
-        said = journal.entries | refused
+        answers = journal.entries | refused
     verdicts = [
-        _to_verdict(row, [said[_key(body, config)] for body in bodies], order)
-        for row, bodies, order in zip(generations, questions, orders, strict=True)
+        _to_verdict(row, [answers[_answer_key(body, config)] for body in bodies], order)
+        for row, bodies, order in zip(generations, requests, orders, strict=True)
     ]
     summary = _summarise(verdicts, config)
     if summary["invalid"] > config.max_invalid_fraction * len(verdicts):
-        examples = sorted({answer for row in verdicts for answer in row["answers"] if parse_answer(answer) is None})
+        invalid = {answer for row in verdicts for answer in row["answers"] if parse_answer(answer) is None}
+        examples = sorted(answer[-EXAMPLE:] for answer in invalid)
         raise ServiceError(
             f"{summary['invalid']} of {len(verdicts)} rows have an answer that is neither A nor B, more than "
             f"judge.max_invalid_fraction {config.max_invalid_fraction} allows; for instance {examples[:3]}"
@@ -139,96 +149,102 @@ def judge_answers(
 
 
 def journal_path(out: Path) -> Path:
-    """Where the answers behind the verdicts `out` are kept."""
+    """Return the file that keeps the judge's answers for the verdicts `out`."""
     return out.with_name(f"{out.stem}.answers")
 
 
 def candidate_orders(order: str, seed: int, row_id: str) -> tuple[bool, ...]:
-    """For each question about a row, whether the candidate stands first: both, or one drawn by (seed, id)."""
+    """For each request about a row, whether the candidate comes first: both orders, or one drawn from (seed, id)."""
     if order == "both":
         return (True, False)
     return (hashlib.sha256(f"{seed}:judge:{row_id}".encode()).digest()[0] % 2 == 0,)
 
 
-def _frame(pairs: Sequence[Pair], config: JudgeConfig, seed: int) -> tuple[list[list[Body]], list[tuple[bool, ...]]]:
-    """The questions about each pair, as requests, and for each whether the candidate stands first.
+def _build_requests(
+    pairs: Sequence[Pair], config: JudgeConfig, seed: int
+) -> tuple[list[list[RequestBody]], list[tuple[bool, ...]]]:
+    """Build the requests about each pair and, for each request, whether the candidate comes first.
 
-    None where both orders make one request: any judge would seem to change its mind.
+    A pair has no requests if both orders give the same one, because its single answer would count as a flip.
     """
     template = read_template(config.template)
-    questions: list[list[Body]] = []
+    requests: list[list[RequestBody]] = []
     orders: list[tuple[bool, ...]] = []
     for pair in pairs:
         order = candidate_orders(config.order, seed, pair["id"])
-        bodies = [_ask_about(pair, first, template, config) for first in order]
+        bodies = [_build_request(pair, first, template, config) for first in order]
         same = len(bodies) > 1 and bodies[0] == bodies[1]
-        questions.append([] if same else bodies)
+        requests.append([] if same else bodies)
         orders.append(() if same else order)
-    return questions, orders
+    return requests, orders
 
 
-def _ask_about(pair: Pair, candidate_first: bool, template: str, config: JudgeConfig) -> Body:
+def _build_request(pair: Pair, candidate_first: bool, template: str, config: JudgeConfig) -> RequestBody:
     first, second = pair["response"], pair["reference"]
     if not candidate_first:
         first, second = second, first
     question = fill_template(template, pair["prompt"], first, second)
     if config.api == "completions":
-        asked: Body = {"prompt": question, "stop": ["\n"]}
+        content: RequestBody = {"prompt": question, "stop": ["\n"]}
     else:
-        asked = {"messages": [{"role": "user", "content": question}]}
+        content = {"messages": [{"role": "user", "content": question}]}
     if config.thinking_tokens:
-        limits: Body = {"max_completion_tokens": config.thinking_tokens + LONGEST_ANSWER}
+        limits: RequestBody = {"max_completion_tokens": config.thinking_tokens + LONGEST_ANSWER}
     else:
         limits = {"temperature": 0, "max_tokens": LONGEST_ANSWER}
-    return {"model": config.model} | asked | limits
+    return {"model": config.model} | content | limits
 
 
-def _key(body: Body, config: JudgeConfig) -> str:
-    """By what an answer is found again: who was asked, and what. Two APIs may serve two models under one name."""
+def _answer_key(body: RequestBody, config: JudgeConfig) -> str:
+    """Return the journal's key of an answer: URL and request. Two APIs may serve different models under one name."""
     return content_key([config.url.rstrip("/"), body])
 
 
-def _text(body: Body) -> str:
+def _prompt_of(body: RequestBody) -> str:
     return str(body["prompt"] if "prompt" in body else body["messages"][0]["content"])
 
 
-async def _ask_all(
+async def _send_requests(
     client: Client,
-    questions: list[list[Body]],
+    requests: list[list[RequestBody]],
     journal: Journal,
     config: JudgeConfig,
     on_row: Callable[[], None],
 ) -> dict[str, str]:
-    """Fill the journal; returns what was refused, by key, in words that are no answer."""
+    """Fill the journal; return the error message of each refused request by key. It never parses as an answer."""
     path = "/completions" if config.api == "completions" else "/chat/completions"
-    asking: dict[str, asyncio.Lock] = {}
+    locks: dict[str, asyncio.Lock] = {}
     refused: dict[str, str] = {}
 
-    async def ask(bodies: list[Body]) -> None:
+    async def send(bodies: list[RequestBody]) -> None:
         for body in bodies:
-            key = _key(body, config)
-            async with asking.setdefault(key, asyncio.Lock()):  # equal pairs are asked about once
+            key = _answer_key(body, config)
+            async with locks.setdefault(key, asyncio.Lock()):  # equal pairs share one request
                 if key not in journal and key not in refused:
                     try:
-                        journal.add(key, _read_answer(await client.post(path, body)))
+                        journal.add(key, _read_answer(await client.post(path, body, require_choice)))
                     except RefusedError as refusal:
                         if refusal.status not in ROW_REFUSED:
                             raise
                         refused[key] = str(refusal)
+                    except EmptyAnswerError as error:
+                        refused[key] = f"{error}. {MORE_TOKENS}"
         on_row()
 
     async with client:
-        await run_bounded(questions, config.concurrency, ask)
+        await run_bounded(requests, config.concurrency, send)
     return refused
 
 
 def _read_answer(answer: dict[str, Any]) -> str:
-    """The judge's words; an empty message (a refusal, say) is an answer too, and an invalid one."""
-    try:
-        choice = answer["choices"][0]
-        return str((choice["message"]["content"] if "message" in choice else choice["text"]) or "")
-    except (KeyError, IndexError, TypeError) as error:
-        raise ServiceError(f"the judge's answer has no {error}: {str(answer)[:300]}") from None
+    """Return the text of the judge's answer. An empty message (for example a refusal) is an invalid answer."""
+    choice = answer["choices"][0]
+    content = (choice.get("message") or {}).get("content") or choice.get("text") or ""
+    if isinstance(content, list):  # parts; thoughts are parts of another type
+        content = "".join(
+            str(part.get("text", "")) for part in content if isinstance(part, dict) and part.get("type") == "text"
+        )
+    return str(content)
 
 
 def _to_verdict(row: Pair, answers: list[str], candidate_first: Sequence[bool]) -> Verdict:
@@ -248,7 +264,7 @@ def _summarise(verdicts: list[Verdict], config: JudgeConfig) -> Summary:
     valid = [row for row in verdicts if row["outcome"] != INVALID]
     flips = sum(row["flipped"] for row in verdicts)
     rate, low, high = win_rate_interval([row["outcome"] for row in valid]) if valid else (None, None, None)
-    letters = [_letters(row) for row in valid if row["answers"]]
+    letters = [_parsed_answers(row) for row in valid if row["answers"]]
     return {
         "judge": config.model,
         "order": config.order,
@@ -262,12 +278,12 @@ def _summarise(verdicts: list[Verdict], config: JudgeConfig) -> Summary:
         "mean_length_reference": sum(row["reference_words"] for row in verdicts) / len(verdicts),
         "win_rate": rate,
         "ci95": [low, high] if valid else None,
-        "length_controlled": _control_length(valid),
+        "length_controlled": _length_controlled(valid),
         "position_bias": asdict(position_bias(letters)) if letters else None,
     }
 
 
-def _control_length(valid: list[Verdict]) -> dict[str, float] | None:
+def _length_controlled(valid: list[Verdict]) -> dict[str, float] | None:
     if not valid:
         return None
     controlled = length_controlled_win_rate(
@@ -278,5 +294,5 @@ def _control_length(valid: list[Verdict]) -> dict[str, float] | None:
     return None if controlled is None else asdict(controlled)
 
 
-def _letters(row: Verdict) -> list[str]:
+def _parsed_answers(row: Verdict) -> list[str]:
     return [letter for answer in row["answers"] if (letter := parse_answer(answer))]

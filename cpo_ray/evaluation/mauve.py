@@ -1,6 +1,6 @@
-"""MAUVE: how far apart generated and real continuations are as distributions of embeddings (the paper's figure 2, table 4).
+"""MAUVE: the gap between generated and real continuations as distributions of embeddings (the paper's figure 2, table 4).
 
-The only file that imports the mauve package, which is GPL-3.0 and hence an optional extra.
+This is the only file that imports the mauve package, an optional extra because it is GPL-3.0.
 """
 
 import contextlib
@@ -29,18 +29,18 @@ def score_mauve(
 ) -> Summary:
     """Compare the real `reference`s with the generated `response`s.
 
-    `embed` maps n texts, empty ones included, to (n, D) features. Runs the clustering with seeds `seed` ...
-    `seed + config.seeds - 1`. Returns {"mean", "deviation", "scores", "rows"}: scores lie in (0, 1], higher is closer;
+    `embed` maps n texts, which may be empty, to (n, D) features. The clustering is run with seeds `seed` ...
+    `seed + config.seeds - 1`. Returns {"mean", "deviation", "scores", "rows"}: scores are in (0, 1], higher is closer;
     `deviation` is the sample standard deviation over the seeds, None for one seed.
 
-    Raises CpoRayError below `config.minimum_rows` rows, for features that are not finite or not (n, D), and where the
+    Raises CpoRayError for fewer than `config.minimum_rows` rows, for features that are not finite or not (n, D), and if the
     extra is not installed.
     """
     rows = len(generations)
     if rows < config.minimum_rows:
         raise CpoRayError(
             f"MAUVE on {rows} rows is refused: it is biased on few samples. mauve.minimum_rows is {config.minimum_rows}; "
-            "generate more rows, or lower it knowingly"
+            "generate more rows, or lower it and accept the bias"
         )
     try:
         import mauve
@@ -70,16 +70,16 @@ def score_mauve(
 def _check_features(features: Features, rows: int) -> Features:
     if features.ndim != 2 or len(features) != rows:
         raise CpoRayError(
-            f"the embedder gave features of shape {features.shape} for {rows} texts; expected ({rows}, D)"
+            f"the embedder returned features of shape {features.shape} for {rows} texts; expected ({rows}, D)"
         )
     if not np.isfinite(features).all():
-        raise CpoRayError("the embedder gave features that are not finite")
+        raise CpoRayError("the embedder returned features that are not finite")
     return features
 
 
 @contextlib.contextmanager
 def _silence_faiss() -> Iterator[None]:
-    """Close the process's standard error for a moment: faiss warns there, from C++, about MAUVE's number of clusters."""
+    """Redirect the process's standard error to the null device: faiss warns there, from C++, about the number of clusters."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:

@@ -1,9 +1,9 @@
-"""The demo's judge: an OpenAI-compatible endpoint that knows the answers of the rows asked about.
+"""The demo's judge: an OpenAI-compatible endpoint that has the correct answers of the rows to judge.
 
-It is asked like any other judge, over a socket and with a key, so the demo runs the same client as a run with an LLM judge.
-Where the task has checkable answers (`answers.json`) its model is called `oracle` and judges correctness. Where it has none
-it is called `overlap` and judges word-level F1 against the ground truth. That is a smoke test of the path and no quality
-judgement: the ground truth scores 1 against itself, so a model's answer can tie with it and never win.
+It is called like any other judge, over a socket and with a key, so the demo runs the same client as a run with an LLM judge.
+If the task has checkable answers (`answers.json`), its model is called `oracle` and judges correctness. Otherwise it is
+called `overlap` and judges word-level F1 against the ground truth. That is a smoke test of the pipeline, not a judgement of
+quality: the ground truth scores 1 against itself, so a model's answer can tie with it but never win.
 """
 
 import contextlib
@@ -29,26 +29,26 @@ from cpo_ray.artifacts import read_table
 from cpo_ray.errors import ArtifactError, ServiceError
 from cpo_ray.evaluation.templates import TEMPLATES
 
-AMBIGUOUS = "AMBIGUOUS"  # the text under judgement imitates the template: more than one reading
-UNKNOWN = "UNKNOWN"  # not a question about a row of the split
+AMBIGUOUS = "AMBIGUOUS"  # a response or prompt imitates the template: more than one way to parse the message
+UNKNOWN = "UNKNOWN"  # the message is not about a row of the split
 START_TIMEOUT_S = 30.0
 WORD = re.compile(r"[a-z0-9]+")
 
-Score = tuple[float, ...]
+OracleScore = tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """What the judge knows: per prompt, one way to score a response for each row that has this prompt."""
+    """The judge's data: for each prompt, the reference words of every row that has this prompt."""
 
     name: Literal["oracle", "overlap"]
     references: dict[str, list[list[str]]]  # prompt -> answer words (oracle) or ground-truth words (overlap), per row
     filler: frozenset[str] = field(default=frozenset())
 
     def judge(self, message: str) -> str:
-        """A, B, or, where the message is not one question about one known prompt, AMBIGUOUS or UNKNOWN.
+        """Return A or B, or AMBIGUOUS or UNKNOWN if the message is not exactly one question about one known prompt.
 
-        Equals are called A in either order, so that asking both orders shows a tie.
+        Responses with equal scores get A in either order, so that a judging in both orders is a tie.
         """
         readings = [reading for template in TEMPLATES.values() for reading in self._read(message, template)]
         if len(readings) != 1:
@@ -56,31 +56,31 @@ class Oracle:
         prompt, first, second = readings[0]
         return "A" if self.score(prompt, first) >= self.score(prompt, second) else "B"
 
-    def score(self, prompt: str, response: str) -> Score:
-        """Higher is better; the best over the rows that share the prompt."""
+    def score(self, prompt: str, response: str) -> OracleScore:
+        """Return the best score over the rows that share the prompt; higher is better."""
         words = content_words(response, self.filler)
         if self.name == "overlap":
             return max((word_f1(words, reference),) for reference in self.references[prompt])
         return max(_closeness(words, reference) for reference in self.references[prompt])
 
     def _read(self, message: str, template: str) -> Iterator[tuple[str, str, str]]:
-        """Every way to read `message` as this template about a known prompt: (prompt, first response, second response)."""
+        """Yield every way to parse `message` as this template with a known prompt: (prompt, response A, response B)."""
         opening, before_first, before_second, closing = template.split("{}")
         if not (message.startswith(opening) and message.endswith(closing)):
             return
         body = message[len(opening) : len(message) - len(closing)]
-        for at in _positions(body, before_first):
-            prompt, rest = body[:at], body[at + len(before_first) :]
+        for start in _positions(body, before_first):
+            prompt, rest = body[:start], body[start + len(before_first) :]
             if prompt in self.references:
                 for cut in _positions(rest, before_second):
                     yield prompt, rest[:cut], rest[cut + len(before_second) :]
 
 
 def load_oracle(data: Path, split: str = "test") -> Oracle:
-    """The oracle of a run's data artifact: `data/<split>/*.parquet` and, for tasks with answers, `data/answers.json`.
+    """Load the oracle from a run's data artifact: `data/<split>/*.parquet` and, for tasks with answers, `data/answers.json`.
 
-    `answers.json` is {"filler": [word, ...], "answers": {row id: [word, ...]}}. Raises ArtifactError where it is
-    malformed or lacks one of the rows.
+    `answers.json` is {"filler": [word, ...], "answers": {row id: [word, ...]}}. Raises ArtifactError if it is malformed
+    or a row is missing from it.
     """
     rows = read_table(data / split).select(["id", "prompt", "response"]).to_pylist()
     references: dict[str, list[list[str]]] = {}
@@ -90,25 +90,25 @@ def load_oracle(data: Path, split: str = "test") -> Oracle:
             references.setdefault(row["prompt"], []).append(content_words(row["response"], frozenset()))
         return Oracle("overlap", references)
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        answers, filler = known["answers"], frozenset(known["filler"])
+        content = json.loads(path.read_text(encoding="utf-8"))
+        answers, filler = content["answers"], frozenset(content["filler"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is not the answers file: {error!r}") from None
+        raise ArtifactError(f"{path} is not a valid answers file: {error!r}") from None
     missing = [row["id"] for row in rows if row["id"] not in answers]
     if missing:
-        raise ArtifactError(f"{path} lacks the answers of {len(missing)} {split} rows, for instance {missing[0]}")
+        raise ArtifactError(f"{path} lacks the answers of {len(missing)} {split} rows, for example {missing[0]}")
     for row in rows:
         references.setdefault(row["prompt"], []).append(content_words(" ".join(answers[row["id"]]), filler))
     return Oracle("oracle", references, filler)
 
 
 def content_words(text: str, filler: frozenset[str]) -> list[str]:
-    """Runs of letters and digits, lower case, in order, without the filler."""
+    """Return the runs of letters and digits in lower case, in order, without the filler words."""
     return [word for word in WORD.findall(text.lower()) if word not in filler]
 
 
 def word_f1(words: list[str], reference: list[str]) -> float:
-    """Harmonic mean of precision and recall over word counts; 1 for two empty lists."""
+    """Return the harmonic mean of precision and recall over word counts; 1 for two empty lists."""
     if not words and not reference:
         return 1.0
     shared = sum((Counter(words) & Counter(reference)).values())
@@ -119,8 +119,8 @@ def word_f1(words: list[str], reference: list[str]) -> float:
 def serve_oracle(data: Path, split: str = "test") -> Iterator[tuple[str, str, str]]:
     """Serve the oracle of `data` on a free loopback port while the block runs; yields (url ending in /v1, key, model name).
 
-    It knows the rows of `split`, and no others. Put the model name into the judge's config: it is `oracle` or `overlap`.
-    Raises ArtifactError for data that it cannot read, ServiceError where the server does not start.
+    It can judge the rows of `split` only. Put the model name into the judge's config: it is `oracle` or `overlap`.
+    Raises ArtifactError for data that it cannot read, ServiceError if the server does not start.
     """
     oracle, key = load_oracle(data, split), secrets.token_urlsafe(32)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -138,7 +138,7 @@ def serve_oracle(data: Path, split: str = "test") -> Iterator[tuple[str, str, st
 
 
 def build_app(oracle: Oracle, key: str) -> FastAPI:
-    """The HTTP surface: /v1/models and /v1/chat/completions, nothing without the key."""
+    """Build the HTTP API: /v1/models and /v1/chat/completions. Every route needs the key."""
     app = FastAPI(openapi_url=None)
     expected = f"Bearer {key}".encode()
 
@@ -146,7 +146,7 @@ def build_app(oracle: Oracle, key: str) -> FastAPI:
     async def require_key(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         if hmac.compare_digest(request.headers.get("authorization", "").encode(), expected):
             return await call_next(request)
-        return _refuse(401, "this endpoint needs its key", "invalid_api_key")
+        return _refuse(401, "this endpoint requires an API key", "invalid_api_key")
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
@@ -160,7 +160,7 @@ def build_app(oracle: Oracle, key: str) -> FastAPI:
         except (ValueError, KeyError, IndexError, TypeError):
             return _refuse(400, "expected {model, messages: [..., {role, content}]}", "invalid_request")
         if model != oracle.name:
-            return _refuse(404, f"there is no model {model!r} here, only {oracle.name!r}", "model_not_found")
+            return _refuse(404, f"no model {model!r}: this endpoint serves only {oracle.name!r}", "model_not_found")
         if not isinstance(message, str):
             return _refuse(400, "content must be text", "invalid_request")
         return JSONResponse(_chat_completion(oracle.name, message, oracle.judge(message)))
@@ -169,14 +169,14 @@ def build_app(oracle: Oracle, key: str) -> FastAPI:
 
 
 def _chat_completion(model: str, message: str, answer: str) -> dict[str, Any]:
-    asked = len(message.split())
+    prompt_tokens = len(message.split())  # words, as an approximation
     return {
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": model,
         "choices": [{"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": asked, "completion_tokens": 1, "total_tokens": asked + 1},
+        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": 1, "total_tokens": prompt_tokens + 1},
     }
 
 
@@ -185,17 +185,17 @@ def _refuse(status: int, message: str, code: str) -> JSONResponse:
     return JSONResponse({"error": error}, status_code=status)
 
 
-def _closeness(words: list[str], answer: list[str]) -> Score:
-    """Correct beats incorrect; among the incorrect, the larger share of words in common, in order, wins."""
+def _closeness(words: list[str], answer: list[str]) -> OracleScore:
+    """Score (correct, similarity): a correct response beats an incorrect one; ties go to more words in common, in order."""
     matcher = difflib.SequenceMatcher(a=answer, b=words, autojunk=False)
     return (float(words == answer), matcher.ratio())
 
 
 def _positions(text: str, part: str) -> Iterator[int]:
-    at = text.find(part)
-    while at >= 0:
-        yield at
-        at = text.find(part, at + 1)
+    position = text.find(part)
+    while position >= 0:
+        yield position
+        position = text.find(part, position + 1)
 
 
 def _wait_until_started(server: uvicorn.Server, thread: threading.Thread) -> None:

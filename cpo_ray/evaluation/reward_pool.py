@@ -1,4 +1,4 @@
-"""The reward model in Ray actors: every distinct prompt and response of a run is scored once, whoever gave it."""
+"""The reward model in Ray actors. Every distinct prompt and response of a run is scored once, even if models share it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -13,45 +13,45 @@ from cpo_ray.config import ClusterConfig, RewardConfig
 from cpo_ray.errors import ArtifactError, ClusterError
 from cpo_ray.evaluation.pairs import Pair
 from cpo_ray.evaluation.reward import (
-    Question,
+    PromptResponse,
     RewardModel,
-    Score,
+    RewardScore,
     check_reward_model,
     compare_scores,
     load_reward_model,
-    score_questions,
+    score_responses,
     summarise_rewards,
 )
 
-BATCH_ROWS = 64  # what an actor is handed, and what a kill may lose
+BATCH_ROWS = 64  # rows per actor call; a kill loses at most one batch per actor
 
-ByModel = Mapping[str, Mapping[str, Sequence[Pair]]]  # model -> decoding -> rows
+PairsByModel = Mapping[str, Mapping[str, Sequence[Pair]]]  # model -> decoding -> rows
 
 
 def score_generations(
-    generations: ByModel, config: RewardConfig, cluster: ClusterConfig, out: Path, on_rows: Callable[[int], None]
+    generations: PairsByModel, config: RewardConfig, cluster: ClusterConfig, out: Path, on_rows: Callable[[int], None]
 ) -> Summary:
-    """Let the reward model compare each response with its `reference`; Ray must be initialised.
+    """Compare each response with its `reference` by the reward model. Ray must be initialised.
 
     Writes reward.RewardRow rows to out/<model>/<decoding>.jsonl and `summarise_rewards` of each to out/scores.json.
-    Scores that have come in wait in out/scores.partial and are not computed again after a kill. `on_rows(n)` is called
-    as n distinct questions are done. Returns {"<model> <decoding>": win rate}.
+    Finished scores are kept in out/scores.partial and are not computed again after a kill. `on_rows(n)` is called when n
+    more distinct texts are scored. Returns {"<model> <decoding>": win rate}.
 
-    Raises ConfigError for a model that cannot be used, ServiceError for a score that is not finite, ArtifactError where
-    there is nothing to compare.
+    Raises ConfigError for a model that cannot be used, ServiceError for a score that is not finite, ArtifactError if there
+    is nothing to compare.
     """
     config = _with_absolute_path(config)
     check_reward_model(config)
-    questions = collect_questions(generations)
+    items = collect_responses(generations)
     journal_path = out / "scores.partial"
     with Journal(journal_path) as journal:
-        missing = {key: question for key, question in questions.items() if key not in journal}
-        on_rows(len(questions) - len(missing))
+        missing = {key: item for key, item in items.items() if key not in journal}
+        on_rows(len(items) - len(missing))
         for batch in _score_missing(missing, config, cluster):
             for key, reward, cut in batch:
                 journal.add(key, [reward, cut])
             on_rows(len(batch))
-        scores = {key: Score(*journal[key]) for key in questions}
+        scores = {key: RewardScore(*journal[key]) for key in items}
     summaries: dict[str, dict[str, Summary]] = {}
     for model, decodings in generations.items():
         for decoding, pairs in decodings.items():
@@ -69,24 +69,27 @@ def score_generations(
     }
 
 
-def collect_questions(generations: ByModel) -> dict[str, Question]:
-    """Every distinct (prompt, response), the references among them, by content. Raises ArtifactError where there is none."""
-    questions: dict[str, Question] = {}
+def collect_responses(generations: PairsByModel) -> dict[str, PromptResponse]:
+    """Return every distinct (prompt, response), references included, by content key.
+
+    Raises ArtifactError if a model has no generations under a decoding.
+    """
+    items: dict[str, PromptResponse] = {}
     for decodings in generations.values():
         for decoding, pairs in decodings.items():
             if not pairs:
                 raise ArtifactError(f"there are no generations to score ({decoding})")
             for pair in pairs:
                 for text in (pair["response"], pair["reference"]):
-                    questions.setdefault(content_key([pair["prompt"], text]), Question(pair["prompt"], text))
-    return questions
+                    items.setdefault(content_key([pair["prompt"], text]), PromptResponse(pair["prompt"], text))
+    return items
 
 
 class RewardActor:
-    """Scores batches of questions."""
+    """Ray Data actor that scores batches of prompts and responses."""
 
     def __init__(self, config: RewardConfig, device: str, threads: int) -> None:
-        """Remember what to load: a fault in loading reaches the user as itself from a call, not from here."""
+        """Store the arguments only: the model is loaded in the first call, where an error reaches the user unchanged."""
         import torch
 
         torch.set_num_threads(threads)
@@ -94,26 +97,26 @@ class RewardActor:
 
     @cached_property
     def model(self) -> RewardModel:
-        """Loaded at the first batch."""
+        """The reward model, loaded with the first batch."""
         return load_reward_model(self.config, self.device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Columns key, prompt, response become key, reward, cut."""
-        questions = [Question(row["prompt"], row["response"]) for row in batch.to_pylist()]
-        scores = score_questions(self.model, questions, self.config.batch_tokens)
+        """Map the columns key, prompt, response to key, reward, cut."""
+        items = [PromptResponse(row["prompt"], row["response"]) for row in batch.to_pylist()]
+        scores = score_responses(self.model, items, self.config.batch_tokens)
         return pa.table(
             {"key": batch["key"], "reward": [score.reward for score in scores], "cut": [score.cut for score in scores]}
         )
 
 
 def _score_missing(
-    questions: Mapping[str, Question], config: RewardConfig, cluster: ClusterConfig
+    items: Mapping[str, PromptResponse], config: RewardConfig, cluster: ClusterConfig
 ) -> Iterator[list[tuple[str, float, bool]]]:
-    if not questions:
+    if not items:
         return
     import ray
 
-    rows = [{"key": key, **question._asdict()} for key, question in questions.items()]
+    rows = [{"key": key, **item._asdict()} for key, item in items.items()]
     blocks = -(-len(rows) // BATCH_ROWS)
     dataset = ray.data.from_items(rows, override_num_blocks=blocks)
     configure(dataset)
@@ -131,20 +134,20 @@ def _score_missing(
 
 
 def _actor_options(cluster: ClusterConfig, batches: int) -> dict[str, Any]:
-    """One actor on a machine without GPUs; with GPUs, as many as there are and the batches can use."""
+    """Return the actor pool's options: one actor without GPUs; with GPUs, as many as the cluster has and the batches need."""
     import ray
     from ray.data import ActorPoolStrategy
 
-    each = cluster.gpus_per_worker
-    if not each:
+    gpus = cluster.gpus_per_worker
+    if not gpus:
         return {"compute": ActorPoolStrategy(size=1), "num_cpus": LOGICAL_CPUS}
-    there = int(ray.cluster_resources().get("GPU", 0.0) // each)
-    if not there:
-        raise ClusterError(f"the cluster has no {each:g} GPUs for a reward model (cluster.gpus_per_worker)")
-    return {"compute": ActorPoolStrategy(min_size=1, max_size=max(1, min(there, batches))), "num_gpus": each}
+    possible = int(ray.cluster_resources().get("GPU", 0.0) // gpus)
+    if not possible:
+        raise ClusterError(f"the cluster has fewer than the {gpus:g} GPUs of a reward model (cluster.gpus_per_worker)")
+    return {"compute": ActorPoolStrategy(min_size=1, max_size=max(1, min(possible, batches))), "num_gpus": gpus}
 
 
 def _with_absolute_path(config: RewardConfig) -> RewardConfig:
-    """Actors have a working directory of their own."""
+    """Make a model directory absolute, because actors have their own working directory."""
     folder = Path(str(config.model))
     return config.model_copy(update={"model": str(folder.resolve())}) if folder.is_dir() else config

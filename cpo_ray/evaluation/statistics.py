@@ -1,8 +1,8 @@
-"""How sure we are: an interval per win rate, paired differences on the same prompts, Holm's correction; what of a win
-rate is length, and what of the judge's answers is position.
+"""Statistics of verdicts: intervals of win rates, paired differences on the same prompts, Holm's correction, win rates
+controlled for length, and the judge's position bias.
 
-A verdict is `win`, `tie`, `loss` or `invalid` (of the candidate against the ground truth). A tie counts as half; an
-invalid verdict is no verdict, and is left out.
+A verdict is `win`, `tie`, `loss` or `invalid` (of the candidate against the ground truth). A tie counts as half; invalid
+verdicts are left out.
 """
 
 import math
@@ -29,45 +29,45 @@ class Difference:
     value: float
     low: float
     high: float
-    p_value: float  # two-sided, of no difference
+    p_value: float  # two-sided; null hypothesis: no difference
     n: int  # prompts compared
-    excluded: int  # prompts left out: invalid, or unanswered, on either side
+    excluded: int  # prompts left out: invalid or missing on either side
 
 
 @dataclass(frozen=True)
 class LengthControlled:
-    """The win rate that the candidate would have were both responses equally long."""
+    """The win rate that the candidate would have if both responses were equally long."""
 
     rate: float
     low: float
     high: float
-    effect: float  # log-odds of winning that a far longer response gains; 0: length does not matter
+    effect: float  # log-odds of winning that a much longer response gains; 0: length has no effect
 
 
 @dataclass(frozen=True)
 class PositionBias:
-    """How often the judge takes the response that it reads first, whichever it is. 1/2: no preference."""
+    """How often the judge prefers the response in the first position. 1/2: no preference."""
 
     rate: float
     low: float
     high: float
-    p_value: float  # two-sided, of no preference
+    p_value: float  # two-sided; null hypothesis: no preference
     n: int
 
 
 def win_rate_interval(outcomes: Sequence[str], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
-    """The win rate with ties as half, and its score interval: (rate, low, high), each in [0, 1].
+    """Return the win rate, with ties as half, and its score interval: (rate, low, high), each in [0, 1].
 
-    With b wins, c losses and n valid verdicts, the rate is (1 + d) / 2 where d = (b - c) / n estimates
-    P(win) - P(loss). So an interval for d is one for the rate. We take Tango's score interval for d (Statistics in
-    Medicine 17, 1998), which inverts the score test with the probability of a tie as nuisance parameter. Why this one:
+    With b wins, c losses and n valid verdicts, the rate is (1 + d) / 2, and d = (b - c) / n estimates
+    P(win) - P(loss). So an interval for d gives one for the rate. We use Tango's score interval for d (Statistics in
+    Medicine 17, 1998), which inverts the score test with the probability of a tie as nuisance parameter. The reasons:
 
-    - Without ties it *is* Wilson's interval. Wilson's formula with half-counted ties would claim the variance
-      p(1 - p); the variance is p(1 - p) - P(tie)/4, so that interval is too wide, by far when ties are many.
-    - A bootstrap over rows handles ties but collapses to a point when all verdicts agree, which is exactly where
-      certainty is least deserved. The score interval does not, and needs neither seed nor resampling.
+    - Without ties it equals Wilson's interval. Wilson's formula with half-counted ties would assume the variance
+      p(1 - p); the variance is p(1 - p) - P(tie)/4, so that interval is too wide, much too wide with many ties.
+    - A bootstrap over rows handles ties but collapses to a point when all verdicts agree, although a few equal verdicts
+      prove little. The score interval does not collapse, and needs neither seed nor resampling.
 
-    Invalid verdicts are left out. Raises ValueError where no valid verdict is left, or an outcome is unknown.
+    Invalid verdicts are left out. Raises ValueError if no valid verdict is left or an outcome is unknown.
     """
     counts = _count(outcomes)
     wins, losses, n = counts["win"], counts["loss"], counts["win"] + counts["loss"] + counts["tie"]
@@ -75,7 +75,7 @@ def win_rate_interval(outcomes: Sequence[str], confidence: float = CONFIDENCE) -
         raise ValueError("no valid verdicts: a win rate needs at least one win, tie or loss")
     z = float(norm.ppf(0.5 + confidence / 2))
     estimate = (wins - losses) / n
-    nudge = 1e-9  # with ties alone the score is 0 / 0 exactly at the estimate
+    nudge = 1e-9  # if all verdicts are ties, the score is 0 / 0 exactly at the estimate
 
     def excess(d: float, sign: float) -> float:
         return sign * (wins - losses - n * d) - z * math.sqrt(_score_variance(d, wins, losses, n))
@@ -92,14 +92,14 @@ def paired_difference(
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
 ) -> Difference:
-    """Win rate of A minus win rate of B, compared prompt by prompt: row id -> outcome on both sides.
+    """Compare A and B prompt by prompt: win rate of A minus win rate of B. Both arguments map row id -> outcome.
 
     The interval is the percentile bootstrap over prompts: each resample draws prompts, with both verdicts, with
-    replacement. The p-value is the exact sign-flip test: were the models equally good, every prompt's difference would
-    be as likely with the other sign. It stays exact where few prompts tell the models apart and the bootstrap, which
-    then is too narrow, does not; so the p-value decides what is called significant.
+    replacement. The p-value is that of the exact sign-flip test: if the models were equally good, the difference on each
+    prompt would have either sign with equal probability. The test stays exact when the models differ on few prompts; the
+    bootstrap interval is then too narrow. So the p-value decides what is called significant.
 
-    A prompt that is invalid or missing on either side is left out and counted. Raises ValueError where none is left.
+    A prompt that is invalid or missing on either side is left out and counted. Raises ValueError if none is left.
     """
     unknown = (set(outcomes_a.values()) | set(outcomes_b.values())) - {*SCORES, INVALID}
     if unknown:
@@ -126,7 +126,7 @@ def paired_difference(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment, in the given order: reject those below the level, and the family-wise error holds."""
+    """Return Holm's adjusted p-values, in the given order. Rejecting those below a level bounds the family-wise error by it."""
     adjusted = [0.0] * len(p_values)
     running = 0.0
     for position, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -141,19 +141,19 @@ def length_controlled_win_rate(
     reference_lengths: Sequence[float],
     confidence: float = CONFIDENCE,
 ) -> LengthControlled | None:
-    """The win rate at equal lengths, by logistic regression, in the spirit of AlpacaEval 2 (Dubois et al. 2024).
+    """Estimate the win rate at equal lengths by logistic regression, similar to AlpacaEval 2 (Dubois et al. 2024).
 
     With y the score of a pair (win 1, tie 1/2, loss 0) and l the length of the candidate minus the reference's, we fit
-    logit E[y] = a + b * tanh(l / std(l)) and return sigmoid(a). The tanh bounds what a single rambling answer can do.
-    Their model also has a term for the difficulty of each instruction, which takes many judged models to estimate; ours
-    has not. As theirs, b is shrunk a little, by a standard normal prior, so that it exists where lengths tell winners
-    from losers exactly. The interval is the delta method's on a, from the sandwich estimate of its variance, which is right
-    for ties too; where all verdicts agree there is nothing to fit, and rate and interval are the win rate's.
+    logit E[y] = a + b * tanh(l / std(l)) and return sigmoid(a). The tanh bounds the effect of a single very long answer.
+    Their model also has a term for the difficulty of each instruction, which needs many judged models to estimate; ours
+    does not. Like theirs, b is shrunk a little, by a standard normal prior, so that it is finite even if lengths separate
+    winners from losers exactly. The interval is the delta method's on a, from the sandwich estimate of its variance, which
+    is also correct for ties. If all verdicts agree, there is nothing to fit: rate and interval are those of the win rate.
 
-    Lengths are in any unit, the same on both sides, one per outcome; invalid verdicts are left out. Where one side is
-    always the longer, the value at equal lengths is an extrapolation: read it as one. None where all length differences
-    are equal but not 0: length and quality cannot be told apart. Raises ValueError where no valid verdict is left, or an
-    outcome is unknown.
+    Lengths are in any unit, the same on both sides, one per outcome; invalid verdicts are left out. If one side is always
+    longer, the value at equal lengths is an extrapolation. Returns None if all length differences are equal but not 0,
+    because length and quality cannot be separated then. Raises ValueError if no valid verdict is left or an outcome is
+    unknown.
     """
     rate, low, high = win_rate_interval(outcomes, confidence)
     valid = [index for index, outcome in enumerate(outcomes) if outcome in SCORES]
@@ -173,12 +173,11 @@ def length_controlled_win_rate(
 
 
 def position_bias(answers: Sequence[Sequence[str]], confidence: float = CONFIDENCE) -> PositionBias:
-    """What the judge's answers owe to position. `answers`: per valid pair, "A" (the first) or "B", one per order asked.
+    """Measure the judge's position bias. `answers`: per valid pair, "A" (the first response) or "B", one per order asked.
 
-    A pair that was asked about in both orders counts for the first position where both answers are A, for the second
-    where both are B, and for neither where they agree on a response. A pair that was asked about once, in a random
-    order, counts for what was chosen. The interval is `win_rate_interval`'s and the p-value the exact sign test's.
-    Raises ValueError where there are no answers.
+    A pair judged in both orders counts for the first position if both answers are A, for the second if both are B, and as
+    half if they agree on a response. A pair judged once, in random order, counts for the chosen position. The interval is
+    that of `win_rate_interval`, the p-value that of the exact sign test. Raises ValueError if there are no answers.
     """
     chosen = ["tie" if len(set(pair)) > 1 else "win" if pair[0] == "A" else "loss" for pair in answers]
     rate, low, high = win_rate_interval(chosen, confidence)
@@ -190,7 +189,7 @@ def position_bias(answers: Sequence[Sequence[str]], confidence: float = CONFIDEN
 def _fit_logistic(
     X: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Coefficients (2,) of E[y] = sigmoid(X @ w) with a standard normal prior on w[1], and their sandwich variance (2, 2)."""
+    """Fit E[y] = sigmoid(X @ w), with a standard normal prior on w[1]. Return w (2,) and its sandwich variance (2, 2)."""
     prior = np.array([0.0, 1.0])
 
     def loss(w: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
@@ -215,7 +214,7 @@ def _count(outcomes: Sequence[str]) -> Counter[str]:
 
 
 def _score_variance(d: float, wins: int, losses: int, n: int) -> float:
-    """Variance of wins - losses if P(win) - P(loss) were d, at the most likely probability of a loss (Tango's q21)."""
+    """Return the variance of wins - losses if P(win) - P(loss) = d, at the most likely probability of a loss (Tango's q21)."""
     a = 2 * n
     b = (2 * n - wins + losses) * d - wins - losses
     c = -losses * d * (1 - d)
@@ -224,12 +223,12 @@ def _score_variance(d: float, wins: int, losses: int, n: int) -> float:
 
 
 def _sign_flip(total: int, ones: int, halves: int) -> float:
-    """P(|sum| >= |total|) when each of `ones` steps of 2 and `halves` steps of 1 has a fair random sign."""
+    """Return P(|sum| >= |total|) if each of `ones` steps of 2 and `halves` steps of 1 has a fair random sign."""
     if ones == halves == 0:
         return 1.0
     twos = np.zeros(2 * ones + 1)
     twos[::2] = binom.pmf(np.arange(ones + 1), ones, 0.5)
-    # Index i of the convolution stands for the sum 2 i - (2 ones + halves).
+    # Index i of the convolution is the sum 2 i - (2 ones + halves).
     probability = np.convolve(twos, binom.pmf(np.arange(halves + 1), halves, 0.5))
     sums = 2 * np.arange(len(probability)) - (2 * ones + halves)
     return float(min(1.0, probability[np.abs(sums) >= abs(total)].sum()))

@@ -1,4 +1,4 @@
-"""What the judge is asked: the paper's two questions, or one's own from a file."""
+"""Templates of the judge's prompt: the two of the paper, or one from a file."""
 
 import difflib
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cpo_ray.errors import ConfigError
 
-# The paper's A.3, verbatim, blanks and curly quotes included.
+# The paper's A.3, verbatim, including spaces and curly quotes.
 DOLLY_TEMPLATE = (
     "For the following query to a chatbot, which response is more helpful?\n"
     " Query: {} \n"
@@ -25,34 +25,34 @@ WIKI_TEMPLATE = (
 )
 TEMPLATES = {"dolly": DOLLY_TEMPLATE, "wiki": WIKI_TEMPLATE}
 
-PLACES = ("prompt", "response_a", "response_b")
-PLACE = re.compile(r"\{([A-Za-z_]+)\}")
+PLACEHOLDERS = ("prompt", "response_a", "response_b")
+PLACEHOLDER = re.compile(r"\{([A-Za-z_]+)\}")
 
 
 def read_template(name: str) -> str:
-    """The template `dolly` or `wiki`, or the text of a file, with the places {prompt}, {response_a} and {response_b}.
+    """Return the template `dolly` or `wiki`, or the text of a file, with {prompt}, {response_a} and {response_b}.
 
-    Each place stands once. Other braces are text, but a place by another name is a slip. Raises ConfigError naming the
-    file and what is wrong with it.
+    Each placeholder must occur once. Other braces are text, but a placeholder with another name is an error. Raises
+    ConfigError with the file and what is wrong with it.
     """
     if name in TEMPLATES:
-        return TEMPLATES[name].format(*(f"{{{place}}}" for place in PLACES))
+        return TEMPLATES[name].format(*(f"{{{name}}}" for name in PLACEHOLDERS))
     try:
         text = Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"template {name}: neither `dolly` nor `wiki`, and no UTF-8 file to read ({error})") from None
-    found = PLACE.findall(text)
-    for place in found:
-        if place not in PLACES:
-            near = difflib.get_close_matches(place, PLACES, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"template {name}: there is no place {{{place}}}; did you mean {{{near}}}?")
-    for place in PLACES:
-        if found.count(place) != 1:
-            raise ConfigError(f"template {name}: {{{place}}} stands in it {found.count(place)} times; it must once")
+        raise ConfigError(f"template {name}: neither `dolly` nor `wiki`, nor a readable UTF-8 file ({error})") from None
+    found = PLACEHOLDER.findall(text)
+    for placeholder in found:
+        if placeholder not in PLACEHOLDERS:
+            near = difflib.get_close_matches(placeholder, PLACEHOLDERS, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"template {name}: unknown placeholder {{{placeholder}}}; did you mean {{{near}}}?")
+    for placeholder in PLACEHOLDERS:
+        if (times := found.count(placeholder)) != 1:
+            raise ConfigError(f"template {name}: {{{placeholder}}} occurs {times} times; it must occur once")
     return text
 
 
 def fill_template(template: str, prompt: str, response_a: str, response_b: str) -> str:
-    """The question. What is put in is not searched for places: text under judgement goes in as it is."""
-    contents = dict(zip(PLACES, (prompt, response_a, response_b), strict=True))
-    return PLACE.sub(lambda match: contents[match[1]], template)
+    """Fill the placeholders. The inserted texts are not searched for placeholders: they are inserted unchanged."""
+    contents = dict(zip(PLACEHOLDERS, (prompt, response_a, response_b), strict=True))
+    return PLACEHOLDER.sub(lambda match: contents[match[1]], template)

@@ -1,1 +1,1 @@
-"""vLLM, embedders and OpenAI-compatible APIs, as sampling, serving and evaluation use them."""
+"""Weight switching in vLLM, sentence embeddings, and a client for OpenAI-compatible APIs."""

@@ -1,7 +1,7 @@
-"""How the engine's processes hang together: none outlives the actor. vLLM loads these by name in its core's process.
+"""vLLM executors that exit with the actor that started them. vLLM's engine core process loads them by dotted name.
 
-vLLM's asynchronous engine has a process for its core, which holds the scheduler. It would wait for requests for ever where
-the actor is killed.
+vLLM's asynchronous engine runs its core, with the scheduler, in a separate process. If the actor is killed, that process
+would wait for requests forever.
 """
 
 import multiprocessing
@@ -14,10 +14,10 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 
 class OneWorker(UniProcExecutor):
-    """The only worker, inside the core's process.
+    """Run the only worker inside the core's process.
 
-    On CPU machines vLLM gives it a process of its own to bind its threads to cores. With `VLLM_CPU_OMP_THREADS_BIND=nobind`
-    there is nothing to bind.
+    On CPU machines vLLM starts a separate process for it, to bind its threads to cores. With
+    `VLLM_CPU_OMP_THREADS_BIND=nobind` that is not needed.
     """
 
     def _init_executor(self) -> None:
@@ -26,7 +26,7 @@ class OneWorker(UniProcExecutor):
 
 
 class SeveralWorkers(MultiprocExecutor):
-    """A process for each GPU; they end with the core's, and it with them."""
+    """One process per GPU. The workers exit with the core's process, and the core with its workers."""
 
     def _init_executor(self) -> None:
         end_with_parent()
@@ -34,10 +34,10 @@ class SeveralWorkers(MultiprocExecutor):
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it ends, however that ends."""
+    """Exit this process as soon as its parent has exited for any reason."""
     parent = multiprocessing.parent_process()
     if parent is None:
-        return  # the engine runs in the process that asked for it
+        return  # the engine runs in the actor's own process
 
     def watch() -> None:
         wait([parent.sentinel])

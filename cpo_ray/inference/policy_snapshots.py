@@ -1,7 +1,7 @@
-"""The shelf: where a training puts its policy now and then, and the actors that sample from it find it.
+"""Snapshots of the policy that training publishes while it runs, and from which streamed negatives are sampled.
 
-Which policy a step's negatives are sampled from depends on the step alone, so results do not depend on who is faster. It is
-one to two periods old: sampling works ahead, and training never waits for the weights that it has just made.
+The snapshot for a step's negatives depends on the step alone, so results do not depend on which process is faster. It is
+one to two periods old: sampling runs ahead, and training never waits for weights that it has just written.
 """
 
 import shutil
@@ -13,60 +13,66 @@ POLL_S = 0.2
 
 
 @dataclass(frozen=True)
-class PolicyShelf:
-    """Policies as they were after some optimizer steps, each a Hugging Face directory below `folder`."""
+class PolicySnapshots:
+    """The policy after some optimizer steps, each a Hugging Face directory below `folder`."""
 
     folder: Path
-    every: int | None  # steps between policies; None: negatives come from the reference all the time
+    every: int | None  # optimizer steps between snapshots; None: all negatives come from the reference
     steps: int  # of the whole training
 
-    def age_at(self, step: int) -> int:
-        """How many steps the policy had taken that the negatives of `step` (from 0) are sampled from; 0: the reference."""
+    def snapshot_step(self, step: int) -> int:
+        """After how many optimizer steps the policy was taken that negatives of `step` (from 0) come from; 0: the reference."""
         return 0 if self.every is None else max(0, step // self.every - 1) * self.every
 
-    def wanted(self, finished: int) -> bool:
-        """Whether the policy after `finished` steps will be sampled from."""
+    def is_due(self, finished: int) -> bool:
+        """Whether negatives will be sampled from the policy after `finished` steps."""
         if self.every is None or finished == 0 or finished % self.every:
             return False
         return finished + self.every < self.steps
 
-    def place(self, age: int) -> Path:
-        """Where the policy that has taken `age` steps stands, once it is whole."""
-        return self.folder / f"after-{age:06d}"
+    def path(self, finished: int) -> Path:
+        """Directory of the complete snapshot after `finished` steps."""
+        return self.folder / f"after-{finished:06d}"
 
-    def desk(self, age: int) -> Path:
-        """Where it is written before that."""
-        return self.folder / f".after-{age:06d}.partial"
+    def partial_path(self, finished: int) -> Path:
+        """Directory in which that snapshot is written before `publish`."""
+        return self.folder / f".after-{finished:06d}.partial"
 
-    def put(self, age: int) -> None:
-        """Let the actors see what has been written to the desk."""
-        place = self.place(age)
-        if place.exists():
-            shutil.rmtree(place)
-        self.desk(age).rename(place)
+    def publish(self, finished: int) -> None:
+        """Move the snapshot from its partial path to its path, where samplers find it."""
+        path = self.path(finished)
+        if path.exists():
+            shutil.rmtree(path)
+        self.partial_path(finished).rename(path)
 
-    def wait_at(self, step: int) -> str:
-        """The folder to sample the negatives of `step` from, once it is there; "" for the reference.
+    def wait_for(self, step: int) -> str:
+        """Wait for the snapshot that negatives of `step` come from, and return its directory; "" for the reference.
 
-        The wait ends with the training: whoever waits is a task of its own, and dies with it.
+        There is no timeout: the caller is a Ray task, which is killed when training ends.
         """
-        age = self.age_at(step)
-        if age == 0:
+        finished = self.snapshot_step(step)
+        if finished == 0:
             return ""
-        while not self.place(age).is_dir():
+        while not self.path(finished).is_dir():
             time.sleep(POLL_S)
-        return str(self.place(age))
+        return str(self.path(finished))
 
-    def lacking(self, finished: int) -> int | None:
-        """Which policy is gone that a training that goes on after `finished` steps would wait for in vain; None for none."""
+    def first_missing(self, finished: int) -> int | None:
+        """Step of the first missing snapshot without which a training that resumes after `finished` steps would wait forever.
+
+        None if all are there.
+        """
         if self.every is None:
             return None
-        ages = {self.age_at(step) for step in range(finished, min(finished + 2 * self.every, self.steps))}
-        return next((age for age in sorted(ages) if 0 < age < finished and not self.place(age).is_dir()), None)
+        needed = {self.snapshot_step(step) for step in range(finished, min(finished + 2 * self.every, self.steps))}
+        return next((step for step in sorted(needed) if 0 < step < finished and not self.path(step).is_dir()), None)
 
-    def keep(self, first: int, last: int) -> None:
-        """Remove the policies that no step from `first` on needs, and those of more than `last` steps: another life's."""
-        for place in self.folder.glob("after-*"):
-            age = int(place.name.removeprefix("after-"))
-            if age < self.age_at(first) or age > last:
-                shutil.rmtree(place)
+    def prune(self, first: int, last: int) -> None:
+        """Remove the snapshots that no step from `first` on needs, and those after more than `last` steps.
+
+        The latter are stale: they come from steps that a resumed training takes again.
+        """
+        for path in self.folder.glob("after-*"):
+            finished = int(path.name.removeprefix("after-"))
+            if finished < self.snapshot_step(first) or finished > last:
+                shutil.rmtree(path)

@@ -1,6 +1,6 @@
-"""What the engine's workers learn in addition: to take another model's weights without a restart.
+"""A vLLM worker extension that loads another model's weights without a restart.
 
-vLLM mixes `SwitchingWorker` into its own worker by name (`worker_extension_cls`); it imports nothing of vLLM.
+vLLM mixes `SwitchingWorker` into its own worker by dotted name (`worker_extension_cls`). This module does not import vllm.
 """
 
 from collections import Counter
@@ -15,9 +15,9 @@ class SwitchingWorker(LoopbackWorker):
     """Mixed into vLLM's worker, whose `reload_weights` and `model_runner` it uses. Called through `collective_rpc`."""
 
     def switch_weights(self, folder: str) -> None:
-        """Load the weights of the Hugging Face directory `folder` in place: same architecture, names, shapes and dtype.
+        """Load the weights of the Hugging Face directory `folder` in place; architecture, names, shapes and dtype must match.
 
-        Nothing may be generating, and the caller drops the prefix cache, which belongs to the old weights.
+        No request may be running. The caller must drop the prefix cache, which was computed with the old weights.
         """
         worker: Any = self
         worker.reload_weights(weights_path=folder)
@@ -25,11 +25,11 @@ class SwitchingWorker(LoopbackWorker):
 
 
 def repack_tied_layers(model: torch.nn.Module) -> int:
-    """Prepare again, from its new values, every layer whose weight is another layer's too; return how many there are.
+    """Repack, from its new values, the weight of every layer that shares it with another layer; return their number.
 
-    vLLM 0.32 prepares a layer's weight for its kernel when the layer's own tensors have been loaded. A tied LM head has
-    none in the checkpoint: it shares the new embedding, but on CPU goes on multiplying with the copy of the old one that
-    was packed when the engine started.
+    vLLM 0.32 packs a layer's weight for its kernel when the layer's own tensors are loaded. A tied LM head has no tensor in
+    the checkpoint: it shares the new embedding, but on CPU keeps multiplying with the copy of the old embedding that was
+    packed at the engine's start.
     """
     prepared: list[Any] = [module for module in model.modules() if hasattr(module, "quant_method")]
     weights = [dict(module.named_parameters(recurse=False)).get("weight") for module in prepared]

@@ -1,4 +1,4 @@
-"""Turns at one engine: requests for one model run together, those for another wait until the weights are changed."""
+"""Several models in one engine: requests for one model run together, others wait until their model's weights are loaded."""
 
 import asyncio
 import contextlib
@@ -6,23 +6,23 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 
-class Turns:
-    """First come, first served, in groups: all that wait for the model that is next in line enter with the first of them.
+class WeightSwitcher:
+    """First come, first served, by model: all requests waiting for the model that is next in line are admitted together.
 
-    `switch(model)` is awaited while nobody is inside. Where it fails, everybody who asks from then on gets its error: what
-    the engine now holds is unknown.
+    `switch(model)` is awaited while no request is running. If it raises, the engine's weights are unknown, so every
+    waiting and later request gets the same error.
     """
 
-    def __init__(self, shown: str, switch: Callable[[str], Awaitable[None]]) -> None:
-        self.shown, self.switch = shown, switch
-        self.inside = 0
+    def __init__(self, loaded: str, switch: Callable[[str], Awaitable[None]]) -> None:
+        self.loaded, self.switch = loaded, switch
+        self.running = 0
         self.waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
-        self.broken: Exception | None = None
+        self.failure: Exception | None = None
         self.switching: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
-    async def turn(self, model: str) -> AsyncIterator[None]:
-        """Hold the engine with the weights of `model` in it."""
+    async def using(self, model: str) -> AsyncIterator[None]:
+        """Run the block while the weights of `model` are loaded."""
         await self._enter(model)
         try:
             yield
@@ -30,39 +30,39 @@ class Turns:
             self._leave()
 
     async def _enter(self, model: str) -> None:
-        if self.broken is not None:
-            raise self.broken
-        if model == self.shown and not self.waiting and self.switching is None:
-            self.inside += 1
+        if self.failure is not None:
+            raise self.failure
+        if model == self.loaded and not self.waiting and self.switching is None:
+            self.running += 1
             return
         admitted = asyncio.get_running_loop().create_future()
         self.waiting.append((model, admitted))
-        self._change()
+        self._start_switch()
         try:
             await admitted
         except asyncio.CancelledError:
             if admitted.done() and not admitted.cancelled() and admitted.exception() is None:
-                self._leave()  # it was let in just as it gave up
+                self._leave()  # admitted and cancelled at the same time
             raise
 
     def _leave(self) -> None:
-        self.inside -= 1
-        self._change()
+        self.running -= 1
+        self._start_switch()
 
-    def _change(self) -> None:
-        """Begin the next turn if the engine is free and somebody waits."""
+    def _start_switch(self) -> None:
+        """Switch to the next model if the engine is idle and a request waits."""
         while self.waiting and self.waiting[0][1].done():
-            self.waiting.popleft()  # gave up
-        if self.inside == 0 and self.waiting and self.switching is None:
-            self.switching = asyncio.create_task(self._begin(self.waiting[0][0]))
+            self.waiting.popleft()  # cancelled
+        if self.running == 0 and self.waiting and self.switching is None:
+            self.switching = asyncio.create_task(self._switch_and_admit(self.waiting[0][0]))
 
-    async def _begin(self, model: str) -> None:
+    async def _switch_and_admit(self, model: str) -> None:
         try:
-            if model != self.shown:
+            if model != self.loaded:
                 await self.switch(model)
-                self.shown = model
+                self.loaded = model
         except Exception as error:
-            self.broken = error
+            self.failure = error
             for _, admitted in self.waiting:
                 if not admitted.done():
                     admitted.set_exception(error)
@@ -74,6 +74,6 @@ class Turns:
         self.waiting = deque(entry for entry in remaining if entry[0] != model)
         for name, admitted in remaining:
             if name == model:
-                self.inside += 1
+                self.running += 1
                 admitted.set_result(None)
-        self._change()
+        self._start_switch()

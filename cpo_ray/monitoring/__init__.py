@@ -1,1 +1,1 @@
-"""What a run shows while it goes on: console, metrics log, Prometheus, trackers, events, warnings."""
+"""What a run prints, logs and measures: console, metrics log, Prometheus, trackers, events, warnings."""

@@ -1,4 +1,4 @@
-"""Progress for people: one bar per stage on a terminal, plain lines elsewhere. Everything else goes to log files."""
+"""Console output: one progress bar per stage on a terminal, plain lines otherwise. Other output goes to log files."""
 
 import contextlib
 import io
@@ -20,95 +20,99 @@ PLAIN_INTERVAL_S = 10.0
 log = logging.getLogger("cpo_ray")
 
 
-class _Screen:
-    """Where our own lines go: stdout, also while `chatter_to` has pointed that elsewhere."""
+class _UserOutput:
+    """The stream of our own lines: stdout, or the original stdout while `redirect_output` redirects it."""
 
     def __init__(self) -> None:
-        self.kept: TextIO | None = None
+        self.original: TextIO | None = None
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.kept or sys.stdout, name)
+        return getattr(self.original or sys.stdout, name)
 
 
-_screen = _Screen()
-console = Console(file=cast("TextIO", _screen), highlight=False, soft_wrap=True)
+_output = _UserOutput()
+console = Console(file=cast("TextIO", _output), highlight=False, soft_wrap=True)
 
 
 class Bar(Protocol):
-    """What a stage tells: how much is done and, if it likes, a few words (`loss 2.31`)."""
+    """A progress bar. note: a few words beside it, e.g. `loss 2.31`."""
 
     def advance(self, amount: float = 1, note: str = "") -> None:
-        """Add `amount` to what is done."""
+        """Add `amount` to the completed units."""
 
-    def moveto(self, completed: float, note: str = "") -> None:
-        """Set what is done."""
+    def set_completed(self, completed: float, note: str = "") -> None:
+        """Set the completed units."""
 
 
 def say(line: str) -> None:
-    """One line for the user, in rich's markup: escape what is not ours. Goes to the log too."""
+    """Print one line for the user, and log it. The line is rich markup: escape any text that is not ours."""
     console.print(line)
     console.file.flush()
     log.info(Text.from_markup(line).plain.strip())
 
 
 @contextlib.contextmanager
-def bar(title: str, total: float, unit: str) -> Iterator[Bar]:
-    """A bar of `total` units, with rate and time left."""
+def progress_bar(title: str, total: float, unit: str) -> Iterator[Bar]:
+    """Show a bar of `total` units, with rate and time left.
+
+    If `total` is unknown (0) or rounds to 0.0, only what is done is shown, with its rate: no bar, and no time left.
+    """
+    known = _format_amount(total) is not None
     if console.is_terminal:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description:<14}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            *([BarColumn(bar_width=28)] if known else []),
+            _Amount(unit),
             _Rate(unit),
-            TimeRemainingColumn(compact=True),
+            *([_TimeLeft(compact=True)] if known else []),
             TextColumn("[dim]{task.fields[note]}"),
         )
         with Progress(*columns, console=console, transient=True) as display:
-            yield _TerminalBar(display, display.add_task(title, total=total, note=""))
+            yield _TerminalBar(display, display.add_task(title, total=total if known else None, note=""))
     else:
         with _PlainBar(title, total, unit) as plain:
             yield plain
 
 
 @contextlib.contextmanager
-def chatter_to(log: Path) -> Iterator[None]:
-    """Send whatever third parties print, log or warn, in this process and its children, to `log`; our lines stay."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file, _divert_streams(file), _divert_logging(file):
+def redirect_output(path: Path) -> Iterator[None]:
+    """Append what libraries print, log or warn, in this process and its children, to `path`. `console` still prints."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file, _redirect_streams(file), _redirect_logging(file):
         yield
 
 
 @contextlib.contextmanager
-def _divert_streams(file: TextIO) -> Iterator[None]:
-    """Point file descriptors 1 and 2 at `file`; `console` keeps what 1 was before."""
+def _redirect_streams(file: TextIO) -> Iterator[None]:
+    """Redirect file descriptors 1 and 2 to `file`; `console` keeps the original descriptor 1."""
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+    originals = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
     if _descriptor(sys.stdout) == 1:
-        _screen.kept = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
-    for descriptor in kept:
+        _output.original = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
+    for descriptor in originals:
         os.dup2(file.fileno(), descriptor)
     try:
         yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for descriptor, copy in kept.items():
+        for descriptor, copy in originals.items():
             os.dup2(copy, descriptor)
             os.close(copy)
-        if _screen.kept is not None:
-            _screen.kept.close()
-            _screen.kept = None
+        if _output.original is not None:
+            _output.original.close()
+            _output.original = None
 
 
 @contextlib.contextmanager
-def _divert_logging(file: TextIO) -> Iterator[None]:
-    """Give every logger one handler: `file`."""
+def _redirect_logging(file: TextIO) -> Iterator[None]:
+    """Make `file` the only handler of the root logger, and log warnings."""
     handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root = logging.getLogger()
-    kept, level = root.handlers, root.level
+    handlers, level = root.handlers, root.level
     root.handlers = [handler]
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
@@ -116,7 +120,7 @@ def _divert_logging(file: TextIO) -> Iterator[None]:
         yield
     finally:
         logging.captureWarnings(False)
-        root.handlers = kept
+        root.handlers = handlers
         root.setLevel(level)
 
 
@@ -125,6 +129,34 @@ def _descriptor(stream: TextIO) -> int | None:
         return stream.fileno()
     except (io.UnsupportedOperation, AttributeError):
         return None
+
+
+def _format_amount(amount: float) -> str | None:
+    """The amount, with a decimal if it is a small fraction; None if it rounds to nothing."""
+    text = f"{amount:.0f}" if amount >= 10 or amount == int(amount) else f"{amount:.1f}"
+    return None if text in ("0", "0.0") else text
+
+
+def _format_progress(completed: float, total: float | None, unit: str) -> str | None:
+    """`4/10`; `4 rows` without a total; None if there is nothing to show."""
+    done, whole = _format_amount(completed), _format_amount(total or 0)
+    return f"{done or 0}/{whole}" if whole else done and f"{done} {unit}"
+
+
+class _Amount(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(_format_progress(task.completed, task.total, self.unit) or "")
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """Without `0:00` shortly before the end."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.time_remaining != 0 else Text("")
 
 
 class _Rate(ProgressColumn):
@@ -144,12 +176,12 @@ class _TerminalBar:
     def advance(self, amount: float = 1, note: str = "") -> None:
         self.display.update(self.task, advance=amount, note=note)  # type: ignore[arg-type]
 
-    def moveto(self, completed: float, note: str = "") -> None:
+    def set_completed(self, completed: float, note: str = "") -> None:
         self.display.update(self.task, completed=completed, note=note)  # type: ignore[arg-type]
 
 
 class _PlainBar:
-    """A line about every ten seconds, also while nothing moves, and one at the end."""
+    """Prints a line every ten seconds, also without progress, and one at the end if there is something to show."""
 
     def __init__(self, title: str, total: float, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
@@ -165,13 +197,13 @@ class _PlainBar:
     def __exit__(self, *failure: object) -> None:
         self.ended.set()
         self.ticker.join()
-        if failure[0] is None:
+        if failure[0] is None and _format_progress(self.done, self.total, self.unit):
             self._print_line()
 
     def advance(self, amount: float = 1, note: str = "") -> None:
-        self.moveto(self.done + amount, note)
+        self.set_completed(self.done + amount, note)
 
-    def moveto(self, completed: float, note: str = "") -> None:
+    def set_completed(self, completed: float, note: str = "") -> None:
         self.done, self.note = completed, note
         self._print_if_due()
 
@@ -186,8 +218,8 @@ class _PlainBar:
     def _print_line(self) -> None:
         self.printed = time.monotonic()
         elapsed = max(self.printed - self.started, 1e-9)
-        words = [f"{self.title}: {self.done:.0f}/{self.total:.0f}", *self._pace(elapsed)]
-        say(escape("  " + ", ".join([*words, *([self.note] if self.note else [])])))
+        parts = [_format_progress(self.done, self.total, self.unit), *self._pace(elapsed), self.note]
+        say(escape(f"  {self.title}: " + ", ".join(filter(None, parts))))
 
     def _pace(self, elapsed: float) -> list[str]:
         if not self.done:
@@ -195,4 +227,4 @@ class _PlainBar:
         rate = self.done / elapsed
         pace = f"{rate:.1f} {self.unit}/s" if rate >= 0.1 else f"{1 / rate:.0f} s each"
         left = (self.total - self.done) / rate
-        return [pace, f"{left:.0f} s left"] if left > 0 else [pace]
+        return [pace, f"{left:.0f} s left"] if left >= 0.5 and _format_amount(self.total) else [pace]

@@ -1,18 +1,18 @@
-"""The alarm for likelihood displacement: the truth becomes less likely while the loss looks fine.
+"""Detect likelihood displacement: the gold becomes less likely although the loss falls.
 
-A contrastive loss asks only that the gold lead its negatives, and it can lead while all of them sink.
+A contrastive loss only compares the gold with its negatives, so all of their log-probs can fall together.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
 
-WINDOW = 10  # steps that are averaged
-FALLS = 4  # windows that must each be lower than the one before
-NATS = 1.0  # that the gold must have lost in all
+WINDOW = 10  # steps to average over
+FALLS = 4  # consecutive windows that must each be lower than the previous one
+NATS = 1.0  # minimum loss of the gold's log-prob against the reference
 
 
 def displacement(gold_drift: Sequence[float]) -> str | None:
-    """What to tell the user, or None. gold_drift: the gold's mean policy minus reference log-prob, step by step, nats."""
+    """A warning, or None. gold_drift: the gold's mean policy minus reference log-prob, step by step, nats."""
     if len(gold_drift) < WINDOW * (FALLS + 1):
         return None
     recent = gold_drift[-WINDOW * (FALLS + 1) :]

@@ -1,4 +1,4 @@
-"""logs/events.jsonl: what a run said, and what its libraries warned of, one JSON object a line with run and stage."""
+"""logs/events.jsonl: a run's messages and the warnings of its libraries, one JSON object per line, with run and stage."""
 
 import contextlib
 import json
@@ -14,13 +14,13 @@ log = logging.getLogger(OURS)
 
 @contextlib.contextmanager
 def recording(path: Path, run: str, stage: str) -> Iterator[None]:
-    """Append our own log from INFO, and everyone else's from WARNING, with the stage's beginning, end and seconds.
+    """Record our own log from INFO, other loggers from WARNING, and the stage's start, end and seconds.
 
-    Ours does not go through the root logger: `import ray.serve.llm` takes that one's handlers away.
+    Our handler is not on the root logger, because `import ray.serve.llm` removes the root logger's handlers.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = {"run": run, "stage": stage}
-    ours, others = _JsonLines(path, labels, _is_ours), _JsonLines(path, labels, _is_a_warning_of_others)
+    ours, others = _JsonLines(path, labels, _is_ours), _JsonLines(path, labels, _is_warning_of_others)
     root = logging.getLogger()
     log.addHandler(ours)
     root.addHandler(others)
@@ -31,7 +31,7 @@ def recording(path: Path, run: str, stage: str) -> Iterator[None]:
         log.info("stage ends", extra={"fields": {"outcome": "done", "seconds": round(time.monotonic() - started, 3)}})
     except BaseException as error:
         fields = {"outcome": type(error).__name__, "seconds": round(time.monotonic() - started, 3)}
-        log.error("stage ends: %s", error, extra={"fields": fields})  # noqa: TRY400 - the traceback is the caller's
+        log.error("stage ends: %s", error, extra={"fields": fields})  # noqa: TRY400 - the caller shows the traceback
         raise
     finally:
         for logger, handler in ((log, ours), (root, others)):
@@ -63,5 +63,5 @@ def _is_ours(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.INFO and record.name.split(".")[0] == OURS
 
 
-def _is_a_warning_of_others(record: logging.LogRecord) -> bool:
+def _is_warning_of_others(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING and record.name.split(".")[0] != OURS

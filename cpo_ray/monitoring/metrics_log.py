@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line per stage and step, for curves. A step again after a restart stands twice; the last one counts."""
+"""metrics.jsonl: one line per stage and step. A step repeated after a restart appears twice; the last one counts."""
 
 import json
 from collections import defaultdict
@@ -9,25 +9,25 @@ from cpo_ray.artifacts import read_jsonl, write_atomically
 
 
 class MetricsLog:
-    """Append-only, flushed line by line, and whole again after a kill in the middle of a line."""
+    """Append-only, flushed line by line. A line that a kill cut short is removed when the log is opened again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.trainings: dict[str, str] = {}  # stage -> the training whose lines it has
+        self.trainings: dict[str, str] = {}  # stage -> its current training, the name of a checkpoint folder
         _write_rows(path, read_jsonl(path) if path.exists() else [])
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add one line. NaN is refused: it is not JSON."""
+        """Add one line. Raises ValueError for NaN, which is not JSON."""
         stage = row.get("stage")
-        whose = {"training": self.trainings[stage]} if stage in self.trainings else {}
+        label = {"training": self.trainings[stage]} if stage in self.trainings else {}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row | whose, allow_nan=False) + "\n")
+            file.write(json.dumps(row | label, allow_nan=False) + "\n")
 
-    def turn_to(self, stage: str, folder: Path) -> None:
-        """From now on the stage's lines are those of the training whose checkpoints lie in `folder`, and say so.
+    def select_training(self, stage: str, folder: Path) -> None:
+        """Make the training with its checkpoints in `folder` the stage's current one, and label its lines with its name.
 
-        A training with another configuration may have had the stage before. Its lines are put beside its own checkpoints,
-        and come back when the stage turns to it again: it would not take those steps a second time.
+        Lines of a training with another configuration are moved to its own checkpoint folder. They are moved back when
+        that training is selected again, because it resumes from its checkpoints and does not repeat those steps.
         """
         self.trainings[stage] = folder.name
         rows = read_jsonl(self.path)
@@ -36,16 +36,16 @@ class MetricsLog:
             if row["stage"] == stage:
                 by_training[row.get("training", folder.name)].append(row)
         own = by_training.pop(folder.name, [])
-        for training, theirs in by_training.items():
+        for training, others in by_training.items():
             if folder.with_name(training).is_dir():
-                _write_rows(folder.with_name(training) / self.path.name, theirs)
-        aside = folder / self.path.name
-        back = read_jsonl(aside) if not own and aside.is_file() else []
-        if by_training or back:
-            _write_rows(self.path, [*(row for row in rows if row["stage"] != stage), *own, *back])
+                _write_rows(folder.with_name(training) / self.path.name, others)
+        saved = folder / self.path.name
+        restored = read_jsonl(saved) if not own and saved.is_file() else []
+        if by_training or restored:
+            _write_rows(self.path, [*(row for row in rows if row["stage"] != stage), *own, *restored])
 
-    def forget(self, stage: str) -> None:
-        """Drop a stage's lines: it starts from the beginning."""
+    def drop_stage(self, stage: str) -> None:
+        """Remove a stage's lines, before it starts from the beginning."""
         _write_rows(self.path, [row for row in read_jsonl(self.path) if row["stage"] != stage])
 
 

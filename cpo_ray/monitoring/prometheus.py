@@ -1,6 +1,6 @@
-"""What Ray's metrics, and with them Prometheus and Grafana, see of a run. Prometheus knows each name with `ray_` before it.
+"""Metrics of a run for Prometheus and Grafana, exported by Ray. In Prometheus each name has the prefix `ray_`.
 
-Where Ray does not run in this process, nothing is measured and nothing is lost: metrics.jsonl has the curves.
+Without Ray in this process nothing is exported; metrics.jsonl has the curves anyway.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ from cpo_ray.monitoring.console import Bar
 LABELS = ("run", "stage", "unit")
 METERS = {
     "cpo_ray_units_total": "Rows, steps or answers that a stage has finished; its rate is rows/s",
-    "cpo_ray_left": "What is still to do in the stage: the depth of its queue",
-    "cpo_ray_tokens_per_second": "Tokens that a training step handled, by its seconds",
+    "cpo_ray_left": "Units that the stage has still to do: the depth of its queue",
+    "cpo_ray_tokens_per_second": "Tokens per second of a training step",
     "cpo_ray_loss": "The training loss",
     "cpo_ray_validation_loss": "The loss on held-out prompts",
     "cpo_ray_memory_gib": "Peak memory of the first training worker's GPU",
@@ -25,8 +25,8 @@ _labels = {"run": "", "stage": ""}
 
 
 @contextlib.contextmanager
-def measuring(run: str, stage: str) -> Iterator[None]:
-    """Label what is measured within the block."""
+def metric_labels(run: str, stage: str) -> Iterator[None]:
+    """Label the metrics within the block with run and stage."""
     _labels.update(run=run, stage=stage)
     try:
         yield
@@ -35,16 +35,16 @@ def measuring(run: str, stage: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def bar(title: str, total: float, unit: str) -> Iterator[Bar]:
-    """`console.bar`, measured."""
-    with console.bar(title, total, unit) as shown:
-        measured = _MeasuredBar(shown, total, unit)
+def measured_bar(title: str, total: float, unit: str) -> Iterator[Bar]:
+    """`console.progress_bar` that also exports rate and remaining units as metrics."""
+    with console.progress_bar(title, total, unit) as bar:
+        measured = _MeasuredBar(bar, total, unit)
         yield measured
         measured.end()
 
 
 def measure_step(metrics: dict[str, Any]) -> None:
-    """One row of a training's metrics: a step's, or a validation's."""
+    """Export one row of training metrics: of a step, or of a validation."""
     if "validation" in metrics:
         _set("cpo_ray_validation_loss", metrics["validation"]["loss"], "nats")
         return
@@ -58,23 +58,23 @@ def measure_step(metrics: dict[str, Any]) -> None:
 
 
 class _MeasuredBar:
-    def __init__(self, shown: Bar, total: float, unit: str) -> None:
-        self.shown, self.total, self.unit, self.done = shown, total, unit, 0.0
+    def __init__(self, bar: Bar, total: float, unit: str) -> None:
+        self.bar, self.total, self.unit, self.done = bar, total, unit, 0.0
         _set("cpo_ray_left", total, unit)
 
     def advance(self, amount: float = 1, note: str = "") -> None:
-        self.shown.advance(amount, note)
+        self.bar.advance(amount, note)
         self._measure(self.done + amount)
 
-    def moveto(self, completed: float, note: str = "") -> None:
-        self.shown.moveto(completed, note)
+    def set_completed(self, completed: float, note: str = "") -> None:
+        self.bar.set_completed(completed, note)
         self._measure(completed)
 
     def end(self) -> None:
         _set("cpo_ray_left", 0, self.unit)
 
     def _measure(self, done: float) -> None:
-        if done > self.done:  # a step again after a restart is counted once
+        if done > self.done:  # a step repeated after a restart is counted once
             meter = _meter("cpo_ray_units_total")
             if meter is not None:
                 meter.inc(done - self.done, tags=_labels | {"unit": self.unit})
@@ -89,7 +89,7 @@ def _set(name: str, value: float, unit: str) -> None:
 
 
 def _meter(name: str) -> Any:
-    """The meter of that name, or None while Ray does not run here."""
+    """The meter of that name, or None if Ray is not running in this process."""
     ray = sys.modules.get("ray")
     return _make_meter(name) if ray is not None and ray.is_initialized() else None
 

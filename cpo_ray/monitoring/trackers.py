@@ -1,4 +1,4 @@
-"""Training metrics for the trackers that people use, besides metrics.jsonl."""
+"""Send training metrics to TensorBoard, Weights & Biases and MLflow, besides metrics.jsonl."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,17 +9,17 @@ from typing import Any
 from cpo_ray.config import RunConfig
 from cpo_ray.errors import ConfigError
 
-Log = Callable[[dict[str, float], int], None]
+LogFunction = Callable[[dict[str, float], int], None]
 
 
 class Tracker:
-    """Sends each step's numbers to every tracker that the configuration names."""
+    """Sends each step's metrics to all configured trackers."""
 
-    def __init__(self, logs: list[Log]) -> None:
+    def __init__(self, logs: list[LogFunction]) -> None:
         self.logs = logs
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """One row of metrics.jsonl: numbers under `training/`, those of a validation under `validation/`."""
+        """Send one row of metrics.jsonl, named `training/...`, or `validation/...` for a validation."""
         part = "validation" if "validation" in metrics else "training"
         numbers = flatten(metrics.get("validation", metrics), part)
         for log in self.logs:
@@ -41,7 +41,7 @@ def flatten(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
 def track(config: RunConfig, root: Path, stage: str) -> Iterator[Tracker]:
     """Open the configured trackers for one training and close them after it.
 
-    Raises ConfigError where one is configured whose package is not installed.
+    Raises ConfigError if the package of a configured tracker is not installed.
     """
     tracking = config.tracking
     with contextlib.ExitStack() as stack:
@@ -56,7 +56,7 @@ def track(config: RunConfig, root: Path, stage: str) -> Iterator[Tracker]:
 
 
 @contextlib.contextmanager
-def _tensorboard(folder: Path) -> Iterator[Log]:
+def _tensorboard(folder: Path) -> Iterator[LogFunction]:
     from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
     with SummaryWriter(str(folder)) as writer:
@@ -69,7 +69,7 @@ def _tensorboard(folder: Path) -> Iterator[Log]:
 
 
 @contextlib.contextmanager
-def _wandb(project: str, config: RunConfig, stage: str) -> Iterator[Log]:
+def _wandb(project: str, config: RunConfig, stage: str) -> Iterator[LogFunction]:
     wandb = _import("wandb", "tracking.wandb_project", "wandb")
     settings = config.model_dump(mode="json")
     with wandb.init(project=project, group=config.name, name=f"{config.name}-{stage}", config=settings) as run:
@@ -77,7 +77,7 @@ def _wandb(project: str, config: RunConfig, stage: str) -> Iterator[Log]:
 
 
 @contextlib.contextmanager
-def _mlflow(uri: str, config: RunConfig, stage: str) -> Iterator[Log]:
+def _mlflow(uri: str, config: RunConfig, stage: str) -> Iterator[LogFunction]:
     mlflow = _import("mlflow", "tracking.mlflow_uri", "mlflow-skinny")
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment(config.name)

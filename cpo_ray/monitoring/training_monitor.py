@@ -1,4 +1,4 @@
-"""What the driver does with the metrics and notices of a training: log them, show them, warn of displacement."""
+"""The driver's handling of training metrics and notices: log them, show them, warn of likelihood displacement."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from cpo_ray.monitoring.trackers import Tracker
 
 
 class TrainingMonitor:
-    """Called with every step of one training."""
+    """The callbacks of one training."""
 
     def __init__(self, metrics: MetricsLog, stage: str, progress: Bar, tracker: Tracker) -> None:
         self.metrics, self.stage, self.progress, self.tracker = metrics, stage, progress, tracker
@@ -20,11 +20,11 @@ class TrainingMonitor:
         self.warned = False
 
     def on_notice(self, notice: str) -> None:
-        """A line from the workers."""
+        """Print a message from the workers."""
         say(f"  [yellow]{escape(self.stage)}[/]: {escape(notice)}")
 
     def on_metrics(self, metrics: dict[str, Any]) -> None:
-        """One step's metrics, or the validation's."""
+        """Handle the metrics of one step, or of a validation."""
         self.metrics.append(metrics)
         self.tracker.log(metrics)
         measure_step(metrics)
@@ -32,9 +32,9 @@ class TrainingMonitor:
             say(f"  step {metrics['step']}: validation loss {metrics['validation']['loss']:.4f}")
             return
         if "expected_loss" in metrics:
-            seen, expected = metrics["loss"], metrics["expected_loss"]
-            say(f"  first CPO loss {seen:.4f}, must be {expected:.4f}: the policy starts at the reference")
-        self.progress.moveto(metrics["step"], f"loss {metrics['loss']:.4f}")
+            loss, expected = metrics["loss"], metrics["expected_loss"]
+            say(f"  first CPO loss {loss:.4f}, must be {expected:.4f}: the policy starts at the reference")
+        self.progress.set_completed(metrics["step"], f"loss {metrics['loss']:.4f}")
         if "gold_drift" in metrics:
             self._check_displacement(metrics["step"], metrics["gold_drift"])
 

@@ -1,1 +1,1 @@
-"""The mathematics of CPO in plain torch: token trees, log-probs, losses. No Ray, no vLLM."""
+"""The mathematics of CPO in plain PyTorch: token trees, log-probs, losses. No Ray, no vLLM."""

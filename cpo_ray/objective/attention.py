@@ -1,4 +1,4 @@
-"""Attention over packed token trees: FlexAttention's block masks on CUDA, branch by branch elsewhere, else SDPA.
+"""Attention over packed token trees: FlexAttention with block masks on CUDA, branch by branch on CPU, otherwise SDPA.
 
 All compute the same: a token sees those ancestors that its layer lets it see (see `packing` and `masks`). A block mask lets the
 kernel leave out whole blocks of pairs that see nothing of each other, and those are most of a tree; `branches` leaves out all
@@ -41,9 +41,9 @@ class UnknownAttention(ValueError):  # noqa: N818 - it is no fault of the model
 
 
 def use_tree_attention(model: PreTrainedModel) -> str | None:
-    """Give the model FlexAttention on CUDA, attention by branches elsewhere. Returns None, or why SDPA is left on CUDA.
+    """Give the model FlexAttention on CUDA, attention by branches elsewhere. Returns None, or the reason for SDPA on CUDA.
 
-    Tried, not looked up: which head sizes and which ratios of query to key heads a kernel takes changes with torch and card.
+    The kernel is tried, because the head sizes and ratios of query to key heads that it supports change with torch and GPU.
     """
     register()
     if layout_of(model).separate is not None:
@@ -61,7 +61,7 @@ def use_tree_attention(model: PreTrainedModel) -> str | None:
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     try:
         _try_kernel(heads, keys, size, model.dtype, model.device)
-    except (RuntimeError, ValueError) as error:  # what torch and its compiler raise for a shape they cannot do
+    except (RuntimeError, ValueError) as error:  # raised by torch and its compiler for an unsupported shape
         reason = str(error).strip().splitlines()[0][:200]
         return f"FlexAttention cannot do {heads} heads of size {size} on {keys} key heads here: {reason}"
     model.set_attn_implementation(TREE)
@@ -107,7 +107,7 @@ def arrange(model: PreTrainedModel, packed: PackedGroups) -> tuple[PackedGroups,
 
 
 def branches_pay(branches: list[Branch], shape: torch.Size, width: int) -> bool:
-    """Does it cost less to go from branch to branch than to compute every pair of each row's tokens? shape: (R, N)."""
+    """Whether computing branch by branch costs less than computing every pair of tokens in each row. shape: (R, N)."""
     rows, tokens = shape
     spared = rows * tokens**2 - sum(branch.pairs for branch in branches)
     return spared * width > BRANCH_OVERHEAD * len(branches)
@@ -205,7 +205,7 @@ def _cap_scores(cap: float) -> Any:
 
 
 def _try_kernel(heads: int, keys: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Forward and backward passes of the kernel, in one shape and then in others."""
+    """Run forward and backward passes of the kernel in several shapes."""
     for rows, width in ((1, BLOCK), (2, 2 * BLOCK), (3, 4 * BLOCK)):
         mask = tree_block_mask(torch.full((rows, width), width, device=device))
         shapes = ((rows, n, width, size) for n in (heads, keys, keys))

@@ -1,8 +1,8 @@
-"""Exact attention over a token tree without a GPU's kernel: branch by branch, in dense products and linear memory.
+"""Exact attention over a token tree without a GPU kernel: branch by branch, with dense products and linear memory.
 
-A tree in depth-first order falls into branches: runs of tokens each of which is the child of the one before. All tokens of a
-branch see its ancestors, and each sees the branch up to itself. So a branch of s tokens under n ancestors costs s * (n + s)
-pairs, where a dense mask over the row computes every pair and throws most away.
+A tree in depth-first order consists of branches: runs of tokens, each of which is the child of the one before. All tokens of
+a branch attend its ancestors, and each attends the branch up to itself. So a branch of s tokens under n ancestors costs
+s * (n + s) pairs, while a dense mask over the row computes every pair and discards most of them.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 256  # longer branches are cut, so that little of a branch's causal square is computed in vain
+BLOCK = 256  # longer branches are cut, so that less of a branch's causal square is computed and masked
 
 
 @dataclass(frozen=True)
 class Branch:
-    """Tokens [start, end), each the child of the one before; `ancestors` are the [start, end) of all that they see besides."""
+    """Tokens [start, end), each the child of the one before; `ancestors` are the other spans [start, end) they attend."""
 
     start: int
     end: int
@@ -39,7 +39,7 @@ class Branch:
         )
 
     def scatter_add(self, tensor_GND: Tensor, seen: Tensor) -> None:
-        """The way back from `gather`: add each part to where it came from."""
+        """The inverse of `gather`: add each part at its original position."""
         offset = 0
         for a, b in [*self.ancestors, (self.start, self.end)]:
             tensor_GND[:, a:b] += seen[:, offset : offset + b - a]
@@ -58,7 +58,7 @@ def within_window(branch: Branch, window: int) -> Branch:
 
 
 def find_branches(subtree_end: Sequence[int], block: int = BLOCK) -> list[Branch]:
-    """The branches of trees that stand one after the other, in order; every token is in exactly one."""
+    """The branches of consecutive trees, in order; every token is in exactly one."""
     branches: list[Branch] = []
     path: list[tuple[int, int]] = []  # spans from the root to the token before
     start = 0
@@ -176,7 +176,7 @@ def _scores(query_HSD: Tensor, keys_GND: Tensor, rules: ScoreRules) -> Tensor:
 
 
 def _by_group(tensor_HSD: Tensor, keys_GND: Tensor) -> Tensor:
-    """(G, J * S, D): the query heads of a key head one after the other, so that one product serves them all."""
+    """(G, J * S, D): the query heads of each key head are concatenated, so that one product computes them all."""
     return tensor_HSD.reshape(keys_GND.shape[0], -1, tensor_HSD.shape[-1])
 
 

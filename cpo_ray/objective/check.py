@@ -18,8 +18,9 @@ from cpo_ray.objective.architectures import layout_of, set_layout
 from cpo_ray.objective.attention import DENSE, UnknownAttention, register, use_rows
 from cpo_ray.objective.head import UnknownHead
 from cpo_ray.objective.logprobs import candidate_logps
-from cpo_ray.objective.packing import PackedGroups, Tokens, pack_groups
+from cpo_ray.objective.packing import PackedGroups, pack_groups
 from cpo_ray.objective.rotary import row_lengths
+from cpo_ray.records import Tokens
 
 TOLERANCE = 1e-3  # nats for each square root of a token, in float32: roundings of tokens add up at random
 NOISE_FLOOR = 0.03  # the same in bf16, if two separate computations happen to agree
@@ -38,7 +39,7 @@ LEVELS = ("trees", "rows with our attention", "rows with the model's own attenti
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PackingDifference:
     """How far log-probs are from those of separate forward passes, in nats per square root of a continuation's tokens."""
 
     difference: float
@@ -101,7 +102,7 @@ def settle_layout(
     reason = layout_of(model).separate
     while True:
         try:
-            comparison = Comparison(_per_root(candidate_logps(model, packed) - separate, candidates), tolerance)
+            comparison = PackingDifference(_per_root(candidate_logps(model, packed) - separate, candidates), tolerance)
             if comparison.holds:
                 return layout_of(model).notice
             found = f"packed {comparison}"

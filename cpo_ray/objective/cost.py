@@ -1,38 +1,38 @@
-"""What a group costs, without computing it: tokens, pairs of tokens that see each other, and the FLOPs of both."""
+"""The cost of a group, without computing it: its tokens, the pairs of tokens that attend, and the FLOPs of both."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from cpo_ray.objective.packing import Tokens
+from cpo_ray.records import Tokens
 
 
 @dataclass(frozen=True)
 class GroupSize:
-    """A token tree's size."""
+    """The size of a token tree."""
 
     tokens: int  # nodes
-    pairs: int  # (query, key) that see each other: the sum of all nodes' depths
-    sources: int  # nodes that meet the LM head
+    pairs: int  # (query, key) pairs that attend: the sum of the depths of all nodes
+    sources: int  # nodes whose hidden state goes through the LM head
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a model spends on each of them: FLOPs of a forward pass, two per multiply-add."""
+    """FLOPs of a model's forward pass per token, pair and source, two per multiply-add."""
 
     per_token: float
     per_pair: float
     per_source: float
 
     def forward_flops(self, size: GroupSize) -> float:
-        """FLOPs of one forward pass; a backward pass is two more (Kaplan et al. 2020, section 2.1)."""
+        """FLOPs of one forward pass; a backward pass takes twice as many (Kaplan et al. 2020, section 2.1)."""
         return self.per_token * size.tokens + self.per_pair * size.pairs + self.per_source * size.sources
 
 
 def measure_group(prompt: Tokens, candidates: Sequence[Tokens]) -> GroupSize:
-    """The size of the tree that `packing.grow_tree` would grow."""
-    tokens, sources = len(prompt), 1  # the prompt's last token meets the head
+    """The size of the tree that `packing.grow_tree` would build."""
+    tokens, sources = len(prompt), 1  # the prompt's last token goes through the head
     pairs = tokens * (tokens + 1) // 2
     previous: Tokens = []
     for candidate in sorted(candidates):
@@ -41,7 +41,7 @@ def measure_group(prompt: Tokens, candidates: Sequence[Tokens]) -> GroupSize:
             if a != b:
                 break
             shared += 1
-        first = min(shared, len(previous) - 1) if previous else 0  # a candidate's last token is no node
+        first = min(shared, len(previous) - 1) if previous else 0  # a candidate's last token is not a node
         fresh = max(0, len(candidate) - 1 - first)
         tokens += fresh
         sources += fresh

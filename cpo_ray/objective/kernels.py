@@ -1,6 +1,6 @@
 """FlexAttention, compiled: one copy for each use, so that the shapes of one use never crowd out another's.
 
-torch compiles a function anew for shapes and modes that it has not seen, and gives up after a number of times; it would go on
+torch compiles a function again for shapes and modes that it has not seen, and gives up after a number of times; it would go on
 uncompiled, with every score in memory. A use fixes all but the number and the length of rows: whether gradients are wanted
 (training, validation, scoring), the mask's rule (whole tree, window), cap, sinks, heads and dtype. What remains takes at most
 KERNELS_PER_USE kernels, however many shapes come.

@@ -1,22 +1,32 @@
 """A causal language model from a Hugging Face directory or the hub, or a message that says what is missing."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cpo_ray.errors import TrainingError
 
 
-def load_causal_lm(source: str | Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Safetensors only, no remote code, the attention that transformers has for it. Raises TrainingError."""
+def load_causal_lm(
+    source: str | Path, dtype: torch.dtype, adjust: Callable[[PreTrainedConfig], None] = lambda _: None
+) -> PreTrainedModel:
+    """Safetensors only, no remote code, the attention that transformers has for it. Raises TrainingError.
+
+    adjust: may change the configuration before the model is built from it.
+    """
     try:
         check_architecture(source, PreTrainedConfig.get_config_dict(source)[0])
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        adjust(config)
+        return AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise TrainingError(f"cannot load the model {source}: {error}") from None
     except ImportError as error:

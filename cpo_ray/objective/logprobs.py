@@ -1,4 +1,4 @@
-"""Log-probs of continuations from packed token trees, without ever holding [tokens, vocabulary].
+"""Log-probs of continuations from packed token trees, without ever materializing [tokens, vocabulary].
 
 The LM head runs over chunks of sources, forward and backward; each chunk's logits are recomputed in the backward pass.
 Log-sum-exp, log-probs and their sums are float32 whatever the model's dtype.
@@ -15,9 +15,10 @@ from cpo_ray.objective.architectures import decoder, layout_of
 from cpo_ray.objective.attention import arrange
 from cpo_ray.objective.head import Head, OwnLogits, lm_head
 from cpo_ray.objective.masks import attending
-from cpo_ray.objective.packing import PackedGroups, Tokens, pack_groups
+from cpo_ray.objective.packing import PackedGroups, pack_groups
 from cpo_ray.objective.rotary import row_lengths
 from cpo_ray.objective.separate_rows import candidate_rows, path_lengths, path_rows
+from cpo_ray.records import Tokens
 
 CHUNK_ELEMENTS = 2**23  # logits of one chunk: 32 MiB in float32
 
@@ -47,7 +48,7 @@ class EdgeLogProbs(torch.autograd.Function):
             source_C, target_C = edge_source_E[edges], edge_target_E[edges]
             wanted_C = logits_CV[source_C - sources.start, target_C]
             largest_C1 = logits_CV.amax(dim=-1, keepdim=True)
-            # In place, as all that has a chunk's size: on CPU a fresh chunk costs more than the arithmetic on it.
+            # In place, like everything of a chunk's size: on CPU, allocating a chunk costs more than the arithmetic on it.
             normalizer_S[sources] = logits_CV.sub_(largest_C1).exp_().sum(dim=-1).log_() + largest_C1[:, 0]
             logp_E[edges] = wanted_C - normalizer_S[source_C]
         ctx.save_for_backward(hidden_SD, weight_VD, bias_V, edge_source_E, edge_target_E, normalizer_S)
@@ -171,7 +172,7 @@ def gold_logits(
 def sample_edges(model: PreTrainedModel, packed: PackedGroups, uniform_EN: Tensor) -> Tensor:
     """Draw N tokens at each edge's source from the model's distribution there: (E, N).
 
-    uniform_EN: numbers in [0, 1), each of which picks a token by the inverse of the cumulative distribution.
+    uniform_EN: numbers in [0, 1), each of which selects a token by the inverse of the cumulative distribution.
     """
     asked, packed = packed, lay_out(model, packed)
     if packed is not asked:  # each candidate has edges of its own: the members, in their order

@@ -1,11 +1,15 @@
-"""Losses as pure functions of log-probs. Equations are the paper's."""
+"""Every loss, as a pure function of log-probs. Equations are the paper's.
+
+CPO and ranked CPO (`cpo_loss`), MLE (`mle_loss`), the gold floor (`gold_floor`), and the joint loss (`joint_loss`).
+"""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-MASKED = -1e30  # a score that no softmax sees, and whose gradient is 0 rather than NaN
+MASKED = -1e30  # score of a masked candidate: weight 0 in every softmax, and its gradient is 0 rather than NaN
 
 
 def cpo_loss(
@@ -16,18 +20,22 @@ def cpo_loss(
     valid_BK: Tensor | None = None,
     lengths_BK: Tensor | None = None,
 ) -> Tensor:
-    """Contrastive preference optimization: how surely the gold (candidate 0) is the best of K, or the ranking of all K.
+    """Contrastive preference optimization: minus the log-likelihood that the gold (candidate 0) is the best of K.
+
+    With ranks, minus the log-likelihood of the ranking of all K.
 
     With s_j = beta * (policy_logp_j - ref_logp_j):
     without ranks, the negative of equation 1: -(s_0 - logsumexp_j s_j); K = 2 is DPO (equation 5);
     with ranks, equation 6 (Plackett-Luce; equation 2 as printed is garbled): -sum_k (s_tau(k) - logsumexp_{j>=k} s_tau(j)).
 
-    policy_logps_BK, ref_logps_BK: nats, summed over the continuation's tokens. ranks_BK: a permutation per row, lower is
-    better. valid_BK: False leaves a candidate out (it equals the gold, say); candidate 0 must be valid. lengths_BK: tokens
-    of each continuation; given, s_j is per token (not in the paper): long candidates then weigh no more than short ones.
-    Returns (B,), one loss per prompt.
+    policy_logps_BK, ref_logps_BK: (B, K) nats, summed over the continuation's tokens. ranks_BK: (B, K), a permutation of
+    0..K-1 per row, lower is better. valid_BK: (B, K) bool; False masks a candidate, for example one that equals the gold;
+    candidate 0 must be valid. lengths_BK: (B, K) tokens of each continuation; if given, s_j is per token (not in the
+    paper), so that long candidates weigh no more than short ones.
+    Returns (B,), one loss per prompt: float64 if either input is, otherwise float32.
     """
-    scores_BK = beta * (policy_logps_BK.float() - ref_logps_BK.float())
+    dtype = torch.promote_types(torch.promote_types(policy_logps_BK.dtype, ref_logps_BK.dtype), torch.float32)
+    scores_BK = beta * (policy_logps_BK.to(dtype) - ref_logps_BK.to(dtype))
     if lengths_BK is not None:
         scores_BK = scores_BK / lengths_BK
     if valid_BK is not None:
@@ -37,7 +45,7 @@ def cpo_loss(
 
     order_BK = ranks_BK.argsort(dim=1)
     sorted_BK = scores_BK.gather(1, order_BK)
-    # logsumexp over the candidates from k on: a cumulative one from the worst to the best.
+    # logsumexp over the candidates k, k + 1, ...: cumulative from the worst to the best.
     remaining_BK = sorted_BK.flip(1).logcumsumexp(dim=1).flip(1)
     terms_BK = remaining_BK - sorted_BK
     if valid_BK is not None:
@@ -46,13 +54,22 @@ def cpo_loss(
 
 
 def initial_cpo_loss(valid_BK: Tensor, *, ranked: bool) -> float:
-    """What the loss is where policy = reference: the batch mean of log K, or log K! when ranked (K counts valid candidates)."""
+    """The loss while policy = reference: the batch mean of log K, or of log K! if ranked. K counts the valid candidates."""
     counts = valid_BK.sum(dim=1).tolist()
     return sum(math.lgamma(k + 1) if ranked else math.log(k) for k in counts) / len(counts)
 
 
+def mle_loss(gold_logps_B: Tensor, per_token: float) -> Tensor:
+    """Next-token loss of stage `mle`: -(sum of log-probs) * per_token, a scalar. The joint loss has its own MLE term.
+
+    gold_logps_B: (B,) nats, summed over the continuation's tokens. per_token: 1 / tokens of the batch for nats per token; a
+    microbatch passes what makes the mean over microbatches and workers the mean over the tokens of the global batch.
+    """
+    return -gold_logps_B.sum() * per_token
+
+
 def gold_floor(policy_gold_B: Tensor, ref_gold_B: Tensor) -> Tensor:
-    """Nats by which the gold has become less likely than the reference has it, 0 where it has not: (B,).
+    """How far the gold's log-prob (nats) has fallen below the reference's; 0 if it has not fallen: (B,).
 
     Added to the loss, it holds the gold's likelihood up while the negatives' falls (Pal et al. 2024, DPO-Positive; not in
     the paper).
@@ -60,13 +77,45 @@ def gold_floor(policy_gold_B: Tensor, ref_gold_B: Tensor) -> Tensor:
     return (ref_gold_B - policy_gold_B).clamp(min=0)
 
 
-def mle_loss(gold_logps_B: Tensor, tokens: int) -> Tensor:
-    """Next-token loss over the continuations: -sum of log-probs / tokens, a scalar, nats per token."""
-    return -gold_logps_B.sum() / tokens
+def joint_loss(
+    cpo_B: Tensor,
+    policy_logps_BK: Tensor,
+    ref_logps_BK: Tensor,
+    *,
+    mle_weight: float = 0.0,
+    gold_floor_weight: float = 0.0,
+) -> Tensor:
+    """What CPO training differentiates: mle_weight * MLE + CPO + gold_floor_weight * gold floor, (B,), one loss per prompt.
+
+    The MLE term is the negative log-likelihood of the gold as a sequence, -log pi(y|x): summed over the tokens, like the
+    scores of CPO, because the paper's joint objective is over sequences. Its gradient with respect to a gold's log-prob is
+    mle_weight; CPO's is at most beta (equation 1).
+
+    cpo_B: (B,), from `cpo_loss`. policy_logps_BK, ref_logps_BK: (B, K) nats, as there. mle_weight: alpha of the paper's
+    joint loss. A weight of 0 omits its term.
+    """
+    loss_B = cpo_B
+    if mle_weight:
+        loss_B = loss_B - mle_weight * policy_logps_BK[:, 0]
+    if gold_floor_weight:
+        loss_B = loss_B + gold_floor_weight * gold_floor(policy_logps_BK[:, 0], ref_logps_BK[:, 0])
+    return loss_B
+
+
+def gradient_size(loss: Callable[[Tensor], Tensor], logps_BK: Tensor) -> Tensor:
+    """Sum over prompts and candidates of |d loss / d log-prob|, a scalar without gradient, also inside `torch.no_grad`.
+
+    loss: from log-probs (B, K) to (B,), where a prompt's loss depends on its own row alone. Nothing is propagated
+    beyond the log-probs.
+    """
+    with torch.enable_grad():
+        leaf_BK = logps_BK.detach().requires_grad_()
+        (gradient_BK,) = torch.autograd.grad(loss(leaf_BK).sum(), leaf_BK)
+    return gradient_BK.abs().sum()
 
 
 def reward_margin(scores_BK: Tensor, valid_BK: Tensor) -> Tensor:
-    """Per prompt: s_gold minus the mean score of the valid negatives, (B,); 0 without one, which no mean should count."""
+    """Per prompt: s_gold minus the mean score of the valid negatives, (B,). 0 without any: leave it out of means."""
     negatives_BK = valid_BK.clone()
     negatives_BK[:, 0] = False
     counts_B = negatives_BK.sum(dim=1)
@@ -75,19 +124,19 @@ def reward_margin(scores_BK: Tensor, valid_BK: Tensor) -> Tensor:
 
 
 def rank_accuracy(scores_BK: Tensor, ranks_BK: Tensor, valid_BK: Tensor) -> Tensor:
-    """Per prompt: the share of pairs of valid candidates whose scores stand in the order of their ranks, (B,).
+    """Per prompt: the share of pairs of valid candidates whose scores are in the order of their ranks, (B,) float32.
 
-    A tie is half a pair. A prompt with one valid candidate has no pair and counts as 1.
+    A tie counts half. A prompt with one valid candidate has no pair and counts as 1.
     """
     better = ranks_BK[:, :, None] < ranks_BK[:, None, :]
     pairs = better & valid_BK[:, :, None] & valid_BK[:, None, :]
     gap = scores_BK[:, :, None] - scores_BK[:, None, :]
-    right = (gap > 0).float() + 0.5 * (gap == 0).float()
+    correct = (gap > 0).float() + 0.5 * (gap == 0).float()
     counts = pairs.sum(dim=(1, 2))
-    return torch.where(counts > 0, (right * pairs).sum(dim=(1, 2)) / counts.clamp(min=1), 1.0)
+    return torch.where(counts > 0, (correct * pairs).sum(dim=(1, 2)) / counts.clamp(min=1), 1.0)
 
 
 def gold_first(scores_BK: Tensor, valid_BK: Tensor) -> Tensor:
-    """Per prompt: is the gold's score above every valid negative's? (B,) bool. Ties are not first; without rivals it is."""
-    rivals_BK = scores_BK.masked_fill(~valid_BK, -torch.inf)[:, 1:]
-    return scores_BK[:, 0] > rivals_BK.max(dim=1).values
+    """Per prompt: is the gold's score above every valid negative's? (B,) bool. False for a tie, True without negatives."""
+    negatives_BK = scores_BK.masked_fill(~valid_BK, -torch.inf)[:, 1:]
+    return scores_BK[:, 0] > negatives_BK.max(dim=1).values

@@ -1,14 +1,14 @@
-"""A group as a token tree: every shared prefix is computed once.
+"""Packs groups as token trees, so that every shared prefix is computed once.
 
-The prompt is the trunk and each candidate a branch that leaves where it first differs. A truncation negative is then
-the gold plus one edge to EOS, a duplicate is the same leaf, and groups with one prompt share its trunk: nothing needs a
-case of its own. In depth-first order a token may attend exactly the tokens whose subtree it lies in, so the whole
+The prompt is the trunk, and each candidate is a branch from the token where it first differs. A truncation negative is
+then the gold plus one edge to EOS, a duplicate is the same leaf, and groups with the same prompt share its trunk, all
+without special cases. In depth-first order a token may attend exactly the tokens whose subtree contains it, so the whole
 attention pattern is one integer per token:
 
     query i sees key j   iff   j <= i < subtree_end[j]
 
 A continuation's log-prob is a sum over the edges (source, target) of its path. A source is a token whose hidden state
-meets the LM head; a target never needs to be an input itself, so final tokens cost nothing.
+goes through the LM head; a target does not have to be an input, so final tokens cost nothing.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-Tokens = list[int]
+from cpo_ray.records import Tokens
 
 
 @dataclass(frozen=True)
 class TokenTree:
     """One group in depth-first order, as plain lists. N nodes, E edges, K candidates."""
 
-    tokens: list[int]  # (N,)
+    tokens: Tokens  # (N,)
     positions: list[int]  # (N,) depth, the position id
     subtree_end: list[int]  # (N,) exclusive
     sources: list[int]  # (E,) node index
@@ -49,7 +49,7 @@ class PackedGroups:
     candidates: int
 
     def to(self, device: torch.device | str) -> "PackedGroups":
-        """The same on another device."""
+        """A copy on another device."""
         tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.type is Tensor}
         return replace(self, **tensors)
 
@@ -62,7 +62,7 @@ class PackedGroups:
 def grow_tree(prompt: Tokens, candidates: Sequence[Tokens], targets: Sequence[Tokens] | None = None) -> TokenTree:
     """The token tree of one prompt.
 
-    targets: what the model is to predict at each of a candidate's positions; the candidate itself unless given.
+    targets: the token to predict at each position of a candidate; by default the candidate itself.
     Raises ValueError for an empty prompt or candidate.
     """
     if not prompt or not all(candidates):
@@ -112,8 +112,8 @@ def pack_groups(
     """Pack B groups into rows, several to a row; groups with the same prompt share it.
 
     prompts: B token lists. candidates: B lists of K token lists, the same K in each. targets: as in `grow_tree`.
-    row_tokens: the length of every row; by default that of the longest tree, which wastes least where attention costs
-    the square of a row. Raises ValueError for lists that do not fit together and for a group longer than a row.
+    row_tokens: the length of every row; by default that of the longest tree, which wastes least because attention costs
+    the square of a row. Raises ValueError for lists of different lengths and for a group longer than a row.
     """
     widths = {len(group) for group in candidates}
     if len(widths) != 1 or len(prompts) != len(candidates):
@@ -125,7 +125,7 @@ def pack_groups(
 
     input_ids = torch.zeros(rows * width, dtype=torch.long)
     position_ids = torch.zeros(rows * width, dtype=torch.long)
-    # A padding token sees itself alone, so no softmax is over nothing.
+    # A padding token attends only itself, so no softmax is empty.
     subtree_end = torch.arange(1, width + 1).repeat(rows)
     edges: list[tuple[int, int, int]] = []  # (flat source, target, running edge number)
     member_edge: list[int] = []
@@ -163,31 +163,31 @@ def pack_groups(
 
 
 def widen(packed: PackedGroups, multiple: int) -> PackedGroups:
-    """The same rows, padded to a length that is a multiple of so many tokens: for kernels that take blocks of them."""
+    """Pad the rows to a multiple of `multiple` tokens, for kernels that work on blocks of tokens."""
     rows, width = packed.input_ids_RN.shape
     wide = -(-width // multiple) * multiple
     extra = (0, wide - width)
-    alone = torch.arange(1, wide + 1, device=packed.source_S.device).repeat(rows, 1)
-    alone[:, :width] = packed.subtree_end_RN
+    subtree_end_RN = torch.arange(1, wide + 1, device=packed.source_S.device).repeat(rows, 1)
+    subtree_end_RN[:, :width] = packed.subtree_end_RN
     return replace(
         packed,
         input_ids_RN=pad(packed.input_ids_RN, extra),
         position_ids_RN=pad(packed.position_ids_RN, extra),
-        subtree_end_RN=alone,
+        subtree_end_RN=subtree_end_RN,
         source_S=packed.source_S // width * wide + packed.source_S % width,
     )
 
 
 def drop_padding(packed: PackedGroups) -> PackedGroups:
-    """The same trees in one row of real tokens alone: for attention that looks at no pair of tokens in vain."""
+    """The same trees in one row without padding, for attention that computes only the pairs of tokens that attend."""
     rows, width = packed.input_ids_RN.shape
     flat_end = (
         packed.subtree_end_RN + torch.arange(0, rows * width, width, device=packed.source_S.device)[:, None]
     ).flatten()
-    # A leaf is always a source, its last token's edge leaves it; padding sees itself alone and is none.
+    # A real token has descendants or is a leaf, and a leaf is always a source. Padding attends only itself and is no source.
     real = flat_end > torch.arange(1, rows * width + 1, device=flat_end.device)
     real[packed.source_S] = True
-    before = torch.cat([real.new_zeros(1, dtype=torch.long), real.cumsum(0)])  # real tokens before each place
+    before = torch.cat([real.new_zeros(1, dtype=torch.long), real.cumsum(0)])  # real tokens before each position
     return replace(
         packed,
         input_ids_RN=packed.input_ids_RN.flatten()[real][None],
@@ -203,7 +203,7 @@ def _grow_trees(
     targets: Sequence[Sequence[Tokens]] | None,
     row_tokens: int | None,
 ) -> tuple[list[TokenTree], list[list[int]]]:
-    """One tree per distinct prompt, and the groups on each. Where that tree outgrows a row, one tree per group."""
+    """One tree per distinct prompt, with the groups in each. If that tree is longer than a row, one tree per group."""
     together: dict[tuple[int, ...], list[int]] = {}
     for b, prompt in enumerate(prompts):
         together.setdefault(tuple(prompt), []).append(b)

@@ -1,1 +1,1 @@
-"""What a run will need, estimated before it starts."""
+"""Estimate what a run needs, before it starts."""

@@ -1,27 +1,27 @@
-"""A run on more machines: how long, what limits it, what it costs. Estimates, each with its formula and its assumption.
+"""Estimate a run on more machines: how long it takes, what limits it, what it costs.
 
-Two things keep more machines from being faster. A training step has `prompts_per_step` prompts, so no more workers than
-that can share it. And its gradients cross the network: a node of the ring sends and receives, each step,
+Two things limit the speed-up. A training step has `prompts_per_step` prompts, so at most that many workers can share it.
+And its gradients cross the network: in each step every node of the ring sends and receives
 
     volume = 2 * (W - 1) / W * b * N bytes        ZeRO 0, 1, 2: an all-reduce, or a reduce-scatter and an all-gather
     volume = 3 * (W - 1) / W * b * N * M bytes    ZeRO 3: the weights twice and the gradients once, per microbatch
 
-with W workers, b bytes per number, N parameters, M microbatches a step. None of it is assumed to hide behind arithmetic,
-so this is the slow side of the truth.
+with W workers, b bytes per number, N parameters, M microbatches per step. No overlap of communication and computation is
+assumed, so the estimate is an upper bound.
 """
 
 from dataclasses import dataclass
 
 from cpo_ray.config import RunConfig, TrainingConfig
-from cpo_ray.planning.estimate import BYTES, Plan, Work, stage_work
+from cpo_ray.planning.estimate import BYTES, RunPlan, StageWork, stage_work
 
-NETWORK_UTILIZATION = 0.6  # of the cards' sum, as NCCL reaches it in large all-reduces
-START_UP_H = 0.1  # for every stage that needs GPUs: machines, processes, weights, engines
+NETWORK_UTILIZATION = 0.6  # share of the network cards' total that NCCL reaches in large all-reduces
+START_UP_H = 0.1  # hours per stage that needs GPUs: machines, processes, weights, engines
 MACHINES = (2, 8, 64)
 
 
 @dataclass(frozen=True)
-class Scale:
+class ScaledRun:
     """The run on `machines`. hours: wall-clock, start-up included; traffic: bytes per machine and CPO step."""
 
     machines: int
@@ -34,19 +34,19 @@ class Scale:
 
     @property
     def machine_hours(self) -> float:
-        """What is paid for: machines are rented whole."""
+        """Machines times hours, which is what a cloud charges."""
         return self.machines * self.hours
 
 
-def scale(plan: Plan, machines: int) -> Scale:
-    """The plan's run on `machines` of its kind, with as many training workers as the batch allows."""
+def scale(plan: RunPlan, machines: int) -> ScaledRun:
+    """The planned run on `machines` of the same kind, with as many training workers as the batch allows."""
     gpus = machines * plan.device.per_node
     config = spread(plan.config, gpus)
     work = stage_work(config, plan.shape, plan.tokens, plan.device, gpus)
     network = {name: _network_hours(section, plan) for name, section in _trainings(config).items()}
     hours = {item.stage: item.hours + network.get(item.stage, 0.0) for item in work}
     slowest = max(work, key=lambda item: hours[item.stage])
-    return Scale(
+    return ScaledRun(
         machines=machines,
         workers=config.training.workers,
         hours=sum(hours.values()) + START_UP_H * sum(item.tokens > 0 for item in work),
@@ -58,20 +58,20 @@ def scale(plan: Plan, machines: int) -> Scale:
 
 
 def spread(config: RunConfig, gpus: int) -> RunConfig:
-    """The configuration with the most workers that share its batches evenly on `gpus`, and microbatches to match."""
+    """The configuration with the most workers on `gpus` that divide its batches evenly, and matching microbatches."""
     sections = {}
     for name in ("reference", "training"):
         section: TrainingConfig = getattr(config, name)
         workers = max(n for n in range(1, gpus + 1) if section.prompts_per_step % n == 0)
         share = section.prompts_per_step // workers
-        most = min(share, section.prompts_per_microbatch)
-        microbatch = max(n for n in range(1, most + 1) if share % n == 0)
+        limit = min(share, section.prompts_per_microbatch)
+        microbatch = max(n for n in range(1, limit + 1) if share % n == 0)
         sections[name] = section.model_copy(update={"workers": workers, "prompts_per_microbatch": microbatch})
     return config.model_copy(update=sections)
 
 
-def step_traffic(training: TrainingConfig, plan: Plan) -> float:
-    """Bytes that one machine sends in one optimizer step; 0 where one machine holds all workers."""
+def step_traffic(training: TrainingConfig, plan: RunPlan) -> float:
+    """Bytes that one machine sends in one optimizer step; 0 if one machine holds all workers."""
     workers = training.workers
     if workers <= plan.device.per_node:
         return 0.0
@@ -86,19 +86,19 @@ def _trainings(config: RunConfig) -> dict[str, TrainingConfig]:
     return {"reference": config.reference, "cpo": config.training, "mle": config.training}
 
 
-def _network_hours(training: TrainingConfig, plan: Plan) -> float:
+def _network_hours(training: TrainingConfig, plan: RunPlan) -> float:
     speed = plan.device.network_gbit * 1e9 / 8 * NETWORK_UTILIZATION
     return training.steps * step_traffic(training, plan) / speed / 3600
 
 
-def _why(work: Work, config: RunConfig, network: float, gpus: int) -> str:
-    """What would have to change for the slowest stage to be faster."""
+def _why(work: StageWork, config: RunConfig, network: float, gpus: int) -> str:
+    """What limits the slowest stage."""
     if network > work.hours:
-        return "the gradients' way over the network"
+        return "sending the gradients over the network"
     trainings = _trainings(config)
     if work.stage in trainings and work.gpus < gpus:
         prompts = trainings[work.stage].prompts_per_step
-        return f"{prompts} prompts a step keep {work.gpus} of {gpus} GPUs busy"
+        return f"{prompts} prompts per step keep {work.gpus} of {gpus} GPUs busy"
     if work.gpus < gpus:
-        return f"one engine a model: {work.gpus} of {gpus} GPUs"
+        return f"one engine per model: {work.gpus} of {gpus} GPUs"
     return "arithmetic" if work.stage != "generation" else "reading the weights for every token"

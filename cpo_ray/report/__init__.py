@@ -1,1 +1,1 @@
-"""The report of a run or of several: page, figures, tables, model cards."""
+"""The report of one or several runs: HTML page, figures, tables, model cards."""

@@ -1,19 +1,19 @@
-"""What runs found: a row per model and decoding, every difference to continued MLE, and the sentence that says it."""
+"""Results of runs: a row per model and decoding, the differences to continued MLE, and the headline sentence."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from cpo_ray.evaluation.statistics import INVALID, SCORES, holm, paired_difference, win_rate_interval
 from cpo_ray.report.method import BASELINE, PLAIN
-from cpo_ray.report.run_contents import Run, alpha_of, shared_decodings
+from cpo_ray.report.run_contents import RunContents, all_decodings, alpha_of
 
-LEVEL = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 
 
 class DifferenceRow(TypedDict):
     """A model's win rate minus its baseline's, on the same prompts."""
 
-    baseline: str  # the label of the row it is compared with: continued MLE
+    baseline: str  # label of the row that it is compared with: continued MLE
     value: float
     low: float
     high: float
@@ -25,14 +25,14 @@ class DifferenceRow(TypedDict):
 
 
 class TableRow(TypedDict):
-    """One model under one decoding. None is what the run does not hold."""
+    """One model under one decoding. None marks what the run does not have."""
 
     run: str
     model: str
-    label: str  # the model, with its run where the report tells of several
-    method: str  # what it was trained by, in the paper's words
+    label: str  # the model, with its run if the report has several runs
+    method: str  # training method, by its name in the paper
     decoding: str
-    alpha: float | None  # in the weight-space ensemble: cpo 0, mle 1
+    alpha: float | None  # weight of MLE in the weight-space ensemble: cpo 0, mle 1
     judge: str | None
     win_rate: float | None
     low: float | None
@@ -41,11 +41,9 @@ class TableRow(TypedDict):
     ties: int
     losses: int
     invalid: int
-    flip_rate: (
-        float | None
-    )  # share of prompts with a valid verdict whose two orders disagreed; None where each was asked about once
-    length_controlled: dict[str, float] | None  # rate, low, high: at equal lengths, where the judging computed it
-    position_bias: dict[str, float] | None  # rate, low, high: how often the judge takes what it reads first
+    flip_rate: float | None  # share of valid verdicts whose two orders disagreed; None if only one order was asked
+    length_controlled: dict[str, float] | None  # rate, low, high: at equal lengths, if the judging stage computed it
+    position_bias: dict[str, float] | None  # rate, low, high: how often the judge prefers the first position
     difference_to_mle: DifferenceRow | None
     reward_rate: float | None  # how often a reward model prefers the answer to the ground truth, ties as half
     reward_low: float | None
@@ -53,27 +51,27 @@ class TableRow(TypedDict):
     mauve: float | None
     mauve_deviation: float | None
     mean_length: float | None  # whitespace-separated words
-    is_baseline: bool  # others are compared with it
+    is_baseline: bool  # other rows are compared with it
 
 
-def find_results(runs: Sequence[Run]) -> list[TableRow]:
-    """A row per decoding, run and model that has answers, verdicts or scores, compared with MLE under the same decoding."""
+def find_results(runs: Sequence[RunContents]) -> list[TableRow]:
+    """Return a row per decoding, run and model with answers, verdicts or scores, compared with MLE under the same decoding."""
     rows = []
-    for decoding in shared_decodings(runs):
-        known: list[tuple[Run, TableRow]] = []
+    for decoding in all_decodings(runs):
+        rows_of_decoding: list[tuple[RunContents, TableRow]] = []
         for run in runs:
             measured = [_measure(run, model, decoding, several=len(runs) > 1) for model in run.models]
-            known += [(run, row) for row in measured if _holds_something(row)]
-        _compare(known)
-        rows += [row for _, row in known]
+            rows_of_decoding += [(run, row) for row in measured if _has_results(row)]
+        _compare(rows_of_decoding)
+        rows += [row for _, row in rows_of_decoding]
     return rows
 
 
-def _holds_something(row: TableRow) -> bool:
+def _has_results(row: TableRow) -> bool:
     return any(value is not None for value in (row["win_rate"], row["mauve"], row["mean_length"]))
 
 
-def _measure(run: Run, model: str, decoding: str, *, several: bool) -> TableRow:
+def _measure(run: RunContents, model: str, decoding: str, *, several: bool) -> TableRow:
     verdicts = run.verdicts.get(model, {}).get(decoding, [])
     outcomes = [row["outcome"] for row in verdicts]
     valid = [outcome for outcome in outcomes if outcome != INVALID]
@@ -119,13 +117,13 @@ def _flip_rate(verdicts: Sequence[Mapping[str, Any]], judging: Mapping[str, Any]
     return sum(row["flipped"] for row in valid) / len(valid)
 
 
-def label_of(run: Run, model: str, *, several: bool) -> str:
-    """A model's name on the page."""
+def label_of(run: RunContents, model: str, *, several: bool) -> str:
+    """Return a model's name on the page."""
     return f"{run.label}: {model}" if several else model
 
 
-def _compare(rows: Sequence[tuple[Run, TableRow]]) -> None:
-    """Add each model's paired difference to its baseline; Holm over all of them. `rows` are of one decoding."""
+def _compare(rows: Sequence[tuple[RunContents, TableRow]]) -> None:
+    """Add each model's paired difference to its baseline, with Holm's correction over all rows. `rows` have one decoding."""
     judged = [(run, row) for run, row in rows if row["win_rate"] is not None]
     pairs = []
     for run, row in judged:
@@ -148,14 +146,17 @@ def _compare(rows: Sequence[tuple[Run, TableRow]]) -> None:
             high=found.high,
             p=found.p_value,
             p_adjusted=p_adjusted,
-            significant=p_adjusted < LEVEL,
+            significant=p_adjusted < SIGNIFICANCE_LEVEL,
             n=found.n,
             excluded=found.excluded,
         )
 
 
-def _find_baseline(run: Run, row: TableRow, judged: Sequence[tuple[Run, TableRow]]) -> tuple[Run, TableRow] | None:
-    """Continued MLE of the same run; else of another with the same data, base model and judge; else this run's PSS.
+def _find_baseline(
+    run: RunContents, row: TableRow, judged: Sequence[tuple[RunContents, TableRow]]
+) -> tuple[RunContents, TableRow] | None:
+    """Find continued MLE of the same run; otherwise of another run with the same data, base model and judge; otherwise PSS
+    of this run.
 
     Verdicts of different judges are never compared.
     """
@@ -173,12 +174,12 @@ def _share_valid(a: dict[str, str], b: dict[str, str]) -> bool:
     return any(a[key] in SCORES and b[key] in SCORES for key in a.keys() & b.keys())
 
 
-def _outcomes(run: Run, row: TableRow) -> dict[str, str]:
+def _outcomes(run: RunContents, row: TableRow) -> dict[str, str]:
     return {verdict["id"]: verdict["outcome"] for verdict in run.verdicts[row["model"]][row["decoding"]]}
 
 
-def tell_headline(table: Sequence[TableRow], decoding: str | None) -> str:
-    """Plain sentences: the best model of the CPO side against continued MLE."""
+def headline_sentence(table: Sequence[TableRow], decoding: str | None) -> str:
+    """Compare the best model trained with CPO to continued MLE, in plain sentences."""
     judged = [row for row in table if row["decoding"] == decoding and row["win_rate"] is not None]
     by_label = {row["label"]: row for row in judged}
     compared = [row for row in judged if row["difference_to_mle"]]
@@ -195,8 +196,8 @@ def tell_headline(table: Sequence[TableRow], decoding: str | None) -> str:
     among = f" (the best of {len(ours)} models trained with CPO)" if len(ours) > 1 else ""
     low, high = (signed(100 * difference[end]) for end in ("low", "high"))
     verdict = "This is significant" if difference["significant"] else "This is not a significant difference"
-    p = told_p(difference["p_adjusted"])
-    alone = told_p(difference["p"])
+    p = format_p(difference["p_adjusted"])
+    alone = format_p(difference["p"])
     corrected = f", corrected for {len(compared)} comparisons; {alone} alone" if len(compared) > 1 else ""
     baseline = by_label[difference["baseline"]]
     other = "continued MLE" if baseline["method"] == PLAIN else f"the baseline, {baseline['method']},"
@@ -208,18 +209,18 @@ def tell_headline(table: Sequence[TableRow], decoding: str | None) -> str:
     )
 
 
-def told_p(p: float) -> str:
-    """A p-value as people write it, with its relation."""
+def format_p(p: float) -> str:
+    """Format a p-value with its relation: `p = 0.031` or `p < 0.001`."""
     text = "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def signed(value: float) -> str:
-    """One decimal, with a sign that is not a hyphen; nothing has none."""
+    """Format with one decimal and a sign, with a minus sign instead of a hyphen; 0.0 has no sign."""
     text = f"{value:+.1f}"
     return text[1:] if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
 def mean_words(texts: Sequence[str]) -> float | None:
-    """Mean length in whitespace-separated words."""
+    """Return the mean length in whitespace-separated words, or None without texts."""
     return sum(len(text.split()) for text in texts) / len(texts) if texts else None

@@ -1,41 +1,51 @@
-"""What a model of a run was trained by, in the paper's words: MLE, PSS, DPO, AN, ANR, ... MixN, MixNR."""
+"""Names of base models, data and training methods. The paper's methods have its names: MLE, PSS, DPO, AN, ANR, ..., MixNR."""
 
 from collections.abc import Mapping
 from typing import Any
 
 BASELINE = "mle"
 PLAIN = "MLE"
+MIXN = {"batch": 3, "meanfield": 5, "truncation": 3}  # the paper's mixture, and the only one that it names
 SHORT = {"autoregressive": "AN", "batch": "BN", "meanfield": "MN", "truncation": "TN", "unhelpful": "UN"}
+PAPER = {"MLE", "PSS", "DPO", *(f"{kind}{ranked}" for kind in ("AN", "BN", "MN", "TN", "MixN") for ranked in ("", "R"))}
 
 
 def name_method(config: Mapping[str, Any], model: str) -> str:
-    """The method of a model by its name in the run: `mle`, `cpo`, `merged-0.30` (that of `cpo`); others keep their name.
+    """Return the method of a model: `mle`, `cpo` and `merged-0.30` (same method as `cpo`) are mapped; others keep their name.
 
-    `R` at the end: candidates are ranked. `streamed` and `on-policy`: negatives were sampled while training went on, from the
-    reference or from the policy. K = 2 with one unhelpful answer is DPO, ranked or not. A configuration that
-    does not say which negatives there were gives `CPO`.
+    `R` at the end: candidates are ranked. `streamed` and `on-policy`: negatives were sampled during training, from the
+    reference or from the policy. K = 2 with one unhelpful answer is DPO, ranked or not. A mixture other than the paper's is
+    named by its counts, e.g. `3AN+1BN+2MN+1TNR`. A configuration without negatives gives `CPO`.
     """
     if model == BASELINE:
         return "PSS" if (config.get("mle") or {}).get("scheduled_sampling") else PLAIN
     if model != "cpo" and not model.startswith("merged-"):
         return model
     sampling = config.get("sampling") or {}
-    counts = sampling.get("negatives") or {}
-    kinds = [kind for kind, count in counts.items() if count]
+    counts = {kind: count for kind, count in (sampling.get("negatives") or {}).items() if count}
     objective = config.get("objective") or {}
     weight = objective.get("mle_weight", 0)
     joint = f" + {weight:g} MLE" if weight else ""
-    if not kinds:
+    if not counts:
         return "CPO" + joint
-    if kinds == ["unhelpful"] and counts["unhelpful"] == 1:
+    if counts == {"unhelpful": 1}:
         return "DPO" + joint
-    name = SHORT.get(kinds[0], kinds[0]) if len(kinds) == 1 else "MixN"
     while_training = " on-policy" if sampling.get("refresh_steps") else " streamed" if sampling.get("stream") else ""
-    return name + ("R" if objective.get("ranked") else "") + while_training + joint
+    return _name_negatives(counts) + ("R" if objective.get("ranked") else "") + while_training + joint
+
+
+def _name_negatives(counts: Mapping[str, int]) -> str:
+    """Return the name of one kind, MixN, or the counts of a mixture: the paper's order, then the user's kinds."""
+    if len(counts) == 1:
+        return next(SHORT.get(kind, kind) for kind in counts)
+    if counts == MIXN:
+        return "MixN"
+    kinds = [*(kind for kind in SHORT if kind in counts), *(kind for kind in counts if kind not in SHORT)]
+    return "+".join(f"{counts[kind]}{SHORT.get(kind, kind)}" for kind in kinds)
 
 
 def name_base(config: Mapping[str, Any]) -> str:
-    """The model that a run starts from: a hub id or folder, or the shape of one made from scratch."""
+    """Return the model that a run starts from: a hub id or directory, or the shape of a model trained from scratch."""
     model = config.get("model") or {}
     if model.get("path"):
         return str(model["path"])
@@ -45,5 +55,5 @@ def name_base(config: Mapping[str, Any]) -> str:
 
 
 def name_source(config: Mapping[str, Any]) -> str:
-    """Where the prompts come from."""
+    """Return the source of the prompts."""
     return str((config.get("data") or {}).get("source", "unnamed data"))

@@ -1,7 +1,7 @@
-"""Model cards, as the Hugging Face hub shows them: what a model is, how it was trained and on what, what it scored, its limits.
+"""Model cards for the Hugging Face hub: what a model is, how and on what data it was trained, its scores and its limits.
 
-A card is written into the report's `cards/<model>/README.md`, and from there laid into the model's directory. There it is
-no part of what the directory's manifest seals: a model's fingerprint is that of its weights, not of what was later said of it.
+A card is written to `cards/<model>/README.md` in the report and then copied into the model's directory. The directory's
+manifest does not list it, so the model's fingerprint does not change.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +11,11 @@ from typing import Any
 import yaml
 
 from cpo_ray.artifacts import write_atomically
-from cpo_ray.report.findings import TableRow, signed, told_p
-from cpo_ray.report.provenance import dump_config, tell_command
-from cpo_ray.report.run_contents import Run, alpha_of
+from cpo_ray.report.fairness import compare_trainings, learning_rate_of
+from cpo_ray.report.findings import TableRow, format_p, signed
+from cpo_ray.report.method import PAPER
+from cpo_ray.report.provenance import dump_config, reproduce_command
+from cpo_ray.report.run_contents import RunContents, alpha_of
 
 CARD = "README.md"
 NOT_EXPORTED = {"initial"}  # random weights
@@ -21,8 +23,8 @@ KNOWN_DATASETS = {"dolly": "databricks/databricks-dolly-15k"}
 LOCAL_JUDGES = {"oracle", "overlap"}
 
 
-def write_cards(run: Run, rows: Sequence[TableRow], out: Path) -> None:
-    """Write out/<model>/README.md for every model that the run has made. rows: the run's own, of all decodings."""
+def write_cards(run: RunContents, rows: Sequence[TableRow], out: Path) -> None:
+    """Write out/<model>/README.md for every model of the run. rows: this run's rows of the table, of all decodings."""
     for name in run.manifests:
         folder, _, model = name.partition("/")
         if folder == "models" and model not in NOT_EXPORTED:
@@ -31,9 +33,9 @@ def write_cards(run: Run, rows: Sequence[TableRow], out: Path) -> None:
 
 
 def place_cards(cards: Path, models: Path) -> list[Path]:
-    """Lay the cards of a finished report into the model directories they tell of, and return the files written.
+    """Copy the cards of a finished report into their model directories, and return the files written.
 
-    A directory's manifest lists its own files only, so the artifact stays what it was.
+    The manifest of a model directory does not list the card, so the artifact does not change.
     """
     placed = []
     for card in sorted(cards.glob(f"*/{CARD}")):
@@ -46,13 +48,13 @@ def place_cards(cards: Path, models: Path) -> list[Path]:
     return placed
 
 
-def render_card(run: Run, model: str, rows: Sequence[TableRow]) -> str:
-    """One model's card: metadata as YAML, then Markdown."""
+def render_card(run: RunContents, model: str, rows: Sequence[TableRow]) -> str:
+    """Render one model's card: metadata as YAML, then Markdown."""
     mine = [row for row in rows if row["model"] == model]
     parts = [
         f"---\n{yaml.safe_dump(_metadata(run, model, mine), sort_keys=False, allow_unicode=True)}---\n",
         f"# {run.label}: {model}\n",
-        _what(run, model) + "\n",
+        _description(run, model) + "\n",
         "## How it was trained\n\n" + "\n".join(_training(run, model)) + "\n",
         "## Data\n\n" + "\n".join(_data(run)) + "\n",
         "## Results\n\n" + "\n".join(_results(mine)) + "\n",
@@ -63,8 +65,8 @@ def render_card(run: Run, model: str, rows: Sequence[TableRow]) -> str:
     return "\n".join(parts)
 
 
-def _metadata(run: Run, model: str, rows: Sequence[TableRow]) -> dict[str, Any]:
-    """What the hub reads. No licence is claimed: it follows from the base model's and the data's."""
+def _metadata(run: RunContents, model: str, rows: Sequence[TableRow]) -> dict[str, Any]:
+    """Metadata for the hub. It has no licence, because that follows from the licences of the base model and the data."""
     base, source = (run.config.get("model") or {}).get("path"), run.setting[0]
     metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     metadata["tags"] = ["cpo_ray", "contrastive-preference-optimization"]
@@ -81,17 +83,18 @@ def _metadata(run: Run, model: str, rows: Sequence[TableRow]) -> dict[str, Any]:
 def _hub_result(source: str, row: TableRow) -> dict[str, Any]:
     metrics = []
     if row["win_rate"] is not None:
-        told = f"Win rate against the ground truth, {row['decoding']} decoding, judge {row['judge'] or 'not named'}"
-        metrics.append({"type": "win_rate", "value": round(row["win_rate"], 4), "name": told})
+        name = f"Win rate against the ground truth, {row['decoding']} decoding, judge {row['judge'] or 'not named'}"
+        metrics.append({"type": "win_rate", "value": round(row["win_rate"], 4), "name": name})
     if row["mauve"] is not None:
         metrics.append({"type": "mauve", "value": round(row["mauve"], 4), "name": f"MAUVE, {row['decoding']} decoding"})
     dataset = {"name": source, "type": KNOWN_DATASETS.get(source, source)}
     return {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}
 
 
-def _what(run: Run, model: str) -> str:
+def _description(run: RunContents, model: str) -> str:
     base = run.setting[1]
     method, alpha = run.method(model), alpha_of(model)
+    named = f"{method} in the paper's words" if method in PAPER else method
     if model == "reference":
         return f"The frozen reference of a CPO run: {base}, trained further by next-token loss."
     if model == "mle":
@@ -101,58 +104,65 @@ def _what(run: Run, model: str) -> str:
         )
     if model == "cpo":
         return (
-            f"{base}, continued from the run's reference by Contrastive Preference Optimization ({method} in the paper's "
-            "words): trained to prefer the truth over negatives made by machine, by more than the reference does. No human "
+            f"{base}, continued from the run's reference by Contrastive Preference Optimization ({named}): "
+            "trained to prefer the truth over negatives made by machine, by more than the reference does. No human "
             "labels were used."
         )
     if alpha is not None:
         return (
             f"The average of two models' weights: {alpha:g} times the continued-MLE model plus {1 - alpha:g} times the CPO "
-            f"model ({method} in the paper's words) of one run, both continued from one reference. Base: {base}."
+            f"model ({named}) of one run, both continued from one reference. Base: {base}."
         )
     return f"A model of the run {run.label}. Base: {base}."
 
 
-def _training(run: Run, model: str) -> Iterator[str]:
+def _training(run: RunContents, model: str) -> Iterator[str]:
     config = run.config
     if not config:
         yield "- The run directory holds no configuration."
         return
-    yield f"- Reference: {_recipe(config.get('reference') or {})}"
+    yield f"- Reference: {_training_settings(config.get('reference') or {})}"
     if model != "reference":
-        yield f"- {'CPO and MLE' if model.startswith('merged-') else model.upper()}: {_recipe(config.get('training') or {})}"
+        for part in ["cpo", "mle"] if model.startswith("merged-") else [model]:
+            training = dict(config.get("training") or {})
+            rate = learning_rate_of(run, part)
+            yield f"- {part.upper()}: {_training_settings(training if rate is None else training | {'learning_rate': rate})}"
+        comparison = compare_trainings(run)
+        if comparison is not None:
+            yield f"- {comparison['sentence']}"
     if model == "cpo" or model.startswith("merged-"):
         objective = config.get("objective") or {}
         counts = (config.get("sampling") or {}).get("negatives") or {}
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         ranked = "ranked by similarity to the truth" if objective.get("ranked") else "not ranked"
         yield f"- Negatives per prompt: {kinds or 'not said'} (K = {run.candidates}), {ranked}; beta {objective.get('beta')}"
-    yield from _course(run, model if model in run.curves else "cpo")
+    yield from _first_and_last_step(run, model if model in run.curves else "cpo")
 
 
-def _course(run: Run, stage: str) -> Iterator[str]:
-    """Where a training's curves began and ended."""
+def _first_and_last_step(run: RunContents, stage: str) -> Iterator[str]:
+    """List the first and the last step of a training."""
     curve = run.curves.get(stage)
     if curve is None or not curve.train:
         return
     first, last = curve.train[0], curve.train[-1]
     of = f"steps {first['step']} and {last['step']} of stage {stage}"
-    yield f"- Loss at {of}: {_told(first.get('loss'))}, {_told(last.get('loss'))}"
-    yield f"- Log-prob of the truth there, in nats a response: {_told(first.get('gold_logp'))}, {_told(last.get('gold_logp'))}"
+    yield f"- Loss at {of}: {_format_value(first.get('loss'))}, {_format_value(last.get('loss'))}"
+    gold_logps = f"{_format_value(first.get('gold_logp'))}, {_format_value(last.get('gold_logp'))}"
+    yield f"- Log-prob of the truth there, in nats a response: {gold_logps}"
 
 
-def _recipe(section: Mapping[str, Any]) -> str:
-    words = [
+def _training_settings(section: Mapping[str, Any]) -> str:
+    settings = [
         f"{section.get('steps', '?')} steps of {section.get('prompts_per_step', 64)} prompts",
         f"AdamW at {section.get('learning_rate', '?')}",
         f"weight decay {section['weight_decay']}" if "weight_decay" in section else "",
         f"{section['schedule']} schedule" if "schedule" in section else "",
         str(section.get("precision", "")),
     ]
-    return ", ".join(word for word in words if word)
+    return ", ".join(setting for setting in settings if setting)
 
 
-def _data(run: Run) -> Iterator[str]:
+def _data(run: RunContents) -> Iterator[str]:
     data = run.config.get("data") or {}
     summary = run.manifests.get("data", {}).get("summary") or {}
     path = data.get("path")
@@ -190,11 +200,11 @@ def _points(row: TableRow) -> str:
     if difference is None:
         return "baseline" if row["is_baseline"] else "-"
     low, high = signed(100 * difference["low"]), signed(100 * difference["high"])
-    strength = told_p(difference["p_adjusted"]) if difference["significant"] else "n.s."
+    strength = format_p(difference["p_adjusted"]) if difference["significant"] else "n.s."
     return f"{signed(100 * difference['value'])} [{low}, {high}], {strength}"
 
 
-def _limits(run: Run, rows: Sequence[TableRow]) -> Iterator[str]:
+def _limits(run: RunContents, rows: Sequence[TableRow]) -> Iterator[str]:
     judged = {row["judge"] for row in rows if row["judge"]}
     yield "- It was trained to imitate and prefer the answers of one data set. It was not trained to be safe or true."
     if judged & LOCAL_JUDGES:
@@ -211,32 +221,32 @@ def _limits(run: Run, rows: Sequence[TableRow]) -> Iterator[str]:
         yield f"- {count:,} comparisons settle a win rate to about {98 / count**0.5:.1f} points either way. One seed."
 
 
-def _use(run: Run) -> str:
+def _use(run: RunContents) -> str:
     template = (run.config.get("data") or {}).get("template")
-    told = f" Prompts had the form `{template!r}`." if template else ""
+    prompt_format = f" Prompts had the form `{template!r}`." if template else ""
     return (
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'tokenizer = AutoTokenizer.from_pretrained("PATH")\nmodel = AutoModelForCausalLM.from_pretrained("PATH")\n'
         'tokens = tokenizer("PROMPT", return_tensors="pt")\n'
         "print(tokenizer.decode(model.generate(**tokens, max_new_tokens=64)[0]))\n```\n\n"
-        f"Prompt and answer were tokenized apart, and the answer ends with EOS.{told}"
+        f"Prompt and answer were tokenized apart, and the answer ends with EOS.{prompt_format}"
     )
 
 
-def _configuration(run: Run) -> Iterator[str]:
+def _configuration(run: RunContents) -> Iterator[str]:
     packages = run.environment.get("packages") or {}
     versions = {"cpo_ray": run.environment.get("cpo_ray"), **packages}
-    told = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    if told:
-        yield f"Made with {told}."
+    installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    if installed:
+        yield f"Made with {installed}."
     if run.environment.get("git_revision"):
         yield f"Revision of cpo_ray: `{run.environment['git_revision']}`."
     if not run.config:
         yield "The run directory holds no config.json."
         return
-    yield f"Again: save the text below as `config.yaml`, then `{tell_command(run.config.get('name', 'run'))}`."
+    yield f"Again: save the text below as `config.yaml`, then `{reproduce_command(run.config.get('name', 'run'))}`."
     yield f"\n<details><summary>config.yaml</summary>\n\n```yaml\n{dump_config(run.config)}```\n\n</details>"
 
 
-def _told(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else "not measured"

@@ -1,4 +1,4 @@
-"""The report's page: its sections in order, in one file that loads nothing. What is absent is said."""
+"""The report's page: its sections in order, in one file without external resources. Missing parts are named."""
 
 import base64
 import hashlib
@@ -8,21 +8,21 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from cpo_ray.report.figures import PALETTES
-from cpo_ray.report.markup import DASH, Cell, absent, grid, moment, number
+from cpo_ray.report.markup import DASH, Cell, format_number, format_time, grid, missing_notice
 from cpo_ray.report.provenance import render_runs
-from cpo_ray.report.result_tables import Report, render_models, render_paper, render_result
+from cpo_ray.report.result_tables import ReportFacts, render_models, render_paper, render_result, render_trials
 from cpo_ray.report.samples import embed_json
 from cpo_ray.report.sampling_section import render_sampling
+from cpo_ray.report.svg import PALETTES
 
 RESULT_CHARTS = ("win-rate-", "mauve-")
 SAMPLING_CHARTS = ("sampling-",)
 
 
 def render_page(
-    report: Report, charts: Mapping[str, str], groups: Mapping[str, Sequence[Any]], samples: Mapping[str, Any]
+    report: ReportFacts, charts: Mapping[str, str], groups: Mapping[str, Sequence[Any]], samples: Mapping[str, Any]
 ) -> str:
-    """The whole page. groups: run label -> example groups; samples: as `collect_samples` gives them."""
+    """Render the page. groups: run label -> example groups; samples: the result of `collect_samples`."""
     resources = files(__package__)
     script = resources.joinpath("page.js").read_text(encoding="utf-8")
     runs = report["runs"]
@@ -32,8 +32,11 @@ def render_page(
         "result": ("Result", render_result(report)),
         "paper": ("As in the paper", render_paper(report)),
         "table": ("All models", render_models(report)),
-        "figures": ("Win rates", _figures(charts, RESULT_CHARTS) or absent("No verdicts: nothing to draw.")),
-        "training": ("Training", _training(runs) + (_figures(curves) or absent("No training metrics."))),
+        "figures": ("Win rates", _figures(charts, RESULT_CHARTS) or missing_notice("No verdicts: nothing to draw.")),
+        "training": (
+            "Training",
+            _training(runs) + render_trials(runs) + (_figures(curves) or missing_notice("No training metrics.")),
+        ),
         "sampling": ("Sampling", _figures(charts, SAMPLING_CHARTS) + render_sampling(runs, groups)),
         "samples": ("Samples", _samples(samples, browser)),
         "run": ("This run" if len(runs) == 1 else "The runs", render_runs(runs)),
@@ -44,10 +47,10 @@ def render_page(
     )
     return Template(resources.joinpath("page.html").read_text(encoding="utf-8")).substitute(
         name=escape(report["name"]),
-        finished=f"Last stage finished {moment(report['finished'])} UTC"
+        finished=f"Last stage finished {format_time(report['finished'])} UTC"
         if report["finished"]
         else "No stage has finished",
-        # Only this very script may run: were a text ever to slip through unescaped, it would still be only a text.
+        # The security policy allows only this script, so text that is not escaped by mistake is still not executed.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=_palettes() + resources.joinpath("page.css").read_text(encoding="utf-8"),
         navigation="".join(f'<a href="#{key}">{title}</a>' for key, (title, _) in sections.items()),
@@ -68,48 +71,48 @@ def _palettes() -> str:
     )
 
 
-def _figures(charts: Mapping[str, str], beginning: tuple[str, ...] = ("",)) -> str:
-    """The charts whose names begin so, or nothing."""
-    chosen = [svg for name, svg in charts.items() if name.startswith(beginning)]
+def _figures(charts: Mapping[str, str], prefixes: tuple[str, ...] = ("",)) -> str:
+    """Render the charts whose names begin with one of the prefixes; an empty string if there are none."""
+    chosen = [svg for name, svg in charts.items() if name.startswith(prefixes)]
     return '<div class="charts">' + "".join(f"<figure>{svg}</figure>" for svg in chosen) + "</div>" if chosen else ""
 
 
 def _training(runs: Sequence[Mapping[str, Any]]) -> str:
-    """How each CPO training began: in words, or of several in a table."""
+    """Render the first step of each CPO training: a sentence for one run, a table for several."""
     if len(runs) == 1:
         faint = (
             "<p>Long curves are drawn twice: every step faintly, and a running mean.</p>" if runs[0]["training"] else ""
         )
-        words = _first_step(runs[0])
-        return (f"<p>{words}</p>" if words else "") + faint
+        sentence = _first_step_sentence(runs[0])
+        return (f"<p>{sentence}</p>" if sentence else "") + faint
     rows: list[list[Cell]] = []
     for run in runs:
         first, cpo = run["first_step"] or {}, run["training"].get("cpo", {})
-        must = f"{escape(first['formula'])} = {first['expected']:.4f}" if first else DASH
-        began, masked = number(first.get("loss"), ".4f"), number(cpo.get("masked"), ",.0f")
-        rows.append([escape(run["label"]), number(cpo.get("steps"), ",.0f"), must, began, masked])
+        expected = f"{escape(first['formula'])} = {first['expected']:.4f}" if first else DASH
+        began, masked = format_number(first.get("loss"), ".4f"), format_number(cpo.get("masked"), ",.0f")
+        rows.append([escape(run["label"]), format_number(cpo.get("steps"), ",.0f"), expected, began, masked])
     heads = ["run", "CPO steps", "the loss must begin at", "it began at", "masked candidates"]
     note = '<p class="note">At the first step the policy is the reference, so the loss is known. Lines are running means.</p>'
     return grid(heads, rows, "How CPO training began") + note
 
 
-def _first_step(run: Mapping[str, Any]) -> str:
+def _first_step_sentence(run: Mapping[str, Any]) -> str:
     first, masked = run["first_step"], run["training"].get("cpo", {}).get("masked", 0)
-    said = ""
+    text = ""
     if first is not None and first["loss"] is not None:
         lower = f" ({first['masked']} of the step's candidates were masked)" if first["masked"] else ""
-        said = (
+        text = (
             f"At its first step the policy is the reference, so the CPO loss must be {escape(first['formula'])} = "
             f"{first['expected']:.4f}. It was <b>{first['loss']:.4f}</b>{lower}. "
         )
     if masked:
-        said += f"In all, {masked:,} candidates were equal to the gold and left out of the loss."
-    return said
+        text += f"In all, {masked:,} candidates were equal to the gold and left out of the loss."
+    return text
 
 
 def _samples(samples: Mapping[str, Any], browser: str) -> str:
     if not samples["rows"]:
-        return absent("No generated answers: generation has not run.")
+        return missing_notice("No generated answers: generation has not run.")
     shown, total = len(samples["rows"]), samples["total"]
     cut = f"<p>Only the first {shown} of {total} prompts fit in this page; all are in <code>generations/</code>.</p>"
     return (cut if shown < total else "") + browser

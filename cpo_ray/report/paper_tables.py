@@ -1,16 +1,17 @@
-"""The results laid out as the paper lays them out: a column per method and alpha, a table per task, base model and decoding.
+"""The results in the layout of the paper: a column per method and alpha, a table per task, base model and decoding.
 
 Tables 1 to 3 are win rates and table 4 is MAUVE (its row is labelled WinRate); figure 1 is a reward model's preference.
-Every rate keeps its interval.
+Every rate has its interval.
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypedDict
 
+from cpo_ray.report.fairness import SELECTED_PROMPTS
 from cpo_ray.report.findings import DifferenceRow, TableRow
 from cpo_ray.report.method import PLAIN
-from cpo_ray.report.run_contents import Run, shared_decodings
+from cpo_ray.report.run_contents import RunContents, all_decodings
 
 Metric = Literal["win_rate", "reward_rate", "mauve"]
 LAYOUTS: dict[Metric, str] = {
@@ -18,11 +19,11 @@ LAYOUTS: dict[Metric, str] = {
     "reward_rate": "tables, with the measure of its figure 1",
     "mauve": "table 4",
 }
-FIRST = (PLAIN, "PSS", "DPO")  # the paper's order; the others follow in the order of the runs
-REFERENCE = "reference"  # stands in no table of the paper
+FIRST = (PLAIN, "PSS", "DPO")  # the paper's order; other methods follow in the order of the runs
+REFERENCE = "reference"  # not in the paper's tables
 
 
-class Column(TypedDict):
+class PaperColumn(TypedDict):
     """One model. `alpha` is None for a method without merged models."""
 
     run: str
@@ -37,46 +38,48 @@ class Column(TypedDict):
 
 
 class PaperTable(TypedDict):
-    """One table: its columns in order, those of a method side by side."""
+    """One table: its columns in order, grouped by method."""
 
     metric: Metric
-    layout: str  # which tables of the paper look like it
+    layout: str  # the tables of the paper with this layout
     source: str
     base: str
     decoding: str
     judges: list[str]
-    columns: list[Column]
-    left_out: list[str]  # MLE models of other runs that were made with the same settings as one that is shown
+    columns: list[PaperColumn]
+    left_out: list[str]  # MLE models of other runs with the same settings as a model that is shown
 
 
-def lay_out(runs: Sequence[Run], rows: Sequence[TableRow]) -> list[PaperTable]:
-    """Every table that the runs have numbers for: win rates first, MAUVE last."""
+def paper_tables(runs: Sequence[RunContents], rows: Sequence[TableRow]) -> list[PaperTable]:
+    """Return every table that the runs have numbers for: win rates first, MAUVE last."""
     settings = list(dict.fromkeys(run.setting for run in runs))
     return [
         table
         for metric in LAYOUTS
         for setting in settings
-        for decoding in shared_decodings(runs)
+        for decoding in all_decodings(runs)
         for table in _table(metric, decoding, [run for run in runs if run.setting == setting], rows)
     ]
 
 
-def _table(metric: Metric, decoding: str, runs: Sequence[Run], rows: Sequence[TableRow]) -> Iterator[PaperTable]:
+def _table(
+    metric: Metric, decoding: str, runs: Sequence[RunContents], rows: Sequence[TableRow]
+) -> Iterator[PaperTable]:
     shown: list[TableRow] = []
     left_out: list[str] = []
-    made: set[str] = set()
+    seen: set[str] = set()  # settings of MLE models
     for run in runs:
         for row in rows:
             if (row["run"], row["decoding"]) != (run.label, decoding) or row[metric] is None:
                 continue
             if row["model"] == REFERENCE:
                 continue
-            settings = _settings(run) if row["method"] == PLAIN else ""
-            if settings and settings in made:
+            settings = _mle_settings(run) if row["method"] == PLAIN else ""
+            if settings and settings in seen:
                 left_out.append(row["label"])
             else:
                 shown.append(row)
-                made.add(settings)
+                seen.add(settings)
     if shown:
         source, base = runs[0].setting
         yield PaperTable(
@@ -91,12 +94,12 @@ def _table(metric: Metric, decoding: str, runs: Sequence[Run], rows: Sequence[Ta
         )
 
 
-def _column(metric: Metric, row: TableRow, shown: Sequence[TableRow]) -> Column:
+def _column(metric: Metric, row: TableRow, shown: Sequence[TableRow]) -> PaperColumn:
     merged = any(other["run"] == row["run"] and other["model"].startswith("merged-") for other in shown)
     ends = {"win_rate": ("low", "high"), "reward_rate": ("reward_low", "reward_high")}
     low, high = (row[key] for key in ends[metric]) if metric in ends else (None, None)  # type: ignore[literal-required]
     value = row[metric]
-    return Column(
+    return PaperColumn(
         run=row["run"],
         model=row["model"],
         method=row["method"],
@@ -109,15 +112,17 @@ def _column(metric: Metric, row: TableRow, shown: Sequence[TableRow]) -> Column:
     )
 
 
-def _order(row: TableRow, runs: Sequence[Run]) -> tuple[int, int, float]:
+def _order(row: TableRow, runs: Sequence[RunContents]) -> tuple[int, int, float]:
     first = FIRST.index(row["method"]) if row["method"] in FIRST else len(FIRST)
     place = next(number for number, run in enumerate(runs) if run.label == row["run"])
     return first, place, -1.0 if row["alpha"] is None else row["alpha"]
 
 
-def _settings(run: Run) -> str:
-    """What an MLE model is made from, as text: equal text, equal model up to the arithmetic's last digits."""
+def _mle_settings(run: RunContents) -> str:
+    """Return the settings of an MLE model as text. Equal settings give equal models, up to rounding."""
     parts: dict[str, Any] = {
-        key: run.config.get(key) for key in ("seed", "data", "model", "reference", "training", "mle")
+        key: run.config.get(key) for key in ("seed", "data", "model", "reference", "training", "mle", "tuning")
     }
+    made_from = run.manifests.get("models/mle", {}).get("inputs", {}).get("reads", {})
+    parts["prompts"] = made_from.get(SELECTED_PROMPTS)
     return json.dumps(parts, sort_keys=True)

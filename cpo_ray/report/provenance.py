@@ -1,4 +1,4 @@
-"""Where the numbers come from, as HTML: stages, versions, the exact configuration, and the command to do it again."""
+"""Provenance of the results, as HTML: stages, versions, the exact configuration, and the command that reproduces the run."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -6,13 +6,13 @@ from typing import Any
 
 import yaml
 
-from cpo_ray.report.markup import DASH, absent, duration, flatten, grid, moment, number
+from cpo_ray.report.markup import DASH, flatten, format_duration, format_number, format_time, grid, missing_notice
 
 RunFacts = Mapping[str, Any]
 
 
 def render_runs(runs: Sequence[RunFacts]) -> str:
-    """One run as it is; of several, what differs between them first, and each folded away."""
+    """Render one run; for several, first their differences, then each run in a collapsed block."""
     if len(runs) == 1:
         return _run(runs[0], "")
     folded = [
@@ -23,7 +23,7 @@ def render_runs(runs: Sequence[RunFacts]) -> str:
 
 
 def _differences(runs: Sequence[RunFacts]) -> str:
-    """Configuration keys and versions on which the runs do not agree."""
+    """Render the configuration keys and versions that differ between the runs."""
     flats = [
         flatten({**run["config"], "versions": {k: v for k, v in run["environment"].items() if k != "seed"}})
         for run in runs
@@ -32,23 +32,28 @@ def _differences(runs: Sequence[RunFacts]) -> str:
     differing = [key for key in keys if len({str(flat.get(key)) for flat in flats}) > 1]
     if not differing:
         return "<p>The runs have the same configuration and the same versions.</p>"
-    rows = [[f"<code>{escape(key)}</code>", *(_told(flat, key) for flat in flats)] for key in differing]
+    rows = [[f"<code>{escape(key)}</code>", *(_format_setting(flat, key) for flat in flats)] for key in differing]
     heads = ["key", *(run["label"] for run in runs)]
     table = grid(heads, rows, "Configuration keys and versions that differ between the runs")
     return f'<h3>What differs</h3><div class="differences">{table}</div>'
 
 
-def _told(flat: Mapping[str, Any], key: str) -> str:
+def _format_setting(flat: Mapping[str, Any], key: str) -> str:
     return escape(str(flat[key])) if key in flat else "<small>not set</small>"
 
 
 def _run(run: RunFacts, of: str) -> str:
     stages = [
-        [escape(item["name"]), duration(item["seconds"]), number(item["rows"], ",.0f"), moment(item["created"])]
+        [
+            escape(item["name"]),
+            format_duration(item["seconds"]),
+            format_number(item["rows"], ",.0f"),
+            format_time(item["created"]),
+        ]
         for item in run["stages"]
     ]
     heads = ["artifact", "took", "rows", "finished, UTC"]
-    done = grid(heads, stages, f"Artifacts{of}, oldest first") if stages else absent("No stage has finished.")
+    done = grid(heads, stages, f"Artifacts{of}, oldest first") if stages else missing_notice("No stage has finished.")
     facts = [
         [escape(key), DASH if value is None else escape(str(value))]
         for key, value in flatten(run["environment"]).items()
@@ -56,12 +61,14 @@ def _run(run: RunFacts, of: str) -> str:
     environment = (
         grid(["what", "value"], facts, f"Versions and hardware{of}")
         if facts
-        else absent("environment.json is not there.")
+        else missing_notice("environment.json is not there.")
     )
     parts = [f'<div class="columns"><div><h3>Stages</h3>{done}</div><div><h3>Environment</h3>{environment}</div></div>']
     parts.append("<h3>Configuration and command</h3>")
     if not run["config"]:
-        return "".join([*parts, absent("config.json is not there, so the command to reproduce this run is not known.")])
+        return "".join(
+            [*parts, missing_notice("config.json is not there, so the command to reproduce this run is not known.")]
+        )
     revision = run["environment"].get("git_revision")
     at = f"At revision <code>{escape(str(revision))}</code>: save" if revision else "Save"
     parts.append(f"<p>{at} the text below as <code>config.yaml</code>, then</p><pre>{escape(run['command'])}</pre>")
@@ -70,11 +77,11 @@ def _run(run: RunFacts, of: str) -> str:
     return "".join(parts)
 
 
-def tell_command(name: str) -> str:
-    """What makes a run again from its configuration, saved as config.yaml."""
+def reproduce_command(name: str) -> str:
+    """Return the command that reproduces a run from its configuration, saved as config.yaml."""
     return f"cpo-ray run config.yaml --run-dir runs/{name}-again"
 
 
 def dump_config(config: Mapping[str, Any]) -> str:
-    """A resolved configuration as YAML."""
+    """Format a resolved configuration as YAML."""
     return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=100)

@@ -1,12 +1,13 @@
-"""The charts of results: win rates by model, by decoding and by method (figure 1), rates and MAUVE over alpha (figure 2)."""
+"""Charts of results: win rates by model, by decoding and by method (figure 1), win rates and MAUVE over alpha (figure 2)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from cpo_ray.report.figures import Estimate, Labels, Level, Series, interval_chart, line_chart
-from cpo_ray.report.run_contents import Run, shared_decodings
+from cpo_ray.report.figures import IntervalRow, Level, Series, interval_chart, line_chart
+from cpo_ray.report.run_contents import RunContents, all_decodings
+from cpo_ray.report.svg import Labels
 
-Row = Mapping[str, Any]
+ResultRow = Mapping[str, Any]  # a findings.TableRow
 
 MODEL_COLORS = {"reference": "grey", "mle": "orange", "cpo": "blue"}
 RATE = "win rate against the ground truth (95% interval)"
@@ -14,9 +15,9 @@ ALPHA = "\N{GREEK SMALL LETTER ALPHA}: weight of MLE (0 is CPO alone, 1 is MLE a
 EVEN = Level("as good as the ground truth", 0.5)
 
 
-def draw_results(runs: Sequence[Run], table: Sequence[Row]) -> Iterator[tuple[str, str]]:
-    """Name -> SVG."""
-    decodings = shared_decodings(runs)
+def draw_results(runs: Sequence[RunContents], table: Sequence[ResultRow]) -> Iterator[tuple[str, str]]:
+    """Yield (name, SVG) of every chart that the rows have data for."""
+    decodings = all_decodings(runs)
     judged = [row for row in table if row["win_rate"] is not None]
     yield from _by_model(judged, decodings, several=len(runs) > 1)
     yield from _by_decoding(judged, decodings)
@@ -34,37 +35,39 @@ def draw_results(runs: Sequence[Run], table: Sequence[Row]) -> Iterator[tuple[st
 
 
 def style_of(number: int) -> tuple[str, str]:
-    """Colour and dash of the line with this number: no two of the first thirty are the same."""
+    """Return the colour and dash of a line by its number. The first thirty are all different."""
     colors, dashes = ("blue", "orange", "green", "pink", "amber", "grey"), ("", "7 3", "2 2", "9 3 2 3", "1 3")
     return colors[number % len(colors)], dashes[(number + number // len(colors)) % len(dashes)]
 
 
-def _by_model(judged: Sequence[Row], decodings: Sequence[str], *, several: bool) -> Iterator[tuple[str, str]]:
-    """A chart per decoding, with every model."""
+def _by_model(judged: Sequence[ResultRow], decodings: Sequence[str], *, several: bool) -> Iterator[tuple[str, str]]:
+    """Draw a chart per decoding, with every model."""
     for decoding in decodings:
-        estimates = [
-            _estimate(row, row["model"], row["run"] if several else "") for row in judged if row["decoding"] == decoding
+        intervals = [
+            _interval_row(row, row["model"], row["run"] if several else "")
+            for row in judged
+            if row["decoding"] == decoding
         ]
-        if estimates:
+        if intervals:
             name = f"win-rate-{decoding}"
-            yield name, interval_chart(Labels(name, f"Win rate, {decoding} decoding", RATE), estimates, EVEN)
+            yield name, interval_chart(Labels(name, f"Win rate, {decoding} decoding", RATE), intervals, EVEN)
 
 
-def _by_decoding(judged: Sequence[Row], decodings: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Figure 1's first half: MLE and CPO under every decoding."""
-    estimates = [
-        _estimate(row, row["label"], f"{decoding} decoding")
+def _by_decoding(judged: Sequence[ResultRow], decodings: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Draw the first half of figure 1: MLE and CPO under every decoding."""
+    intervals = [
+        _interval_row(row, row["label"], f"{decoding} decoding")
         for decoding in decodings
         for row in judged
         if row["decoding"] == decoding and row["model"] in ("mle", "cpo")
     ]
-    if len({item.group for item in estimates}) > 1:
+    if len({item.group for item in intervals}) > 1:
         labels = Labels("win-rate-decodings", "Win rate by decoding (as figure 1)", RATE)
-        yield labels.name, interval_chart(labels, estimates, EVEN)
+        yield labels.name, interval_chart(labels, intervals, EVEN)
 
 
-def _by_negatives(judged: Sequence[Row], decodings: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Figure 1's second half: runs that differ in their negatives, under the first decoding."""
+def _by_negatives(judged: Sequence[ResultRow], decodings: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Draw the second half of figure 1: runs with different negatives, under the first decoding."""
     trained = [row for row in judged if row["decoding"] == decodings[0] and row["model"] == "cpo"]
     if len({row["method"] for row in trained}) < 2:
         return
@@ -75,9 +78,9 @@ def _by_negatives(judged: Sequence[Row], decodings: Sequence[str]) -> Iterator[t
     rows = sorted([*baselines, *trained], key=lambda row: order.index(row["run"]))
     title = f"by method, {decodings[0]} decoding (as figure 1)"
     labels = Labels("win-rate-negatives", f"Win rate {title}", RATE)
-    yield labels.name, interval_chart(labels, [_estimate(row, row["method"], row["run"]) for row in rows], EVEN)
+    yield labels.name, interval_chart(labels, [_interval_row(row, row["method"], row["run"]) for row in rows], EVEN)
     preferred = [
-        _estimate(row, row["method"], row["run"], "reward_rate", "reward_low", "reward_high")
+        _interval_row(row, row["method"], row["run"], "reward_rate", "reward_low", "reward_high")
         for row in rows
         if row["reward_rate"] is not None
     ]
@@ -88,22 +91,22 @@ def _by_negatives(judged: Sequence[Row], decodings: Sequence[str]) -> Iterator[t
         yield labels.name, interval_chart(labels, preferred, EVEN)
 
 
-def _estimate(
-    row: Row, name: str, group: str, value: str = "win_rate", low: str = "low", high: str = "high"
-) -> Estimate:
-    return Estimate(name, row[value], row[low], row[high], MODEL_COLORS.get(row["model"], "green"), group)
+def _interval_row(
+    row: ResultRow, name: str, group: str, value: str = "win_rate", low: str = "low", high: str = "high"
+) -> IntervalRow:
+    return IntervalRow(name, row[value], row[low], row[high], MODEL_COLORS.get(row["model"], "green"), group)
 
 
-def _seeds(row: Row) -> tuple[float, float]:
+def _seeds(row: ResultRow) -> tuple[float, float]:
     deviation = row["mauve_deviation"] or 0.0
     return row["mauve"] - deviation, row["mauve"] + deviation
 
 
 def _over_alpha(
-    runs: Sequence[Run], table: Sequence[Row], key: str, ends: Callable[[Row], tuple[float, float]]
+    runs: Sequence[RunContents], table: Sequence[ResultRow], key: str, ends: Callable[[ResultRow], tuple[float, float]]
 ) -> list[Series]:
-    """A line over alpha per decoding of one run, or per run under the first decoding, where merged models exist."""
-    decodings = shared_decodings(runs)
+    """Return a line over alpha per decoding of one run, or per run under the first decoding, if it has merged models."""
+    decodings = all_decodings(runs)
     if len(runs) == 1:
         lines = [(decoding, runs[0].label, decoding) for decoding in decodings]
     else:
@@ -116,7 +119,7 @@ def _over_alpha(
             drawn.append((name, *style_of(number), rows))
     series = []
     for number, (name, color, dash, rows) in enumerate(drawn):
-        shift = 0.012 * (number - (len(drawn) - 1) / 2)  # so that whiskers do not cover each other
+        shift = 0.012 * (number - (len(drawn) - 1) / 2)  # so that whiskers do not overlap
         points = [(row["alpha"] + shift, row[key]) for row in rows]
         intervals = [(row["alpha"] + shift, *ends(row)) for row in rows]
         series.append(Series(name, points, color, dash, intervals=intervals))

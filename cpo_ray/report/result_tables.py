@@ -1,25 +1,34 @@
-"""The report's results as HTML: the sentence, the paper's tables, and every model with all its numbers."""
+"""The report's results as HTML: the headline, the paper's tables, and every model with all its numbers."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
 from typing import Any
 
-from cpo_ray.report.findings import signed, told_p
-from cpo_ray.report.markup import DASH, Cell, absent, grid, listed, moment, number, scrolling
+from cpo_ray.report.findings import format_p, signed
+from cpo_ray.report.markup import (
+    DASH,
+    Cell,
+    comma_list,
+    format_number,
+    format_time,
+    grid,
+    missing_notice,
+    scrolling_table,
+)
 
-Report = Mapping[str, Any]
+ReportFacts = Mapping[str, Any]  # the content of report.json
 
 LOCAL_JUDGES = {"oracle", "overlap"}  # see evaluation/oracle.py
 
 
-def render_result(report: Report) -> str:
-    """The sentence, who judged, and what is missing."""
+def render_result(report: ReportFacts) -> str:
+    """Render the headline, the judges, whether the trainings were alike, and what is missing."""
     best_of = (
         "Where several models were trained with CPO, the best was picked on these same prompts, which flatters it."
     )
     judges = sorted({judge for run in report["runs"] for judge in run["judges"]})
-    by = f"Judged by <b>{listed(judges)}</b>, both the answer and the ground truth shown. " if judges else ""
+    by = f"Judged by <b>{comma_list(judges)}</b>, both the answer and the ground truth shown. " if judges else ""
     if set(judges) & LOCAL_JUDGES:
         by += "This judge knows the ground truth to be right, so an answer can tie with it and never win: 50% is the most. "
     if len(judges) > 1:
@@ -27,23 +36,26 @@ def render_result(report: Report) -> str:
     note = f"{by}A tie counts as half; comparisons are paired, prompt by prompt. {best_of}" if report["table"] else ""
     parts = [f'<p class="headline">{escape(report["headline"])}</p><p class="note">{note}</p>']
     if len(report["runs"]) > 1:
-        parts.append(_compared(report["runs"]))
+        parts.append(_runs_table(report["runs"]))
     for run in report["runs"]:
+        if run["comparison"]:
+            of = f"{escape(run['label'])}: " if len(report["runs"]) > 1 else ""
+            parts.append(f"<p>{of}{escape(run['comparison']['sentence'])}</p>")
         if run["missing"]:
             which = f"The run {escape(run['label'])}" if len(report["runs"]) > 1 else "This run directory"
-            parts.append(f"<p>{which} does not hold: {listed(run['missing'])}. Their sections say so.</p>")
+            parts.append(f"<p>{which} does not hold: {comma_list(run['missing'])}. Their sections say so.</p>")
     return "".join(parts)
 
 
-def _compared(runs: Sequence[Mapping[str, Any]]) -> str:
+def _runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
     rows: list[list[Cell]] = [
         [
             escape(run["label"]),
-            (listed(run["methods"]) or DASH, "left"),
+            (comma_list(run["methods"]) or DASH, "left"),
             (escape(run["base"]), "left"),
             (escape(run["source"]), "left"),
-            (listed(run["judges"]) or DASH, "left"),
-            moment(run["finished"]),
+            (comma_list(run["judges"]) or DASH, "left"),
+            format_time(run["finished"]),
         ]
         for run in runs
     ]
@@ -51,19 +63,42 @@ def _compared(runs: Sequence[Mapping[str, Any]]) -> str:
     return '<div class="words">' + grid(heads, rows, "The runs of this report") + "</div>"
 
 
-def render_paper(report: Report) -> str:
-    """The paper's tables, from whatever was run."""
+def render_trials(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Render the learning rates that were tried, with the loss by which each model was chosen; an empty string if none were."""
+    tables = []
+    for run in runs:
+        trials = run["comparison"]["trials"] if run["comparison"] else {}
+        rows: list[list[Cell]] = [
+            [escape(model), *(_bold(f"{each[key]:{form}}", strong=each is best) for key, form in TRIAL_COLUMNS)]
+            for model, tried in trials.items()
+            for best in [min(tried, key=lambda each: each["validation_loss"], default=None)]
+            for each in tried
+        ]
+        if rows:
+            of = f" of {run['label']}" if len(runs) > 1 else ""
+            tables.append(grid(["model", "learning rate", "validation loss"], rows, f"Learning rates tried{of}"))
+    note = "Each rate is one whole training. Bold: the rate that was kept. Losses of CPO and MLE are not of one scale."
+    return "".join(tables) + (f'<p class="note">{note}</p>' if tables else "")
+
+
+TRIAL_COLUMNS = (("learning_rate", "g"), ("validation_loss", ".4f"))
+
+
+def render_paper(report: ReportFacts) -> str:
+    """Render the tables of the paper that the runs have numbers for."""
     if not report["paper"]:
-        return absent("No verdicts and no MAUVE scores: there is nothing to lay out as the paper does.")
+        return missing_notice("No verdicts and no MAUVE scores: there is nothing to lay out as the paper does.")
     return "".join(_paper_table(table, several=len(report["runs"]) > 1) for table in report["paper"]) + PAPER_NOTE
 
 
-PAPER_NOTE = """<p class="note">A column per model, as in the paper. R: candidates ranked by similarity to the truth;
+PAPER_NOTE = """<p class="note">A column per model, as in the paper. MixN: 3 batch, 5 meanfield and 3 truncation negatives; any
+other mixture is named by its counts of autoregressive (AN), batch (BN), meanfield (MN), truncation (TN) and unhelpful (UN)
+negatives. R: candidates ranked by similarity to the truth;
 \N{GREEK SMALL LETTER ALPHA}: weight of MLE in the merged model (0 is CPO alone). Points against MLE are paired on the same
 prompts, with Holm-adjusted p-values; n.s.: not significant at 0.05. Bold: the highest, which need not mean better.</p>"""
 
 
-METRICS = {  # title, name of the row
+METRICS = {  # metric -> title of the table, name of its row
     "win_rate": ("Win rate against the ground truth", "win rate"),
     "reward_rate": ("Reward model's preference over the ground truth", "preferred"),
     "mauve": ("MAUVE", "MAUVE"),
@@ -72,8 +107,8 @@ METRICS = {  # title, name of the row
 
 def _paper_table(table: Mapping[str, Any], *, several: bool) -> str:
     columns = table["columns"]
-    what, row_name = METRICS[table["metric"]]
-    title = f"{what}: {table['base']} on {table['source']}, {table['decoding']} decoding"
+    quantity, row_name = METRICS[table["metric"]]
+    title = f"{quantity}: {table['base']} on {table['source']}, {table['decoding']} decoding"
     head = '<tr><th scope="col">method</th>'
     for (run, method), group in groupby(columns, key=lambda column: (column["run"], column["method"])):
         under = f"<br><small>{escape(run)}</small>" if several else ""
@@ -88,14 +123,16 @@ def _paper_table(table: Mapping[str, Any], *, several: bool) -> str:
     if any(column["difference"] for column in columns):
         rows.append(["points vs MLE", *(_points(column["difference"]) for column in columns)])
     if any(column["deviation"] is not None for column in columns):
-        rows.append(["deviation over seeds", *(f"<small>{number(c['deviation'], '.3f')}</small>" for c in columns)])
-    told = f"Laid out as the paper's {table['layout']}."
+        rows.append(
+            ["deviation over seeds", *(f"<small>{format_number(c['deviation'], '.3f')}</small>" for c in columns)]
+        )
+    note = f"Laid out as the paper's {table['layout']}."
     if table["judges"]:
-        told += f" Judged by {listed(table['judges'])}."
+        note += f" Judged by {comma_list(table['judges'])}."
     if table["left_out"]:
-        told += f" Not shown, made with the settings of an MLE model that is: {listed(table['left_out'])}."
-    body = f'<div class="paper">{scrolling(head + "</tr>", rows, title)}</div>'
-    return f'<h3>{escape(title)}</h3>{body}<p class="note">{told}</p>'
+        note += f" Not shown, made with the settings of an MLE model that is: {comma_list(table['left_out'])}."
+    body = f'<div class="paper">{scrolling_table(head + "</tr>", rows, title)}</div>'
+    return f'<h3>{escape(title)}</h3>{body}<p class="note">{note}</p>'
 
 
 def _bold(text: str, *, strong: bool) -> str:
@@ -105,33 +142,33 @@ def _bold(text: str, *, strong: bool) -> str:
 def _points(difference: Mapping[str, Any] | None) -> str:
     if difference is None:
         return DASH
-    strength = told_p(difference["p_adjusted"]) if difference["significant"] else "n.s."
+    strength = format_p(difference["p_adjusted"]) if difference["significant"] else "n.s."
     return f"{signed(100 * difference['value'])}<br>{_strength(difference, strength)}"
 
 
-def render_models(report: Report) -> str:
-    """Every model with all its numbers, one table per decoding."""
+def render_models(report: ReportFacts) -> str:
+    """Render every model with all its numbers, one table per decoding."""
     if not report["table"]:
-        return absent("No answers, verdicts or MAUVE scores: generation has not run.")
-    parts, told = [], ""
+        return missing_notice("No answers, verdicts or MAUVE scores: generation has not run.")
+    parts, other_note = [], ""
     for decoding in report["decodings"]:
-        mine = [row for row in report["table"] if row["decoding"] == decoding]
-        rows = [*map(_model_row, mine), *_truth_rows(report["runs"])]
+        rows_of_decoding = [row for row in report["table"] if row["decoding"] == decoding]
+        rows = [*map(_model_row, rows_of_decoding), *_truth_rows(report["runs"])]
         parts.append(f"<h3>{escape(decoding)} decoding</h3>" + grid(MODEL_HEADS, rows, f"Results, {decoding} decoding"))
-        others = [cells for cells in map(_other_row, mine) if set(cells[1:]) != {DASH}]
+        others = [cells for cells in map(_other_row, rows_of_decoding) if set(cells[1:]) != {DASH}]
         if others:
             parts.append(grid(OTHER_HEADS, others, f"Other measures, {decoding} decoding"))
-            told = OTHER_NOTE
-    return "".join(parts) + MODEL_NOTE + told
+            other_note = OTHER_NOTE
+    return "".join(parts) + MODEL_NOTE + other_note
 
 
 def _truth_rows(runs: Sequence[Mapping[str, Any]]) -> list[list[Cell]]:
-    """The ground truth's mean length: once where it is the same in all runs."""
+    """Return rows with the ground truth's mean length: one row if it is the same in all runs."""
     lengths = {run["label"]: run["ground_truth_mean_length"] for run in runs}
     if len(set(lengths.values())) == 1:
         lengths = {"": lengths[runs[0]["label"]]}
     return [
-        [f"{escape(label)}{': ' if label else ''}ground truth", *[DASH] * 6, number(length, ".1f")]
+        [f"{escape(label)}{': ' if label else ''}ground truth", *[DASH] * 6, format_number(length, ".1f")]
         for label, length in lengths.items()
     ]
 
@@ -172,9 +209,9 @@ def _model_row(row: Mapping[str, Any]) -> list[Cell]:
             _difference(row),
             f"{row['wins']} / {row['ties']} / {row['losses']}",
             str(row["invalid"]),
-            number(row["flip_rate"], ".1%"),
+            format_number(row["flip_rate"], ".1%"),
         ]
-    return [escape(row["label"]), *judged, mauve, number(row["mean_length"], ".1f")]
+    return [escape(row["label"]), *judged, mauve, format_number(row["mean_length"], ".1f")]
 
 
 def _other_row(row: Mapping[str, Any]) -> list[Cell]:
@@ -192,7 +229,7 @@ def _difference(row: Mapping[str, Any]) -> str:
     if difference is None:
         return "baseline" if row["is_baseline"] else DASH
     low, high = (signed(100 * difference[key]) for key in ("low", "high"))
-    strength = told_p(difference["p_adjusted"]) if difference["significant"] else "n.s."
+    strength = format_p(difference["p_adjusted"]) if difference["significant"] else "n.s."
     compared = (
         f"against {difference['baseline']}: {difference['n']} prompts compared, {difference['excluded']} without a "
         "verdict on both sides left out"

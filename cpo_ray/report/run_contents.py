@@ -1,4 +1,4 @@
-"""What run directories hold, read for the report. Whatever a run that stopped early lacks is simply not there."""
+"""Read run directories for the report. Parts that a run does not have yet are left empty."""
 
 import json
 import re
@@ -16,10 +16,10 @@ from cpo_ray.errors import ArtifactError
 from cpo_ray.evaluation.statistics import INVALID, SCORES
 from cpo_ray.records import Generation, Verdict
 from cpo_ray.report.method import name_base, name_method, name_source
-from cpo_ray.report.staleness import Present, find_present
+from cpo_ray.report.staleness import CurrentResults, find_current_results
 
-Rows = list[dict[str, Any]]
-ByModel = dict[str, dict[str, Rows]]  # model -> decoding -> rows
+JsonRows = list[dict[str, Any]]
+RowsByModel = dict[str, dict[str, JsonRows]]  # model -> decoding -> rows
 
 EXAMPLE_GROUPS = 2
 MERGED = re.compile(r"merged-(\d+(?:\.\d+)?)$")
@@ -29,40 +29,40 @@ MERGED = re.compile(r"merged-(\d+(?:\.\d+)?)$")
 class Curve:
     """One training stage's metrics, by step."""
 
-    train: Rows
-    validation: Rows
+    train: JsonRows
+    validation: JsonRows
 
 
 @dataclass(frozen=True)
-class Run:
-    """Everything the report is made from. Empty or None is what the run directory does not hold."""
+class RunContents:
+    """Everything in a run directory that the report needs. What the directory does not have is empty or None."""
 
     root: Path
-    label: str  # the run's name, or something longer where two runs of a report share it
+    label: str  # the run's name, with its directory if two runs of a report have the same name
     config: dict[str, Any]
     environment: dict[str, Any]
     curves: dict[str, Curve]  # stage -> curve
     manifests: dict[str, dict[str, Any]]  # artifact -> manifest
     kinds: dict[str, dict[str, Any]]  # candidate kind -> sampling statistics
-    groups: Rows  # the first few, as examples
+    groups: JsonRows  # the first few, as examples
     categories: dict[str, str]  # test row -> category
-    generations: ByModel
-    verdicts: ByModel
+    generations: RowsByModel
+    verdicts: RowsByModel
     mauve: dict[str, dict[str, dict[str, Any]]]  # model -> decoding -> scores
-    reward: dict[str, dict[str, dict[str, Any]]]  # the same of a reward model, where one was asked
-    outdated: dict[str, str]  # what is left out -> what it was made from, made again since
+    reward: dict[str, dict[str, dict[str, Any]]]  # the same for the reward model, if the run has one
+    outdated: dict[str, str]  # stale artifact, left out -> the artifact it was made from, which has changed since
 
     @property
     def setting(self) -> tuple[str, str]:
-        """Where the prompts come from, and the model it starts from: within a setting, models may share a table."""
+        """(source of the prompts, base model). Models with the same setting can be in one table."""
         return name_source(self.config), name_base(self.config)
 
     def method(self, model: str) -> str:
-        """What a model of this run was trained by, in the paper's words."""
+        """Return the training method of a model of this run, by its name in the paper."""
         return name_method(self.config, model)
 
     def judging(self, model: str, decoding: str) -> dict[str, Any]:
-        """What the judging stage said of its verdicts: the judge's name and more, or nothing."""
+        """Return the judging stage's summary of these verdicts (the judge's name and more), or an empty dict."""
         summary = self.manifests.get(f"verdicts/{model}", {}).get("summary") or {}
         judged = summary.get(decoding)
         return judged if isinstance(judged, dict) else {}
@@ -74,52 +74,55 @@ class Run:
 
     @property
     def decodings(self) -> list[str]:
-        """Decodings in the configuration's order; the first is the one that the summary shows."""
-        there = {
+        """Decodings in the order of the configuration. The summary shows the first."""
+        present = {
             name for part in (self.generations, self.verdicts, self.mauve) for found in part.values() for name in found
         }
-        known = [name for name in (self.config.get("generation") or {}).get("decodings") or {} if name in there]
-        return known + sorted(there - set(known))
+        configured = [name for name in (self.config.get("generation") or {}).get("decodings") or {} if name in present]
+        return configured + sorted(present - set(configured))
 
     @property
     def candidates(self) -> int | None:
-        """K, or None where the configuration does not say."""
+        """K, or None if the configuration does not define it."""
         negatives = (self.config.get("sampling") or {}).get("negatives")
         return 1 + sum(negatives.values()) if negatives else None
 
 
 def alpha_of(model: str) -> float | None:
-    """The weight of MLE in a model of the weight-space ensemble: cpo is 0, mle is 1."""
+    """Return the weight of MLE in a model of the weight-space ensemble: 0 for cpo, 1 for mle, None for other models."""
     merged = MERGED.match(model)
     return float(merged[1]) if merged else {"cpo": 0.0, "mle": 1.0}.get(model)
 
 
-def read_runs(roots: Sequence[Path]) -> list[Run]:
-    """Read run directories, each with a label of its own. Raises ArtifactError as `read_run` does, or for one given twice."""
-    twice = [root for root, count in Counter(root.resolve() for root in roots).items() if count > 1]
-    if twice:
-        raise ArtifactError(f"the run directory {twice[0]} is given twice")
+def read_runs(roots: Sequence[Path]) -> list[RunContents]:
+    """Read run directories and give each a unique label.
+
+    Raises ArtifactError like `read_run`, and for a directory that is given twice.
+    """
+    repeated = [root for root, count in Counter(root.resolve() for root in roots).items() if count > 1]
+    if repeated:
+        raise ArtifactError(f"the run directory {repeated[0]} is given twice")
     runs = [read_run(root) for root in roots]
     names = Counter(run.label for run in runs)
     return [replace(run, label=f"{run.label} in {run.root}") if names[run.label] > 1 else run for run in runs]
 
 
-def shared_decodings(runs: Sequence[Run]) -> list[str]:
-    """Decodings of all runs, each once, in the first run's order."""
+def all_decodings(runs: Sequence[RunContents]) -> list[str]:
+    """Return the decodings of all runs without duplicates, in the order of the first run."""
     return list(dict.fromkeys(name for run in runs for name in run.decodings))
 
 
-def read_run(root: Path) -> Run:
-    """Read a run directory: what its present configuration asks for, made from what is there now.
+def read_run(root: Path) -> RunContents:
+    """Read the results of a run's current configuration from its directory, without stale artifacts.
 
-    Raises ArtifactError where it is not there, or a file in it is damaged (naming the file).
+    Raises ArtifactError if the directory does not exist, or for a damaged file in it, with the name of the file.
     """
     if not root.is_dir():
-        raise ArtifactError(f"no run directory {root}. `cpo-ray run CONFIG` makes one.")
+        raise ArtifactError(f"no run directory {root}. `cpo-ray run CONFIG` creates one.")
     groups = root / "groups" / "train"
     config, manifests = read_object(root / "config.json"), _read_manifests(root)
-    present = find_present(config, manifests)
-    return Run(
+    current = find_current_results(config, manifests)
+    return RunContents(
         root=root,
         label=str(config.get("name") or root.resolve().name),
         config=config,
@@ -128,21 +131,21 @@ def read_run(root: Path) -> Run:
         manifests={
             name: manifest
             for name, manifest in manifests.items()
-            if present.asks_for(name) and name not in present.outdated
+            if current.is_configured(name) and name not in current.outdated
         },
         kinds=read_object(groups / "stats.json"),
-        groups=_read_first(groups),
+        groups=_read_example_groups(groups),
         categories=_read_categories(root / "data"),
-        generations=_read_answers(root / "generations", Generation.__required_keys__, present),
-        verdicts=_read_answers(root / "verdicts", Verdict.__required_keys__, present),
-        mauve=_read_scores(root / "mauve", present),
-        reward=_read_scores(root / "reward", present),
-        outdated=dict(present.outdated),
+        generations=_read_answers(root / "generations", Generation.__required_keys__, current),
+        verdicts=_read_answers(root / "verdicts", Verdict.__required_keys__, current),
+        mauve=_read_scores(root / "mauve", current),
+        reward=_read_scores(root / "reward", current),
+        outdated=dict(current.outdated),
     )
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is no such file."""
+    """Read a JSON object; an empty one if the file does not exist."""
     if not path.is_file():
         return {}
     try:
@@ -150,7 +153,7 @@ def read_object(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ArtifactError(f"{path} holds no JSON object")
+        raise ArtifactError(f"{path} is not a JSON object")
     return value
 
 
@@ -161,7 +164,7 @@ def _model_order(model: str) -> tuple[int, float, str]:
 
 
 def _read_curves(path: Path) -> dict[str, Curve]:
-    """Rows by stage. A step that a restart repeated counts once: its last row."""
+    """Read the metrics by stage. A step that was repeated after a restart counts once, with its last row."""
     stages: dict[str, tuple[dict[int, Any], dict[int, Any]]] = {}
     for number, row in enumerate(read_jsonl(path) if path.is_file() else [], 1):
         try:
@@ -180,7 +183,7 @@ def _read_curves(path: Path) -> dict[str, Curve]:
 
 
 def _read_manifests(root: Path) -> dict[str, dict[str, Any]]:
-    """Manifests of finished artifacts, oldest first. A folder that begins with a dot is not finished."""
+    """Read the manifests of finished artifacts, oldest first. Directories with a leading dot are not finished."""
     found = {}
     for path in [*root.glob("*/manifest.json"), *root.glob("*/*/manifest.json")]:
         name = path.parent.relative_to(root)
@@ -189,8 +192,8 @@ def _read_manifests(root: Path) -> dict[str, dict[str, Any]]:
     return dict(sorted(found.items(), key=lambda item: (str(item[1].get("created", "")), item[0])))
 
 
-def _read_first(folder: Path) -> Rows:
-    """The first groups of the first shard."""
+def _read_example_groups(folder: Path) -> JsonRows:
+    """Read the first groups of the first shard."""
     for shard in sorted(folder.glob("*.parquet")):
         for batch in pq.ParquetFile(shard).iter_batches(batch_size=EXAMPLE_GROUPS):
             return batch.to_pylist()
@@ -205,12 +208,12 @@ def _read_categories(data: Path) -> dict[str, str]:
     return categories
 
 
-def _read_answers(folder: Path, keys: AbstractSet[str], present: Present) -> ByModel:
-    """<model>/<decoding>.jsonl, by model and decoding."""
-    answers: ByModel = {}
+def _read_answers(folder: Path, keys: AbstractSet[str], current: CurrentResults) -> RowsByModel:
+    """Read <model>/<decoding>.jsonl, by model and decoding."""
+    answers: RowsByModel = {}
     for path in sorted(folder.glob("*/*.jsonl")):
         model, decoding = path.parent.name, path.stem
-        if not model.startswith(".") and present.counts(folder.name, model, decoding):
+        if not model.startswith(".") and current.includes(folder.name, model, decoding):
             rows = read_jsonl(path)
             for number, row in enumerate(rows, 1):
                 lacking = sorted(keys - row.keys()) if isinstance(row, dict) else sorted(keys)
@@ -222,10 +225,10 @@ def _read_answers(folder: Path, keys: AbstractSet[str], present: Present) -> ByM
     return answers
 
 
-def _read_scores(folder: Path, present: Present) -> dict[str, dict[str, dict[str, Any]]]:
-    """scores.json, by model and decoding."""
+def _read_scores(folder: Path, current: CurrentResults) -> dict[str, dict[str, dict[str, Any]]]:
+    """Read scores.json, by model and decoding."""
     found = {
-        model: {name: score for name, score in scores.items() if present.counts(folder.name, model, name)}
+        model: {name: score for name, score in scores.items() if current.includes(folder.name, model, name)}
         for model, scores in read_object(folder / "scores.json").items()
     }
     return {model: scores for model, scores in found.items() if scores}

@@ -1,12 +1,12 @@
-"""What was sampled, as HTML: the statistics per kind of candidate, whatever `stats.json` holds, and example groups."""
+"""The sampled candidates, as HTML: all statistics of `stats.json` per kind of candidate, and example groups."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from cpo_ray.report.markup import DASH, Cell, absent, grid, number
+from cpo_ray.report.markup import DASH, Cell, format_number, grid, missing_notice
 
-TITLES = {  # key of stats.json -> heading and format; other numbers follow under their own name
+TITLES = {  # key of stats.json -> heading and format; other numbers follow under their key
     "count": ("candidates", ",.0f"),
     "mean_tokens": ("mean tokens", ".1f"),
     "mean_similarity": ("mean similarity", ".3f"),
@@ -24,12 +24,12 @@ SPREADS = {  # key of a distribution -> heading
     "ref_logp_per_token": "reference log-prob a token",
 }
 SHARES = {"equal_to_gold", "duplicates", "without_eos"}  # shown with their share of the candidates
-HIDDEN = {"tokens", "equal_to_gold_rate", "duplicate_rate", "redraw_rate"}  # said by the others
+HIDDEN = {"tokens", "equal_to_gold_rate", "duplicate_rate", "redraw_rate"}  # redundant with other columns
 GOLD = "gold"
 
 
 def render_sampling(runs: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """One table of statistics, and the first groups of each run. groups: run label -> groups."""
+    """Render one table of statistics, and the first groups of each run. groups: run label -> groups."""
     if len(runs) == 1:
         return _statistics(runs) + _examples(groups[runs[0]["label"]], "")
     folded = [
@@ -47,9 +47,9 @@ def _statistics(runs: Sequence[Mapping[str, Any]]) -> str:
         if isinstance(found, Mapping)
     }
     if not flat:
-        return absent("No sampling statistics: groups/train/stats.json is not there.")
-    there = {key for found in flat.values() for key, value in found.items() if isinstance(value, int | float)}
-    keys = [key for key in TITLES if key in there] + sorted(there - TITLES.keys() - HIDDEN)
+        return missing_notice("No sampling statistics: groups/train/stats.json is not there.")
+    present = {key for found in flat.values() for key, value in found.items() if isinstance(value, int | float)}
+    keys = [key for key in TITLES if key in present] + sorted(present - TITLES.keys() - HIDDEN)
     heads = ["kind", *(TITLES[key][0] if key in TITLES else key.replace("_", " ") for key in keys)]
     rows: list[list[Cell]] = [
         [escape(name), *(_cell(kind, key, found) for key in keys)] for (name, kind), found in flat.items()
@@ -58,16 +58,16 @@ def _statistics(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _spreads(flat: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
-    """Medians with the middle nine tenths, of every distribution that is there."""
-    there = {
+    """Render median and 5% to 95% range of every distribution."""
+    present = {
         key
         for found in flat.values()
         for key, value in found.items()
         if isinstance(value, Mapping) and "median" in value
     }
-    if not there:
+    if not present:
         return ""
-    keys = [key for key in SPREADS if key in there] + sorted(there - SPREADS.keys())
+    keys = [key for key in SPREADS if key in present] + sorted(present - SPREADS.keys())
     heads = ["median [5%, 95%]", *(SPREADS.get(key, key.replace("_", " ")) for key in keys)]
     rows: list[list[Cell]] = [
         [escape(name), *(_spread(found.get(key)) for key in keys)] for (name, _), found in flat.items()
@@ -78,7 +78,7 @@ def _spreads(flat: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
 def _spread(found: Mapping[str, Any] | None) -> str:
     if not found:
         return DASH
-    median, low, high = (number(found.get(key), ".3g") for key in ("median", "p5", "p95"))
+    median, low, high = (format_number(found.get(key), ".3g") for key in ("median", "p5", "p95"))
     return f"{median} <small>[{low}, {high}]</small>"
 
 
@@ -94,12 +94,12 @@ def _cell(kind: str, key: str, found: Mapping[str, Any]) -> str:
         TITLES[key][1] if key in TITLES else ",.0f" if isinstance(value, int) else ".3f" if abs(value) < 10 else ",.1f"
     )
     share = f" <small>({value / found['count']:.1%})</small>" if key in SHARES and value and found.get("count") else ""
-    return number(value, form) + share
+    return format_number(value, form) + share
 
 
 def _examples(groups: Sequence[Mapping[str, Any]], of: str) -> str:
     if not groups:
-        return absent("No candidate groups: groups/train holds no Parquet file.")
+        return missing_notice("No candidate groups: groups/train holds no Parquet file.")
     title = "" if of else "<h3>Example groups</h3>"
     parts = [f"{title}<p>The first groups of the first shard, not chosen. Rank 0 is the gold.</p>"]
     for count, group in enumerate(groups, 1):
@@ -109,8 +109,8 @@ def _examples(groups: Sequence[Mapping[str, Any]], of: str) -> str:
                 f'<span class="kind">{escape(group["candidate_kind"][index])}</span>',
                 (escape(group["candidate_text"][index]) or "<i>empty</i>", "text"),
                 str(group["rank"][index]),
-                number(group["similarity"][index], ".3f"),
-                number(group["ref_logps"][index], ".2f"),
+                format_number(group["similarity"][index], ".3f"),
+                format_number(group["ref_logps"][index], ".2f"),
             ]
             for index in order
         ]

@@ -1,4 +1,4 @@
-"""The report's charts of training, and all charts together. A chart without data is not drawn."""
+"""Charts of training, and the function that draws all charts. A chart without data is not drawn."""
 
 import itertools
 import math
@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cpo_ray.records import CANDIDATE_KINDS, NEGATIVE_KINDS
-from cpo_ray.report.figures import Labels, Level, Series, line_chart, running_mean
+from cpo_ray.report.figures import Level, Series, line_chart, running_mean
 from cpo_ray.report.result_charts import MODEL_COLORS, draw_results, style_of
-from cpo_ray.report.run_contents import Curve, Run
+from cpo_ray.report.run_contents import Curve, RunContents
+from cpo_ray.report.svg import Labels
 
 KIND_STYLES = dict(
     zip(
@@ -20,7 +21,7 @@ KIND_STYLES = dict(
 STEP = "optimizer step"
 NATS = "nats per response"
 MARGIN = "margin of \N{GREEK SMALL LETTER BETA} log-ratios (nats)"
-SHARED = (  # name, title, stage, key, unit of the charts that several runs share
+SHARED = (  # name, title, stage, key, unit of the charts with one line per run
     ("cpo-loss", "CPO loss", "cpo", "loss", "loss (nats)"),
     ("cpo-margin", "Reward margin: gold minus mean of negatives", "cpo", "margin", MARGIN),
     ("cpo-accuracy", "Accuracy: the gold has the highest score", "cpo", "accuracy", "share of prompts"),
@@ -30,12 +31,12 @@ SHARED = (  # name, title, stage, key, unit of the charts that several runs shar
 )
 SMOOTH_FROM = 60  # points; shorter curves are drawn as they are
 
-Points = list[tuple[float, float]]
-Styles = Mapping[str, tuple[str, str]]  # kind of candidate -> colour and dash
+CurvePoints = list[tuple[float, float]]
+KindStyles = Mapping[str, tuple[str, str]]  # kind of candidate -> colour and dash
 
 
-def draw_charts(runs: Sequence[Run], table: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Every chart that the runs have data for: name -> SVG. Several runs share their charts."""
+def draw_charts(runs: Sequence[RunContents], table: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Draw every chart that the runs have data for: name -> SVG. Several runs are drawn into the same charts."""
     charts = dict(draw_results(runs, table))
     if len(runs) == 1:
         styles = style_kinds([*runs[0].kinds, *_kinds_in(runs[0].curves.get("cpo"))])
@@ -47,17 +48,17 @@ def draw_charts(runs: Sequence[Run], table: Sequence[Mapping[str, Any]]) -> dict
     return charts
 
 
-def style_kinds(kinds: Iterable[str]) -> Styles:
-    """A kind that ships always looks the same; a user's own takes what no other kind has."""
-    shipped = set(KIND_STYLES.values())
-    free = (style for style in map(style_of, itertools.count()) if style not in shipped)
+def style_kinds(kinds: Iterable[str]) -> KindStyles:
+    """Assign a style to each kind: built-in kinds have fixed styles, a user's kinds get styles that no other kind has."""
+    fixed = set(KIND_STYLES.values())
+    free = (style for style in map(style_of, itertools.count()) if style not in fixed)
     return {**KIND_STYLES, **dict(zip(sorted(set(kinds) - KIND_STYLES.keys()), free, strict=False))}
 
 
-def first_step_loss(run: Run) -> tuple[str, float] | None:
-    """What the CPO loss must be at step 1, where policy = reference: its formula and value. None for the joint loss.
+def first_step_loss(run: RunContents) -> tuple[str, float] | None:
+    """Return formula and value of the expected CPO loss at step 1, where policy = reference. None for the joint loss.
 
-    The trainer's own figure counts only the candidates that are not masked, prompt by prompt.
+    The value that the trainer logs counts only the candidates that are not masked, prompt by prompt.
     """
     objective, k = run.config.get("objective") or {}, run.candidates
     if k is None or "ranked" not in objective or objective.get("mle_weight", 0) != 0:
@@ -71,27 +72,29 @@ def first_step_loss(run: Run) -> tuple[str, float] | None:
 
 
 def _kinds_in(curve: Curve | None) -> list[str]:
-    """The kinds of negatives that a training saw: those that ship first, then a user's own by name."""
-    there = {kind for row in (curve.train if curve else ()) for kind in row.get("negative_logp") or {}}
-    return [*(kind for kind in NEGATIVE_KINDS if kind in there), *sorted(there - {*NEGATIVE_KINDS})]
+    """Return the kinds of negatives in the training metrics: built-in kinds first, then a user's kinds by name."""
+    present = {kind for row in (curve.train if curve else ()) for kind in row.get("negative_logp") or {}}
+    return [*(kind for kind in NEGATIVE_KINDS if kind in present), *sorted(present - {*NEGATIVE_KINDS})]
 
 
-def _cpo_charts(run: Run, styles: Styles) -> Iterator[tuple[str, str]]:
+def _cpo_charts(run: RunContents, styles: KindStyles) -> Iterator[tuple[str, str]]:
     curve = run.curves.get("cpo")
     if curve is None:
         return
     expected = first_step_loss(run)
     level = Level(f"{expected[0]} = {expected[1]:.4f}, where it must begin", expected[1]) if expected else None
-    yield from _chart(Labels("cpo-loss", "CPO loss", STEP, "loss (nats)"), _both(curve, "loss", "blue"), level)
+    yield from _chart(
+        Labels("cpo-loss", "CPO loss", STEP, "loss (nats)"), _with_validation(curve, "loss", "blue"), level
+    )
     margin = Labels(
         "cpo-margin",
         "Reward margin: gold minus mean of negatives",
         STEP,
         MARGIN,
     )
-    yield from _chart(margin, _both(curve, "margin", "blue"))
+    yield from _chart(margin, _with_validation(curve, "margin", "blue"))
     accuracy = Labels("cpo-accuracy", "Accuracy: the gold has the highest score", STEP, "share of prompts")
-    yield from _chart(accuracy, _both(curve, "accuracy", "blue"))
+    yield from _chart(accuracy, _with_validation(curve, "accuracy", "blue"))
     by_kind = _smooth("gold", _points(curve.train, "gold_logp"), *styles["gold"])
     for kind in _kinds_in(curve):
         rows = [{"step": row["step"], "value": (row.get("negative_logp") or {}).get(kind)} for row in curve.train]
@@ -100,10 +103,10 @@ def _cpo_charts(run: Run, styles: Styles) -> Iterator[tuple[str, str]]:
 
 
 def _likelihood_charts(curves: Mapping[str, Curve]) -> Iterator[tuple[str, str]]:
-    """Next-token loss of the reference and of its continuation, and what CPO and MLE do to the gold's log-prob."""
+    """Draw the next-token loss of reference and continued MLE, and the gold's log-prob under CPO and MLE."""
     for stage, title in (("reference", "Reference: next-token loss"), ("mle", "Continued MLE: next-token loss")):
         if stage in curves:
-            series = _both(curves[stage], "loss", MODEL_COLORS[stage])
+            series = _with_validation(curves[stage], "loss", MODEL_COLORS[stage])
             yield from _chart(Labels(f"{stage}-loss", title, STEP, "loss (nats per token)"), series)
     gold: list[Series] = []
     for stage, dash in (("mle", "6 3"), ("cpo", "")):
@@ -112,8 +115,8 @@ def _likelihood_charts(curves: Mapping[str, Curve]) -> Iterator[tuple[str, str]]
     yield from _chart(Labels("gold-logp", "Log-prob of the gold, from the same reference", STEP, NATS), gold)
 
 
-def _histograms(kinds: Mapping[str, Mapping[str, Any]], styles: Styles) -> Iterator[tuple[str, str]]:
-    """How lengths and similarities are distributed, a line per kind; the gold's similarity to itself says nothing."""
+def _histograms(kinds: Mapping[str, Mapping[str, Any]], styles: KindStyles) -> Iterator[tuple[str, str]]:
+    """Draw the distributions of lengths and similarities, a line per kind, without the gold's similarity to itself."""
     for name, key, title, x in (
         ("sampling-length", "length", "Length of the candidates", "tokens, EOS included"),
         ("sampling-similarity", "similarity", "Similarity of the negatives to the gold", "cosine of the embeddings"),
@@ -126,8 +129,8 @@ def _histograms(kinds: Mapping[str, Mapping[str, Any]], styles: Styles) -> Itera
         yield from _chart(Labels(name, title, x, "share of candidates per bin"), series)
 
 
-def _bins(histogram: Mapping[str, Any]) -> Points:
-    """The middle of each bin and its share, without the empty bins at both ends."""
+def _bins(histogram: Mapping[str, Any]) -> CurvePoints:
+    """Return the middle of each bin and its share, without the empty bins at both ends."""
     low, counts = histogram["low"], histogram["counts"]
     width = (histogram["high"] - low) / len(counts)
     filled = [index for index, count in enumerate(counts) if count]
@@ -135,8 +138,8 @@ def _bins(histogram: Mapping[str, Any]) -> Points:
     return [(low + (index + 0.5) * width, counts[index] / sum(counts)) for index in within]
 
 
-def _shared_charts(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
-    """One line per run, a running mean where it is long."""
+def _shared_charts(runs: Sequence[RunContents]) -> Iterator[tuple[str, str]]:
+    """Draw one line per run, as a running mean if it is long."""
     for name, title, stage, key, unit in SHARED:
         series: list[Series] = []
         for number, run in enumerate(runs):
@@ -152,15 +155,15 @@ def _chart(labels: Labels, series: list[Series], level: Level | None = None) -> 
         yield labels.name, line_chart(labels, series, level)
 
 
-def _both(curve: Curve, key: str, color: str) -> list[Series]:
-    """Training and, where it was measured, validation."""
+def _with_validation(curve: Curve, key: str, color: str) -> list[Series]:
+    """Return the lines of training and, if it was measured, validation."""
     validation = _points(curve.validation, key)
     series = _smooth("training", _points(curve.train, key), color, "")
     return [*series, Series("validation", validation, "pink", "6 3")] if validation else series
 
 
-def _smooth(name: str, points: Points, color: str, dash: str) -> list[Series]:
-    """A long curve is drawn twice: every step faintly, and a running mean."""
+def _smooth(name: str, points: CurvePoints, color: str, dash: str) -> list[Series]:
+    """Return a short curve as it is, and a long curve twice: every step faintly, and a running mean."""
     if not points:
         return []
     if len(points) < SMOOTH_FROM:
@@ -168,7 +171,7 @@ def _smooth(name: str, points: Points, color: str, dash: str) -> list[Series]:
     return [Series(name, points, color, faint=True), Series(name, running_mean(points, len(points) // 20), color, dash)]
 
 
-def _points(rows: Sequence[Mapping[str, Any]], key: str) -> Points:
+def _points(rows: Sequence[Mapping[str, Any]], key: str) -> CurvePoints:
     return [
         (float(row["step"]), float(value))
         for row in rows

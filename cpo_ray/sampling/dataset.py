@@ -1,4 +1,4 @@
-"""The way of a unit through the actors: draw -> engine (autoregressive) -> scorer (meanfield, log-probs) -> ranker."""
+"""The Ray Data pipeline of a unit: draw -> vLLM (autoregressive) -> scorer (meanfield, log-probs) -> ranker."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,22 +15,22 @@ from cpo_ray.sampling.units import Unit, write_units
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-DRAWERS = 2  # tasks that begin units
+DRAW_TASKS = 2  # concurrent tasks that draw units
 
 
 def finished_units(
     config: RunConfig, reference: Reference, draw: Callable[[int], Unit], starts: Sequence[int]
 ) -> "Dataset":
-    """The units that begin at `starts`, scored and ranked, in whatever order they come: a lazy Dataset of UNIT_SCHEMA.
+    """The units that start at rows `starts`, scored and ranked, in any order: a lazy Dataset of UNIT_SCHEMA.
 
-    draw: begins the unit of a start, in a worker.
+    draw: draws the unit that starts at a row; runs in a Ray task.
     """
     from cpo_ray.sampling.ranking import Ranker
     from cpo_ray.sampling.scoring import Scorer
 
-    units, each = sampled_units(config, reference, draw, starts), config.cluster.gpus_per_worker
+    units, gpus = sampled_units(config, reference, draw, starts), config.cluster.gpus_per_worker
     for actor, pool in ((Scorer, config.sampling.scorers), (Ranker, config.sampling.rankers)):
-        options = actor_options(config, pool, each)
+        options = actor_options(config, pool, gpus)
         units = units.map_batches(actor, fn_constructor_args=(config, reference.path), batch_size=1, **options)
     return units
 
@@ -38,33 +38,35 @@ def finished_units(
 def sampled_units(
     config: RunConfig, reference: Reference, draw: Callable[[int], Unit], starts: Sequence[int]
 ) -> "Dataset":
-    """The units with their negatives but the meanfield ones, neither scored nor ranked."""
+    """The units with all negatives except the meanfield ones, neither scored nor ranked."""
     import ray
     from ray.data import TaskPoolStrategy
 
-    def begin(batch: pa.Table) -> pa.Table:
+    def draw_batch(batch: pa.Table) -> pa.Table:
         return write_units([draw(start) for start in batch["start"].to_pylist()])
 
     units = ray.data.from_items([{"start": start} for start in starts], override_num_blocks=len(starts))
     configure(units)
-    units = units.map_batches(
-        begin, batch_size=1, batch_format="pyarrow", num_cpus=LOGICAL_CPUS, compute=TaskPoolStrategy(size=DRAWERS)
-    )
+    tasks = TaskPoolStrategy(size=DRAW_TASKS)
+    units = units.map_batches(draw_batch, batch_size=1, batch_format="pyarrow", num_cpus=LOGICAL_CPUS, compute=tasks)
     if config.sampling.negatives.autoregressive:
         units = with_engine(units, config, reference)
     return units
 
 
 def with_engine(units: "Dataset", config: RunConfig, reference: Reference) -> "Dataset":
-    """One unit a call, and so many calls at a time that sequences wait twice over while one unit's last ones finish."""
-    from cpo_ray.sampling.vllm_sampler import Engine
+    """The units with autoregressive negatives, one unit per call of a vLLM actor.
+
+    An actor has enough concurrent calls that `2 * engine.max_sequences` sequences wait while a unit's last ones finish.
+    """
+    from cpo_ray.sampling.vllm_sampler import VllmSampler
 
     sampling = config.sampling
     sequences = sampling.batch_rows * sampling.negatives.autoregressive
     calls = 1 + math.ceil(2 * sampling.engine.max_sequences / sequences)
     return units.map_batches(
-        Engine,
-        fn_constructor_args=(config, reference.path, reference.eos),
+        VllmSampler,
+        fn_constructor_args=(config, reference.path, reference.eos, reference.other_eos),
         batch_size=1,
         **actor_options(config, sampling.engines, sampling.engine.tensor_parallel, calls=calls),
     )

@@ -1,7 +1,7 @@
-"""The stage `sampling`: every training row becomes a group. Ray Data streams units of rows through the actors (`flow.py`)
-and what is finished is kept in shards.
+"""The stage `sampling`: every training row becomes a group.
 
-Unhelpful negatives are asked for before that: see `unhelpful.py`.
+`dataset.py` is the Ray Data pipeline that units of rows stream through; finished units are written in shards here.
+`unhelpful` negatives are requested from their API before that, in `negatives/unhelpful.py`.
 """
 
 import contextlib
@@ -22,10 +22,11 @@ from cpo_ray.sampling.actor_pools import SAMPLING_ACTOR, with_absolute_paths
 from cpo_ray.sampling.dataset import finished_units
 from cpo_ray.sampling.negatives.registry import load_kinds
 from cpo_ray.sampling.negatives.unhelpful import add_unhelpful
-from cpo_ray.sampling.reference_model import Reference, draw_limits, read_reference
+from cpo_ray.sampling.reference_model import Reference, candidate_limits, read_reference
 from cpo_ray.sampling.responses import load_tokenizer
-from cpo_ray.sampling.selection import Batches, Selection, select_rows
-from cpo_ray.sampling.stats import Tally, count_candidates, equal_share, warnings, with_redraws
+from cpo_ray.sampling.selected_examples import write_selected
+from cpo_ray.sampling.selection import BatchPlan, Selection, select_rows
+from cpo_ray.sampling.stats import DrawCounts, count_candidates, equal_share, warnings, with_redraws
 from cpo_ray.sampling.units import Unit, draw_unit, read_units
 
 if TYPE_CHECKING:
@@ -35,137 +36,143 @@ OnRows = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Consecutive rows start..stop-1 and the file they go to."""
+class GroupShard:
+    """Consecutive rows start..stop-1 and the file that holds their groups."""
 
     path: Path
     start: int
     stop: int
 
     def rows_of(self, table: pa.Table) -> pa.Table:
-        """Its rows among all."""
+        """The shard's rows of the table of all rows."""
         return table.slice(self.start, self.stop - self.start)
 
 
 def make_groups(
     config: RunConfig, data: Path, reference: Path, out: Path, on_rows: OnRows, *, split: str = "train"
 ) -> Summary:
-    """Write `out/part-*.parquet` (GROUP_SCHEMA, rows in the order of the split) and `out/stats.json`.
+    """Write `out/part-*.parquet` (GROUP_SCHEMA, rows in the order of the split), `out/selected/` and `out/stats.json`.
 
-    data: the data artifact, of which `split` is taken. reference: a Hugging Face directory with its tokenizer. Shards
-    already in `out` are kept.
-    `on_rows(n)` is called as n more rows are done. Ray must be initialised.
+    data: the data artifact; its split `split` is used. reference: a Hugging Face directory with a tokenizer. Finished shards
+    in `out` are kept. on_rows(n): called when n more rows are done. Ray must be initialised.
 
-    Raises DataError for a row that cannot become a group (see `select_rows`), ConfigError and ClusterError for what
-    cannot run, ServiceError where the API of unhelpful negatives fails for good.
+    Raises DataError for a row that cannot become a group (see `select_rows`), ConfigError for a bad configuration, ClusterError
+    for a cluster that is too small, ServiceError if the API of unhelpful negatives fails permanently.
     """
     config = with_absolute_paths(config)
-    model, selection, asked = prepare(config, data / split, reference, out.parent)
+    model, selection, unhelpful = prepare(config, data / split, reference, out.parent)
     shards = plan_shards(out, len(selection.table), config.sampling.shard_rows)
     missing = [shard for shard in shards if not is_finished(shard.path, shard.rows_of(selection.table))]
     kept = sum(shard.stop - shard.start for shard in shards if shard not in missing)
     if kept:
         on_rows(kept)
-    tally = Tally()
+    counts = DrawCounts()
     if missing:
         starts = [row for shard in missing for row in range(shard.start, shard.stop, config.sampling.batch_rows)]
-        tally = write_shards(groups_dataset(config, selection, model, starts), missing, on_rows)
-    return _summarize(config, selection, shards, out, tally, asked)
+        counts = write_shards(groups_dataset(config, selection, model, starts), missing, on_rows)
+    write_selected(selection.table, out)
+    return _summarize(config, selection, shards, out, counts, unhelpful)
 
 
 def prepare(
-    config: RunConfig, rows: Path, reference: Path, folder: Path, batches: Batches | None = None
+    config: RunConfig, rows: Path, reference: Path, folder: Path, batches: BatchPlan | None = None
 ) -> tuple[Reference, Selection, Summary]:
-    """Before any actor starts: the reference, the rows with their unhelpful negatives, and what asking for these took.
+    """What comes before any actor starts: the reference, the rows with unhelpful negatives, and a summary of requesting those.
 
-    rows: examples. folder: where the answers to what was asked are kept. batches: see `select_rows`.
+    rows: examples. folder: where the answers of the API are kept. batches: see `select_rows`.
     """
-    load_kinds(config.sampling)  # what is wrong with them is told first
+    load_kinds(config.sampling)  # report errors in the user's kinds first
     check_embedder(config.sampling.embedder)
     model = read_reference(reference.resolve())
-    selection = select_rows(read_table(rows), config, model.context, model.eos, batches)
+    selection = select_rows(read_table(rows), config, model.context, model.eos, batches, model.special)
     if not config.sampling.negatives.unhelpful:
         return model, selection, {}
     tokenizer, answers = load_tokenizer(model.path), folder / "unhelpful.answers"
     return model, *add_unhelpful(selection, config, tokenizer, answers, batches)
 
 
-def plan_shards(out: Path, rows: int, shard_rows: int) -> list[Shard]:
-    """The shards of `rows` rows. Files in `out` that belong to another plan are deleted."""
+def plan_shards(out: Path, rows: int, shard_rows: int) -> list[GroupShard]:
+    """The shards of `rows` rows. Deletes files in `out` that belong to another plan."""
     shards = [
-        Shard(out / f"part-{number:05d}.parquet", start, min(start + shard_rows, rows))
+        GroupShard(out / f"part-{number:05d}.parquet", start, min(start + shard_rows, rows))
         for number, start in enumerate(range(0, rows, shard_rows))
     ]
-    delete_strays(out, {shard.path for shard in shards})
+    delete_stray_shards(out, {shard.path for shard in shards})
     return shards
 
 
-def delete_strays(out: Path, shards: set[Path]) -> None:
-    """Delete the files in `out` that are none of these shards: another plan's."""
+def delete_stray_shards(out: Path, shards: set[Path]) -> None:
+    """Delete the Parquet files in `out` that are not in `shards`."""
     for stray in set(out.glob("*.parquet")) - shards:
         stray.unlink()
 
 
 def groups_dataset(config: RunConfig, selection: Selection, reference: Reference, starts: Sequence[int]) -> "Dataset":
-    """The units that begin at `starts`, finished."""
-    return finished_units(config, reference, rows_drawer(config, selection, reference), starts)
+    """The finished units that start at rows `starts`."""
+    return finished_units(config, reference, unit_drawer(config, selection, reference), starts)
 
 
-def rows_drawer(config: RunConfig, selection: Selection, reference: Reference) -> Callable[[int], Unit]:
-    """What begins the unit of rows start, start + 1, ... Ray must be initialised."""
+def unit_drawer(config: RunConfig, selection: Selection, reference: Reference) -> Callable[[int], Unit]:
+    """A function that draws the unit of rows start, start + 1, ... Ray must be initialised."""
     import ray
 
-    table, prompt_tokens = ray.put(selection.table), selection.prompt_tokens  # the function must not hold the table
+    table = ray.put(selection.table)  # the function must not hold the table
+    sampling, seed, max_tokens = config.sampling, config.seed, config.data.max_response_tokens
 
     def draw(start: int) -> Unit:
-        rows, draws, limits = ray.get(table), load_kinds(config.sampling), draw_limits(config, reference)
-        return draw_unit(rows, start, prompt_tokens, config, draws, limits)
+        draws, limits = load_kinds(sampling), candidate_limits(reference, max_tokens)
+        return draw_unit(ray.get(table), start, sampling, seed, draws, limits)
 
     return draw
 
 
-def write_shards(units: "Dataset", shards: Sequence[Shard], on_rows: OnRows) -> Tally:
-    """Write each shard once all its rows are there, in order. Holds only the shards that are under way.
+def write_shards(units: "Dataset", shards: Sequence[GroupShard], on_rows: OnRows) -> DrawCounts:
+    """Write each shard as soon as all its rows are finished. Only unfinished shards are in memory.
 
-    Returns the work that went into them; each shard keeps its own redraws in its metadata.
+    Returns the work for all of them; each shard keeps its own redraws in its metadata.
     """
-    unfinished: dict[Shard, list[Unit]] = {shard: [] for shard in shards}
-    tally = Tally()
-    with plain_errors(SAMPLING_ACTOR), contextlib.closing(_finished_units(units)) as finished:
+    unfinished: dict[GroupShard, list[Unit]] = {shard: [] for shard in shards}
+    counts = DrawCounts()
+    with plain_errors(SAMPLING_ACTOR), contextlib.closing(_read_finished(units)) as finished:
         for unit in finished:
-            tally.add(unit["work"])
+            counts.add(unit["work"])
             shard = next(shard for shard in unfinished if shard.start <= unit["start"] < shard.stop)
             unfinished[shard].append(unit)
             if sum(len(unit["groups"]) for unit in unfinished[shard]) == shard.stop - shard.start:
                 _write_shard(shard, unfinished.pop(shard))
             on_rows(len(unit["groups"]))
-    return tally
+    return counts
 
 
-def _write_shard(shard: Shard, units: list[Unit]) -> None:
-    tally = Tally()
+def _write_shard(shard: GroupShard, units: list[Unit]) -> None:
+    counts = DrawCounts()
     for unit in units:
-        tally.add(unit["work"])
+        counts.add(unit["work"])
     groups = [group for unit in sorted(units, key=lambda unit: unit["start"]) for group in unit["groups"]]
-    write_table(shard.path, with_redraws(pa.Table.from_pylist(groups, schema=GROUP_SCHEMA), tally.redraws))
+    write_table(shard.path, with_redraws(pa.Table.from_pylist(groups, schema=GROUP_SCHEMA), counts.redraws))
 
 
-def _finished_units(units: "Dataset") -> Generator[Unit, None, None]:
+def _read_finished(units: "Dataset") -> Generator[Unit, None, None]:
     for batch in units.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
         yield from read_units(batch)
 
 
 def is_finished(shard: Path, rows: pa.Table) -> bool:
-    """Whether the shard's file is there and holds these very rows, told by their ids."""
+    """Whether the shard's file exists and holds exactly these rows, compared by id."""
     return shard.is_file() and bool(pq.read_table(shard, columns=["id"])["id"].equals(rows["id"]))
 
 
 def _summarize(
-    config: RunConfig, selection: Selection, shards: Sequence[Shard], out: Path, tally: Tally, asked: Summary
+    config: RunConfig,
+    selection: Selection,
+    shards: Sequence[GroupShard],
+    out: Path,
+    counts: DrawCounts,
+    unhelpful: Summary,
 ) -> Summary:
-    speeds = tally.speeds
-    if asked.get("tokens_per_second") is not None:
-        speeds["unhelpful"] = asked["tokens_per_second"]
+    speeds = counts.speeds
+    if unhelpful.get("tokens_per_second") is not None:
+        speeds["unhelpful"] = unhelpful["tokens_per_second"]
     stats = count_candidates((pq.read_table(shard.path) for shard in shards), speeds)
     write_json(out / STATS, stats)
     summary: Summary = {
@@ -179,4 +186,4 @@ def _summarize(
     }
     if config.sampling.negatives.autoregressive:
         summary["autoregressive_equal_to_gold"] = round(equal_share(stats, "autoregressive"), 4)
-    return summary | ({"unhelpful": asked} if asked else {})
+    return summary | ({"unhelpful": unhelpful} if unhelpful else {})

@@ -1,11 +1,8 @@
-"""Ranks by embedding similarity to the gold (the paper's section 3): a Ray Data actor around a pure function."""
+"""Ranks by embedding similarity to the gold (the paper's section 3): pure functions and their Ray Data actor."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -14,22 +11,20 @@ from cpo_ray.inference.embedding import embed_texts, load_embedder
 from cpo_ray.records import Group
 from cpo_ray.sampling.units import read_units, write_units
 
-CACHED_TEXTS = 2**16  # 100 MB of MiniLM's vectors
-DECIMALS = 5  # of a stored cosine: a hundred times the noise of a float32 embedding
-Vector = npt.NDArray[np.float32]
+DECIMALS = 5  # of a stored cosine: 100 times the noise of a float32 embedding
 
 
 def round_similarity(cosine: float) -> float:
     """The cosine as it is stored and ranked: DECIMALS decimals, at most 1.
 
-    Equal vectors differ by 1e-7, depending on the processor and on what they were embedded with. Rounding makes them equal,
-    and each candidate's value depends on that candidate alone, so no third one decides how two of them are ordered.
+    Embeddings of one text differ by 1e-7, depending on the processor and on the other texts of the batch. Rounding makes them
+    equal. The rounded value depends on one candidate alone, so the order of two candidates does not depend on a third.
     """
     return min(1.0, round(cosine, DECIMALS))
 
 
 def rank_by_similarity(similarity: Sequence[float]) -> list[int]:
-    """(K,) rounded cosines to the gold -> (K,) ranks, a permutation: the gold 0, then descending, ties by candidate index."""
+    """(K,) rounded cosines to the gold -> (K,) ranks, a permutation: 0 for the gold, then descending, ties by index."""
     ranks = [0] * len(similarity)
     for rank, k in enumerate(sorted(range(1, len(similarity)), key=lambda k: (-similarity[k], k)), 1):
         ranks[k] = rank
@@ -37,19 +32,18 @@ def rank_by_similarity(similarity: Sequence[float]) -> list[int]:
 
 
 class Ranker:
-    """Sets `candidate_text`, `similarity` and `rank`. Embeds each distinct text once, as long as it is remembered."""
+    """Sets `candidate_text`, `similarity` and `rank`. Embeds each distinct text of a unit once."""
 
     def __init__(self, config: RunConfig, reference: Path) -> None:
-        """Load the embedder, and the reference's tokenizer to turn candidates into text."""
+        """Load the embedder, and the reference's tokenizer, which decodes candidates."""
         from transformers import AutoTokenizer
 
         torch.set_num_threads(config.cluster.threads_per_worker)
         self.tokenizer = AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
         self.embedder = load_embedder(config.sampling.embedder, "cuda" if config.cluster.gpus_per_worker else "cpu")
-        self.remembered: OrderedDict[str, Vector] = OrderedDict()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Rank the batch's units, one by one."""
+        """Rank the candidates of the batch's units, one unit after another."""
         units = read_units(batch)
         for unit in units:
             self._rank(unit["groups"])
@@ -58,20 +52,11 @@ class Ranker:
     def _rank(self, groups: list[Group]) -> None:
         for group in groups:
             group["candidate_text"] = self.tokenizer.batch_decode(group["candidate_ids"], skip_special_tokens=True)
-        vectors = self._embed({text: None for group in groups for text in group["candidate_text"]})
+        # The texts of a unit are embedded together and nothing is cached between units: what an embedding is batched with
+        # decides its last bits, and would otherwise depend on the order in which units arrive.
+        distinct = list({text: None for group in groups for text in group["candidate_text"]})
+        vectors = dict(zip(distinct, embed_texts(self.embedder, distinct), strict=True))
         for group in groups:
             gold, *_ = texts = group["candidate_text"]
             group["similarity"] = [round_similarity(float(vectors[text] @ vectors[gold])) for text in texts]
             group["rank"] = rank_by_similarity(group["similarity"])
-
-    def _embed(self, texts: dict[str, None]) -> dict[str, Vector]:
-        """The vector of each text. What was used longest ago is forgotten first."""
-        unknown = [text for text in texts if text not in self.remembered]
-        known = {text: self.remembered[text] for text in texts if text in self.remembered}
-        vectors = known | dict(zip(unknown, embed_texts(self.embedder, unknown), strict=True))
-        for text, vector in vectors.items():
-            self.remembered[text] = vector
-            self.remembered.move_to_end(text)
-        while len(self.remembered) > CACHED_TEXTS:
-            self.remembered.popitem(last=False)
-        return vectors

@@ -1,31 +1,33 @@
-"""Text as a response: tokenized as the data stage does it, cut, ended with EOS."""
+"""Text as a response: tokenized as in the data stage, cut, ended with EOS."""
 
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-Tokenizer = Any  # transformers.PreTrainedTokenizerFast, which has no types to import
-Tokens = list[int]
+from cpo_ray.records import Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @cache
-def load_tokenizer(reference: Path) -> Tokenizer:
-    """The tokenizer in a Hugging Face directory, loaded once a process."""
+def load_tokenizer(reference: Path) -> "PreTrainedTokenizerFast":
+    """The tokenizer in a Hugging Face directory, loaded once per process."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
 
 
-def encode_responses(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> list[Tokens]:
-    """The first `max_tokens` - 1 tokens of each text, and EOS. A text that spells out a special token stays text."""
+def encode_responses(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str], max_tokens: int) -> list[Tokens]:
+    """The first `max_tokens` - 1 tokens of each text, and EOS. A special token spelled out in a text stays text."""
     if not texts:
         return []
     encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     return [[*ids[: max_tokens - 1], tokenizer.eos_token_id] for ids in encoded]
 
 
-def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
-    """Tokens of each text, whole."""
+def count_tokens(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[int]:
+    """Number of tokens of each whole text."""
     encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     return list(map(len, encoded))

@@ -1,4 +1,4 @@
-"""Meanfield negatives and reference log-probs: the reference model as a Ray Data actor around a pure function."""
+"""Meanfield negatives and reference log-probs: pure functions of the model, and their Ray Data actor."""
 
 import logging
 import math
@@ -10,65 +10,68 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
-from cpo_ray.config import RunConfig
+from cpo_ray.config import RunConfig, SamplingConfig
 from cpo_ray.errors import TrainingError
+from cpo_ray.objective import pretrained
 from cpo_ray.objective.architectures import layout_of
 from cpo_ray.objective.attention import use_tree_attention
 from cpo_ray.objective.check import NotComputable, choose_groups, fall_back, first_not_finite, level_of, settle_layout
-from cpo_ray.objective.loading import load_causal_lm
 from cpo_ray.objective.logprobs import candidate_logps, gold_logits
 from cpo_ray.objective.packing import pack_groups
 from cpo_ray.records import Group
 from cpo_ray.sampling.negatives.meanfield import MeanfieldDraw, meanfield_draws, meanfield_negatives, union_positions
-from cpo_ray.sampling.units import Unit, add, note, put_in_order, read_units, write_units
+from cpo_ray.sampling.units import Unit, add_candidates, add_work, read_units, sort_candidates, write_units
 
 log = logging.getLogger(__name__)
 
-BATCH_TOKENS = 8192  # tokens of a forward pass, before prefixes are shared
-BATCH_LOGITS = 2**26  # logits held for meanfield draws: 256 MiB
+BATCH_TOKENS = 8192  # tokens per forward pass, before prefixes are shared
+BATCH_LOGITS = 2**26  # logits in memory for meanfield draws: 256 MiB
 
 
 class Scorer:
-    """Adds meanfield negatives, puts candidates in order, and scores all K of them under the reference."""
+    """Adds meanfield negatives, sorts the candidates and scores all K of them under the reference."""
 
     def __init__(self, config: RunConfig, reference: Path) -> None:
-        """Load the reference."""
+        """Load the reference model."""
         torch.set_num_threads(config.cluster.threads_per_worker)
         self.config = config
-        self.reference = load_scored(reference, config)
-        self.settled = False  # whether its packed log-probs have been compared with its own
-        self.policy: tuple[str, PreTrainedModel] = "", self.reference  # what negatives are drawn from, and its folder
+        self.reference = load_model(reference, config)
+        self.layout_checked = False  # whether its packed log-probs have been compared with its own
+        self.policy: tuple[str, PreTrainedModel] = (
+            "",
+            self.reference,
+        )  # folder, and the model that negatives are drawn from
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Finish the candidates of the batch's units and score them, unit by unit."""
+        """Add and score the last candidates of the batch's units, one unit after another."""
         units = read_units(batch)
-        if not self.settled and units:
-            settle(self.reference, units[0]["groups"])
-            self.settled = True
+        if not self.layout_checked and units:
+            choose_layout(self.reference, units[0]["groups"])
+            self.layout_checked = True
         for unit in units:
             if self.config.sampling.negatives.meanfield:
-                add_meanfield(self._sampled_from(unit["policy"]), unit, self.config)
+                add_meanfield(self._load_policy(unit["policy"]), unit, self.config.sampling)
             score(self.reference, unit["groups"])
         return write_units(units)
 
-    def _sampled_from(self, folder: str) -> PreTrainedModel:
-        """The model in `folder`, the last one that was asked for being kept; "" is the reference."""
+    def _load_policy(self, folder: str) -> PreTrainedModel:
+        """The model in `folder`; "" is the reference. Only the latest policy stays in memory."""
         if self.policy[0] != folder:
-            self.policy = folder, load_scored(folder, self.config) if folder else self.reference
+            self.policy = folder, load_model(folder, self.config) if folder else self.reference
             if level_of(self.policy[1]) < level_of(self.reference):
                 fall_back(self.policy[1], level_of(self.reference), str(layout_of(self.reference).separate))
         return self.policy[1]
 
 
-def load_scored(folder: str | Path, config: RunConfig) -> PreTrainedModel:
-    """A model in the precision that the trainer computes in, so that both see the same log-probs."""
-    model = load_causal_lm(folder, torch.float32 if config.training.precision == "fp32" else torch.bfloat16)
-    model.to("cuda" if config.cluster.gpus_per_worker else "cpu").eval()
-    use_tree_attention(model)  # as the trainer does; where it cannot be had, the trainer says so
+def load_model(folder: str | Path, config: RunConfig) -> PreTrainedModel:
+    """The model in `folder` in the trainer's precision, so that its log-probs equal the trainer's."""
+    model = pretrained.load_model(folder, config.training.precision)
+    model.to("cuda" if config.cluster.gpus_per_worker else "cpu")
+    use_tree_attention(model)  # as the trainer does, which also warns if it is not available
     return model
 
 
-def settle(model: PreTrainedModel, groups: Sequence[Group]) -> None:
+def choose_layout(model: PreTrainedModel, groups: Sequence[Group]) -> None:
     """Compare packed log-probs of a few groups with the model's own, and log which layout it needs if it is a slow one.
 
     Raises TrainingError if none is right.
@@ -83,18 +86,18 @@ def settle(model: PreTrainedModel, groups: Sequence[Group]) -> None:
 
 
 @torch.inference_mode()
-def add_meanfield(model: PreTrainedModel, unit: Unit, config: RunConfig) -> None:
+def add_meanfield(model: PreTrainedModel, unit: Unit, config: SamplingConfig) -> None:
     """Add the configured number of meanfield negatives to each group."""
-    count, fraction, groups = config.sampling.negatives.meanfield, config.sampling.meanfield_fraction, unit["groups"]
-    began, redraws, tokens = time.perf_counter(), 0, 0
+    count, fraction, groups = config.negatives.meanfield, config.meanfield_fraction, unit["groups"]
+    started, redraws, tokens = time.perf_counter(), 0, 0
     golds = [group["candidate_ids"][0] for group in groups]
     draws = [
-        meanfield_draws(gold, count, fraction, unit["seed"], group["id"], tries=1 + config.sampling.redraws)
+        meanfield_draws(gold, count, fraction, unit["seed"], group["id"], attempts=1 + config.redraws)
         for gold, group in zip(golds, groups, strict=True)
     ]
     vocabulary = model.get_output_embeddings().weight.shape[0]
     costs = [_gold_cost(group, draw, vocabulary) for group, draw in zip(groups, draws, strict=True)]
-    for rows in batches(costs, 1.0):
+    for rows in batch_by_cost(costs, 1.0):
         logits = gold_logits(
             model,
             [groups[r]["prompt_ids"] for r in rows],
@@ -105,20 +108,20 @@ def add_meanfield(model: PreTrainedModel, unit: Unit, config: RunConfig) -> None
             if not torch.isfinite(logits_PV).all():
                 where = _broken_layer(model, [groups[r]["prompt_ids"]], [[golds[r]]])
                 raise TrainingError(f"the reference's logits for row {groups[r]['id']} are not finite: {where}")
-            negatives, thrown = meanfield_negatives(golds[r], draws[r], logits_PV, groups[r]["candidate_ids"])
-            add(groups[r], "meanfield", negatives)
-            redraws += thrown
-            tokens += (count + thrown) * len(golds[r])
-    note(unit, "meanfield", redraws=redraws, tokens=tokens, seconds=time.perf_counter() - began)
+            negatives, discarded = meanfield_negatives(golds[r], draws[r], logits_PV, groups[r]["candidate_ids"])
+            add_candidates(groups[r], "meanfield", negatives)
+            redraws += discarded
+            tokens += (count + discarded) * len(golds[r])
+    add_work(unit, "meanfield", redraws=redraws, tokens=tokens, seconds=time.perf_counter() - started)
 
 
 @torch.inference_mode()
 def score(model: PreTrainedModel, groups: list[Group]) -> None:
-    """Put each group's candidates in order and set `ref_logps`, (K,) nats, EOS included, prompt excluded."""
+    """Sort each group's candidates and set `ref_logps`, (K,) nats, EOS included, prompt excluded."""
     for group in groups:
-        put_in_order(group)
+        sort_candidates(group)
     costs = [(len(g["prompt_ids"]) + sum(map(len, g["candidate_ids"]))) / BATCH_TOKENS for g in groups]
-    for rows in batches(costs, 1.0):
+    for rows in batch_by_cost(costs, 1.0):
         packed = pack_groups([groups[r]["prompt_ids"] for r in rows], [groups[r]["candidate_ids"] for r in rows])
         logps_BK = candidate_logps(model, packed.to(model.device)).tolist()
         for r, logps in zip(rows, logps_BK, strict=True):
@@ -135,8 +138,8 @@ def score(model: PreTrainedModel, groups: list[Group]) -> None:
             groups[r]["ref_logps"] = logps
 
 
-def batches(costs: Sequence[float], budget: float) -> Iterator[list[int]]:
-    """Indices in batches of like cost, cheapest first, each within the budget unless it is a single index."""
+def batch_by_cost(costs: Sequence[float], budget: float) -> Iterator[list[int]]:
+    """Batches of indices of similar cost, cheapest first. A batch exceeds the budget only if it is a single index."""
     rows: list[int] = []
     total = 0.0
     for row in sorted(range(len(costs)), key=lambda r: costs[r]):

@@ -1,6 +1,6 @@
-"""What was sampled, per kind, counted from the finished shards: `stats.json` and the stage's summary.
+"""Statistics of the candidates, per kind, from the finished shards: `stats.json` and the stage's summary.
 
-The page docs/sampling.md says what each key means.
+Each key is documented in docs/sampling.md.
 """
 
 import itertools
@@ -15,14 +15,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cpo_ray.sampling.units import Work
+from cpo_ray.sampling.units import KindWork
 
 MANY_EQUAL = 0.2
-"""Share of autoregressive negatives equal to the gold above which the user is warned."""
+"""The user is warned if a larger share of the autoregressive negatives equals the gold."""
 MANY_REDRAWS = 0.5
-"""Share of draws thrown away above which the user is warned, where a draw costs a model's time or money."""
-DEAR = ("autoregressive", "unhelpful")
-REDRAWS = b"redraws"  # key of a shard's Parquet metadata: {kind: draws thrown away}, JSON
+"""The user is warned if a larger share of the draws of an expensive kind was thrown away."""
+EXPENSIVE_KINDS = ("autoregressive", "unhelpful")  # a draw costs GPU time or money
+REDRAWS = b"redraws"  # key in the Parquet metadata of a shard: JSON, {kind: draws thrown away}
 LENGTH_BINS = 20
 SIMILARITY_BINS = 40
 QUANTILES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
@@ -32,15 +32,15 @@ Numbers = npt.NDArray[np.float64]
 
 
 @dataclass
-class Tally:
-    """The work that went into some units, by kind."""
+class DrawCounts:
+    """The work for several units, summed by kind."""
 
     redraws: Counter[str] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def add(self, works: Iterable[Work]) -> None:
-        """Count one unit's work."""
+    def add(self, works: Iterable[KindWork]) -> None:
+        """Add the work of one unit."""
         for work in works:
             self.redraws[work["kind"]] += work["redraws"]
             self.tokens[work["kind"]] += work["tokens"]
@@ -48,21 +48,21 @@ class Tally:
 
     @property
     def speeds(self) -> dict[str, float]:
-        """Tokens per second of one actor, thrown-away draws included, for the kinds that took any time."""
+        """Tokens per second of one actor, draws thrown away included, for the kinds that took any time."""
         return {kind: self.tokens[kind] / seconds for kind, seconds in self.seconds.items() if seconds > 0}
 
 
 def with_redraws(shard: pa.Table, redraws: Mapping[str, int]) -> pa.Table:
-    """The shard with its redraws in its metadata: counts survive a restart as the rows do."""
+    """The shard with its redraws in its metadata, so the counts survive a restart."""
     return shard.replace_schema_metadata({REDRAWS: json.dumps(dict(sorted(redraws.items())))})
 
 
 def count_candidates(shards: Iterable[pa.Table], speeds: Mapping[str, float] | None = None) -> Stats:
-    """Count finished shards (GROUP_SCHEMA), one at a time. speeds: tokens per second, by kind, where they were measured.
+    """Count finished shards (GROUP_SCHEMA), one at a time. speeds: tokens per second by kind, if measured.
 
-    Candidates are compared by tokens; a duplicate equals an earlier negative of its group and not the gold.
+    Candidates are compared by tokens. A duplicate equals an earlier negative of its group, but not the gold.
     """
-    kinds: defaultdict[str, _Kind] = defaultdict(_Kind)
+    kinds: defaultdict[str, _KindCounts] = defaultdict(_KindCounts)
     for shard in shards:
         _count_shard(shard, kinds)
     longest = max((int(lengths.max()) for kind in kinds.values() for lengths in kind.lengths), default=0)
@@ -70,7 +70,7 @@ def count_candidates(shards: Iterable[pa.Table], speeds: Mapping[str, float] | N
 
 
 def warnings(stats: Stats, left_out: dict[str, int], truncated_prompts: int) -> list[str]:
-    """What the user should know about the candidates, in sentences."""
+    """Warnings about the candidates, as sentences."""
     lines = [f"{rows} rows were left out: {reason}" for reason, rows in left_out.items()]
     if truncated_prompts:
         lines.append(f"{truncated_prompts} prompts lost their first tokens: they exceed the reference's context")
@@ -83,20 +83,20 @@ def warnings(stats: Stats, left_out: dict[str, int], truncated_prompts: int) -> 
     lines += [
         f"{stats[kind]['redraw_rate']:.0%} of the draws of {kind} negatives repeated the gold or another candidate and "
         "were drawn again: most of the work was for nothing. Ask for fewer of them or lower sampling.redraws."
-        for kind in DEAR
+        for kind in EXPENSIVE_KINDS
         if kind in stats and stats[kind]["redraw_rate"] > MANY_REDRAWS
     ]
     return lines
 
 
 def equal_share(stats: Stats, kind: str) -> float:
-    """Share of a kind's candidates that equal the gold; 0 where there are none of the kind."""
+    """Share of a kind's candidates that equal the gold; 0 if there are none of the kind."""
     return stats[kind]["equal_to_gold"] / stats[kind]["count"] if kind in stats else 0.0
 
 
 @dataclass
-class _Kind:
-    """What is known of one kind so far: an array per shard, a number per candidate."""
+class _KindCounts:
+    """Values of one kind so far: one array per shard, one number per candidate."""
 
     lengths: list[Numbers] = field(default_factory=list)
     ratios: list[Numbers] = field(default_factory=list)
@@ -108,45 +108,45 @@ class _Kind:
     redraws: int = 0
 
 
-def _count_shard(shard: pa.Table, kinds: defaultdict[str, _Kind]) -> None:
+def _count_shard(shard: pa.Table, kinds: defaultdict[str, _KindCounts]) -> None:
     if not len(shard):
         return
     names = _flat(shard, "candidate_kind").to_numpy(zero_copy_only=False)
     sizes = pc.list_value_length(shard["candidate_kind"]).to_numpy()
-    gold = np.repeat(np.cumsum(sizes) - sizes, sizes)  # of each candidate, the gold's index
+    gold = np.repeat(np.cumsum(sizes) - sizes, sizes)  # each candidate's index of its gold
     candidates = _flat(shard, "candidate_ids")
     lengths = pc.list_value_length(candidates).to_numpy(zero_copy_only=False).astype(np.float64)
     similarities, logps = (_flat(shard, name).to_numpy(zero_copy_only=False) for name in ("similarity", "ref_logps"))
     for name in dict.fromkeys(names):
-        here, kind = names == name, kinds[name]
-        kind.lengths.append(lengths[here])
-        kind.ratios.append(lengths[here] / lengths[gold[here]])
-        kind.similarities.append(similarities[here].astype(np.float64))
-        kind.logps.append(logps[here])
-    _compare(_tokens(candidates), names, gold, kinds)
+        mask, kind = names == name, kinds[name]
+        kind.lengths.append(lengths[mask])
+        kind.ratios.append(lengths[mask] / lengths[gold[mask]])
+        kind.similarities.append(similarities[mask].astype(np.float64))
+        kind.logps.append(logps[mask])
+    _count_equal(_tokens(candidates), names, gold, kinds)
     for name, redraws in json.loads((shard.schema.metadata or {}).get(REDRAWS, b"{}")).items():
         kinds[name].redraws += redraws
 
 
-def _compare(
-    tokens: Sequence[npt.NDArray[np.int32]], names: Iterable[str], gold: Iterable[int], kinds: dict[str, _Kind]
+def _count_equal(
+    tokens: Sequence[npt.NDArray[np.int32]], names: Iterable[str], gold: Iterable[int], kinds: dict[str, _KindCounts]
 ) -> None:
-    """Find what equals the gold or an earlier negative of its group."""
+    """Count the candidates that equal the gold or an earlier negative of their group, and those without EOS."""
     seen: set[bytes] = set()
     for index, (name, first) in enumerate(zip(names, gold, strict=True)):
         if index == first:
             seen = set()
             continue
-        written = tokens[index].tobytes()
-        if written == tokens[first].tobytes():
+        content = tokens[index].tobytes()
+        if content == tokens[first].tobytes():
             kinds[name].equal_to_gold += 1
-        elif written in seen:
+        elif content in seen:
             kinds[name].duplicates += 1
         kinds[name].without_eos += int(tokens[index][-1] != tokens[first][-1])
-        seen.add(written)
+        seen.add(content)
 
 
-def _describe(kind: _Kind, longest: int, speed: float | None) -> dict[str, Any]:
+def _describe(kind: _KindCounts, longest: int, speed: float | None) -> dict[str, Any]:
     lengths, similarities, logps = map(np.concatenate, (kind.lengths, kind.similarities, kind.logps))
     count = len(lengths)
     return {
@@ -178,13 +178,13 @@ def _spread(values: Numbers) -> dict[str, Any]:
 
 
 def _histogram(values: Numbers, low: float, high: float, bins: int) -> dict[str, Any]:
-    """`counts[i]` values lie between `low` + i * w and the next, w = (high - low) / bins, the last bin's end included."""
+    """`counts[i]` values lie in [low + i * w, low + (i + 1) * w), w = (high - low) / bins. The last bin includes `high`."""
     counts, _ = np.histogram(np.clip(values, low, high), bins=bins, range=(low, high))
     return {"low": low, "high": high, "counts": counts.tolist()}
 
 
 def _flat(shard: pa.Table, column: str) -> pa.Array:
-    """A list column's elements, one after another."""
+    """The elements of a list column, flattened."""
     return shard[column].combine_chunks().flatten()
 
 

@@ -1,38 +1,38 @@
-"""Whose time it was, where several units are under way in one actor."""
+"""Shares the time of one actor between the units that it processes at once."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
 
 
-class Shares:
-    """Each moment's time belongs in equal parts to the units that are under way: their sum is the time the actor worked."""
+class TimeShares:
+    """Splits time equally between the units in progress, so that the shares add up to the time the actor was busy."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
-        self.under_way = 0
-        self.told = clock()
-        self.each = 0.0  # s that a unit would have that had been under way from the beginning
+        self.in_progress = 0
+        self.updated = clock()
+        self.accumulated = 0.0  # s of a unit that has been in progress from the beginning
 
     @contextlib.contextmanager
     def unit(self) -> Iterator[Callable[[], float]]:
-        """A unit is under way. What this gives tells its share so far, in seconds."""
-        self._tell()
-        self.under_way += 1
-        began = self.each
+        """Marks a unit as in progress. Yields a function that returns the unit's share so far, in seconds."""
+        self._update()
+        self.in_progress += 1
+        start = self.accumulated
 
         def share() -> float:
-            self._tell()
-            return self.each - began
+            self._update()
+            return self.accumulated - start
 
         try:
             yield share
         finally:
-            self._tell()
-            self.under_way -= 1
+            self._update()
+            self.in_progress -= 1
 
-    def _tell(self) -> None:
+    def _update(self) -> None:
         now = self.clock()
-        if self.under_way:
-            self.each += (now - self.told) / self.under_way
-        self.told = now
+        if self.in_progress:
+            self.accumulated += (now - self.updated) / self.in_progress
+        self.updated = now

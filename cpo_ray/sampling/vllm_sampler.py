@@ -1,4 +1,4 @@
-"""The vLLM engine as a Ray Data actor. With `executors.py` the only file of this wing that imports vllm."""
+"""The vLLM engine as a Ray Data actor. Only this file and `inference/executors.py` import vllm."""
 
 import asyncio
 import itertools
@@ -13,66 +13,65 @@ from typing import Any
 import pyarrow as pa
 
 from cpo_ray.config import RunConfig
-from cpo_ray.inference.weight_switching import Turns
-from cpo_ray.records import Group
-from cpo_ray.sampling.negatives.autoregressive import autoregressive_negative, sample_apart, sampling_parameters
-from cpo_ray.sampling.negatives.context import Tokens
-from cpo_ray.sampling.time_shares import Shares
-from cpo_ray.sampling.units import Unit, add, note, read_units, write_units
+from cpo_ray.inference.weight_switching import WeightSwitcher
+from cpo_ray.records import Group, Tokens
+from cpo_ray.sampling.negatives.autoregressive import autoregressive_negative, sample_distinct, sampling_parameters
+from cpo_ray.sampling.time_shares import TimeShares
+from cpo_ray.sampling.units import Unit, add_candidates, add_work, read_units, write_units
 
-REFERENCE = ""  # a unit's policy where it is to be sampled from the reference
+REFERENCE_POLICY = ""  # `policy` of a unit that is sampled from the reference
 
 
-class Engine:
+class VllmSampler:
     """Adds autoregressive negatives to units. Holds one asynchronous vLLM engine for its lifetime.
 
-    Ray Data calls it for several units at a time. Every row of each is a request of its own, so the engine goes from unit to
-    unit without a pause. Units with another policy wait until those under way are done; then the weights are changed in place.
+    Ray Data calls it concurrently for several units. Each row is a separate request, so the engine never idles between units.
+    Units of another policy wait until the units in progress are done; then the weights are switched in place.
     """
 
-    def __init__(self, config: RunConfig, reference: Path, eos: int) -> None:
-        """Start the engine with the weights of `reference`; about half a minute."""
-        self.config, self.eos = config, eos
+    def __init__(self, config: RunConfig, reference: Path, eos: int, other_eos: tuple[int, ...] = ()) -> None:
+        """Start the engine with the weights of `reference`. Takes about half a minute."""
+        self.config, self.eos, self.other_eos = config, eos, other_eos
         set_environment(config.cluster.threads_per_worker)
         from vllm import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = AsyncEngineArgs(**engine_arguments(config, reference))
-        whole = UsageContext.LLM_CLASS  # as many tokens to a step as vLLM gives work that nobody waits for
-        self.llm = AsyncLLM.from_engine_args(arguments, usage_context=whole)
-        self.ending = threading.Event()
-        _end_with(self.llm.engine_core.resources.engine_manager.sentinels(), self.ending)
+        offline = UsageContext.LLM_CLASS  # vLLM's larger limit of tokens per step, for offline work
+        self.llm = AsyncLLM.from_engine_args(arguments, usage_context=offline)
+        self.stopping = threading.Event()
+        _exit_with(self.llm.engine_core.resources.engine_manager.sentinels(), self.stopping)
         self.vocabulary: int = self.llm.model_config.get_vocab_size()
-        self.turns = Turns(REFERENCE, partial(_change_weights, self.llm, reference))
-        self.shares = Shares()
+        self.switcher = WeightSwitcher(REFERENCE_POLICY, partial(_switch_weights, self.llm, reference))
+        self.shares = TimeShares()
         self.requests = itertools.count()
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
-        """Sample for every row of the batch's units at once."""
+        """Sample for all rows of the batch's units concurrently."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         units = read_units(batch)
         try:
             await asyncio.gather(*map(self._sample, units))
         except EngineDeadError:
-            os._exit(1)  # see `_end_with`, which may be slower
+            os._exit(1)  # as `_exit_with` does, which may be slower
         yield write_units(units)
 
     def __del__(self) -> None:
-        """End the engine's own process with the actor (where the actor is killed, that process sees it)."""
-        if hasattr(self, "ending"):
-            self.ending.set()
+        """Shut down the engine's process with the actor. (If the actor is killed, that process exits by itself.)"""
+        if hasattr(self, "stopping"):
+            self.stopping.set()
             self.llm.shutdown()
 
     async def _sample(self, unit: Unit) -> None:
-        """Sample for all rows, each at its own pace."""
+        """Sample for all rows of a unit concurrently."""
         negatives = self.config.sampling.negatives.autoregressive
-        async with self.turns.turn(unit["policy"]):
+        async with self.switcher.using(unit["policy"]):
             with self.shares.unit() as share:
-                made = await asyncio.gather(
+                sampled = await asyncio.gather(
                     *(
-                        sample_apart(
+                        sample_distinct(
                             partial(self._generate, unit["seed"], group),
                             negatives,
                             group["candidate_ids"],
@@ -82,20 +81,28 @@ class Engine:
                     )
                 )
                 seconds = share()
-        for group, samples in zip(unit["groups"], made, strict=True):
-            add(group, "autoregressive", samples.kept)
-        redraws, tokens = sum(samples.redraws for samples in made), sum(samples.tokens for samples in made)
-        note(unit, "autoregressive", redraws=redraws, tokens=tokens, seconds=seconds)
+        for group, samples in zip(unit["groups"], sampled, strict=True):
+            add_candidates(group, "autoregressive", samples.kept)
+        redraws, tokens = sum(samples.redraws for samples in sampled), sum(samples.tokens for samples in sampled)
+        add_work(unit, "autoregressive", redraws=redraws, tokens=tokens, seconds=seconds)
 
     async def _generate(self, seed: int, group: Group, count: int, attempt: int) -> list[Tokens]:
-        """`count` samples of one row's prompt."""
+        """`count` samples for one row's prompt."""
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        longest = self.config.data.max_response_tokens
+        max_tokens = self.config.data.max_response_tokens
         parameters = sampling_parameters(
-            self.config.sampling, longest, self.eos, seed, group["id"], self.vocabulary, n=count, attempt=attempt
+            self.config.sampling,
+            max_tokens,
+            self.eos,
+            seed,
+            group["id"],
+            self.vocabulary,
+            count,
+            attempt,
+            self.other_eos,
         )
         samples: list[Any] = []
         async for output in self.llm.generate(
@@ -105,11 +112,14 @@ class Engine:
         ):
             samples += output.outputs
         samples.sort(key=lambda sample: sample.index)
-        return [autoregressive_negative(sample.token_ids, sample.finish_reason, self.eos) for sample in samples]
+        return [
+            autoregressive_negative(sample.token_ids, sample.finish_reason, self.eos, self.other_eos)
+            for sample in samples
+        ]
 
 
 def engine_arguments(config: RunConfig, reference: Path) -> dict[str, Any]:
-    """vLLM's engine arguments, for this actor and for what it is measured against."""
+    """vLLM's engine arguments, for this actor and for the benchmark's baseline."""
     engine, on_cpu = config.sampling.engine, config.cluster.gpus_per_worker == 0
     workers = 1 if on_cpu else engine.tensor_parallel
     return {
@@ -122,9 +132,9 @@ def engine_arguments(config: RunConfig, reference: Path) -> dict[str, Any]:
         "seed": config.seed,
         "max_num_seqs": engine.max_sequences,
         "enable_prefix_caching": True,
-        "block_size": 32 if on_cpu else None,  # only whole blocks are shared; on CPU vLLM's own choice is 128
+        "block_size": 32 if on_cpu else None,  # prefixes are shared in whole blocks; vLLM's default on CPU is 128
         "enforce_eager": on_cpu,
-        # vLLM 0.32 takes back a seeded draw when a prompt is cut between two steps, which CPU generators cannot do.
+        # With chunked prefill vLLM 0.32 rewinds the generator of a seeded request, which CPU generators do not support.
         "enable_chunked_prefill": not on_cpu,
         "tensor_parallel_size": workers,
         "distributed_executor_backend": f"cpo_ray.inference.executors.{'OneWorker' if workers == 1 else 'SeveralWorkers'}",
@@ -136,7 +146,7 @@ def engine_arguments(config: RunConfig, reference: Path) -> dict[str, Any]:
 
 
 def set_environment(threads: int) -> None:
-    """Settings that vLLM reads when it is imported. Cores are shared with the other actors, so no thread is bound."""
+    """Set what vLLM reads at import. Threads are not bound to cores, which are shared with the other actors."""
     os.environ.update(
         VLLM_CPU_OMP_THREADS_BIND="nobind",
         OMP_NUM_THREADS=str(threads),
@@ -145,23 +155,23 @@ def set_environment(threads: int) -> None:
     )
 
 
-def _end_with(processes: list[int], ending: threading.Event) -> None:
-    """End this process when one of the engine's does, unless it was told to. processes: their sentinels.
+def _exit_with(sentinels: list[int], stopping: threading.Event) -> None:
+    """Exit this process when a process of the engine exits, unless `stopping` is set. sentinels: of the engine's processes.
 
-    Ray Data starts another actor, and repeats what was under way, where one has crashed. vLLM tells those who wait for samples
-    that the engine is dead, but not those who wait for it to change its weights.
+    Ray Data replaces a crashed actor and retries its units. When the engine dies, vLLM raises an error in requests for
+    samples, but not in a request that switches weights.
     """
 
     def watch() -> None:
-        wait(processes)
-        if not ending.is_set():
+        wait(sentinels)
+        if not stopping.is_set():
             os._exit(1)
 
-    threading.Thread(target=watch, name="end-with-engine", daemon=True).start()
+    threading.Thread(target=watch, name="exit-with-engine", daemon=True).start()
 
 
-async def _change_weights(llm: Any, reference: Path, policy: str) -> None:
-    """Load the weights of the model directory `policy` into the running engine. Nothing is generating: see `Turns`."""
-    await llm.pause_generation(mode="wait")  # drops the prefix cache, too: it belongs to the old weights
+async def _switch_weights(llm: Any, reference: Path, policy: str) -> None:
+    """Load the weights of the model directory `policy` into the running engine. No request is running."""
+    await llm.pause_generation(mode="wait")  # also drops the prefix cache, which belongs to the old weights
     await llm.collective_rpc("switch_weights", args=(policy or str(reference),))
     await llm.resume_generation()

@@ -1,1 +1,1 @@
-"""From models to endpoints: the weight-space ensemble and Ray Serve."""
+"""Merge models (the weight-space ensemble) and serve them with Ray Serve and vLLM."""

@@ -1,4 +1,4 @@
-"""Models behind one OpenAI-compatible endpoint: Ray Serve in front, one vLLM engine per model or one for all of them."""
+"""Serve models at one OpenAI-compatible endpoint: Ray Serve, with one vLLM engine per model or one for all models."""
 
 import contextlib
 import secrets
@@ -13,10 +13,11 @@ import httpx
 
 from cpo_ray.config import ServingConfig
 from cpo_ray.errors import ServiceError
-from cpo_ray.serving.compatibility import refuse_differences
+from cpo_ray.inference.weight_files import check_one_set_of_weights
+from cpo_ray.serving.auth import CONTROL_DIGEST_VARIABLE, DIGEST_VARIABLE, DRAIN_ROUTE, choose_key, digest
+from cpo_ray.serving.compatibility import check_compatible
 from cpo_ray.serving.deployments import build_application, name_deployments, read_vocabulary
-from cpo_ray.serving.gate import SETTINGS_VARIABLE, GateSettings
-from cpo_ray.serving.keys import CONTROL_DIGEST_VARIABLE, DIGEST_VARIABLE, DRAIN_ROUTE, choose_key, digest
+from cpo_ray.serving.gateway import SETTINGS_VARIABLE, GatewaySettings
 
 APPLICATION = "cpo-ray"
 POLL_S = 1.0
@@ -24,7 +25,7 @@ POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the models answer: `url` ends in /v1; `key` goes into `Authorization: Bearer`. `control` opens the drain route."""
+    """A running endpoint. `url` ends in /v1; `key` is for `Authorization: Bearer`; `control` is the key of the drain route."""
 
     url: str
     key: str = field(repr=False)
@@ -32,7 +33,7 @@ class Endpoint:
 
     @property
     def root(self) -> str:
-        """Where /health, /ready and /metrics are."""
+        """The URL below which /health, /ready and /metrics are."""
         return self.url.removesuffix("/v1")
 
 
@@ -46,11 +47,12 @@ def serve_models(
 ) -> Iterator[Endpoint]:
     """Serve `models` (name -> Hugging Face directory) until the block ends. Ray must be initialised.
 
-    `max_model_len` is in tokens, prompt and answer together; `gpus_per_engine` 0 means CPU. `on_ready(name)` is called
-    as each model answers its first token. Every route needs the key. With `config.in_place` one engine serves them all,
-    its weights changed as they are asked. Raises ServiceError for a host that needs a key of yours, a port that is taken, a
-    Serve instance that already runs on the cluster, or a model that is not up within `config.start_timeout_s`, naming it
-    and the reason where Serve knows one; ArtifactError for models that cannot share an engine, listing the differences.
+    `max_model_len` is in tokens, prompt and answer together; `gpus_per_engine` 0 means CPU. `on_ready(name)` is called as
+    soon as the model has answered a request. Every route requires the key. With `config.in_place` one engine serves all
+    models and loads the weights of the requested one. Raises ServiceError if the host requires a key chosen by the user, if
+    the port is taken, if Ray Serve already runs on the cluster, or if a model is not ready within `config.start_timeout_s`
+    (with Serve's reason); ArtifactError if a directory holds two sets of weights, or if the models cannot share an engine, with
+    the differences.
     """
     if not models:
         raise ServiceError("no models to serve")
@@ -58,48 +60,54 @@ def serve_models(
     port = choose_port(config.host, config.port)
     deployments = {name: f"LLMServer:{part}" for name, part in name_deployments(models, config.in_place).items()}
     vocabularies = {name: read_vocabulary(path) for name, path in models.items()}
-    gate = GateSettings(vocabularies, deployments, max_model_len, config.limits)
+    settings = GatewaySettings(vocabularies, deployments, max_model_len, config.limits)
+    for path in models.values():
+        check_one_set_of_weights(path)
     first, *others = models.values()
     for other in others if config.in_place else ():
-        refuse_differences(first, other, "take turns in one engine")
+        check_compatible(first, other, "share one engine")
 
     from ray import serve
-    from ray.serve.schema import LoggingConfig
 
     if serve.status().proxies:
         raise ServiceError(
             "Ray Serve already runs on this cluster, so its endpoint cannot be given this run's key. "
-            "Wait for the other run, or end it with `serve shutdown`."
+            "Wait for the other run, or stop it with `serve shutdown`."
         )
     deadline = time.monotonic() + config.start_timeout_s
+    endpoint = Endpoint(_url(config.host, port), key, control)
     try:
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={"host": config.host, "port": port},
-            logging_config=LoggingConfig(enable_access_log=False),
-            controller_options={
-                "runtime_env": {
-                    "env_vars": {
-                        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cpo_ray.serving.gate.guard_middlewares",
-                        DIGEST_VARIABLE: digest(key),
-                        CONTROL_DIGEST_VARIABLE: digest(control),
-                        SETTINGS_VARIABLE: gate.dump(),
-                    }
-                }
-            },
-        )
+        _start_proxy(config.host, port, endpoint, settings)
         application = build_application(models, config, max_model_len, gpus_per_engine)
         target = serve.RunTarget(target=application, name=APPLICATION, route_prefix="/")
         serve.run_many([target], wait_for_applications_running=False)
-        endpoint = Endpoint(_url(config.host, port), key, control)
         _wait_until_ready(endpoint, deployments, deadline, on_ready or (lambda _: None))
         yield endpoint
     finally:
         serve.shutdown()
 
 
+def _start_proxy(host: str, port: int, endpoint: Endpoint, settings: GatewaySettings) -> None:
+    """Start Serve's proxy on the head, with the gateway and the key check around it."""
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
+    environment = {
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cpo_ray.serving.gateway.guard_middlewares",
+        DIGEST_VARIABLE: digest(endpoint.key),
+        CONTROL_DIGEST_VARIABLE: digest(endpoint.control),
+        SETTINGS_VARIABLE: settings.dump(),
+    }
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": host, "port": port},
+        logging_config=LoggingConfig(enable_access_log=False),
+        controller_options={"runtime_env": {"env_vars": environment}},
+    )
+
+
 def drain(endpoint: Endpoint, timeout_s: float) -> int:
-    """Have the endpoint begin nothing new (503) and wait for what is under way; return how many requests are left then."""
+    """Make the endpoint refuse new requests (503), wait for the running ones, return how many are left after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     headers = {"Authorization": f"Bearer {endpoint.control}"}
     with httpx.Client(headers=headers, trust_env=False, timeout=10) as client:
@@ -111,20 +119,20 @@ def drain(endpoint: Endpoint, timeout_s: float) -> int:
 
 
 def choose_port(host: str, port: int) -> int:
-    """A TCP port of this machine that nothing listens on now: `port`, or any where that is 0.
+    """A free TCP port of this machine: `port`, or any free one if it is 0.
 
-    Raises ServiceError where the endpoint could not listen there.
+    Raises ServiceError if the endpoint cannot listen on it.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As Serve does: connections that linger are no listener.
+        # As Serve does, so that connections in TIME_WAIT do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise ServiceError(
                 f"the endpoint cannot listen on {host}, port {port}: {error.strerror}. Choose another --port or --host "
-                "(serving.port, serving.host); port 0 takes a free one."
+                "(serving.port, serving.host); port 0 chooses a free one."
             ) from None
         return int(probe.getsockname()[1])
 
@@ -145,7 +153,7 @@ def _wait_until_ready(
                 if state is not None and state.status == "HEALTHY" and _answers(client, name, deadline):
                     del pending[name]
                     on_ready(name)
-            # An application that is UNHEALTHY has lost a replica that was up, and starts another.
+            # UNHEALTHY is not a failure: a replica was lost, and Serve starts another.
             failed = application is not None and application.status == "DEPLOY_FAILED"
             if pending and (failed or time.monotonic() > deadline):
                 raise ServiceError(_explain_failure(pending, application, failed))
@@ -167,8 +175,8 @@ def _answers(client: httpx.Client, model: str, deadline: float) -> bool:
 
 
 def _explain_failure(pending: dict[str, str], application: Any, failed: bool) -> str:
-    """One line per model that is not up, with what Serve says of it."""
-    lines = [f"not up {'(Serve gave up)' if failed else 'in time (serving.start_timeout_s)'}: {', '.join(pending)}"]
+    """One line per model that is not ready, with Serve's status and message."""
+    lines = [f"not ready {'(Serve gave up)' if failed else 'in time (serving.start_timeout_s)'}: {', '.join(pending)}"]
     for name, deployment in pending.items():
         state = application.deployments.get(deployment) if application is not None else None
         if state is not None:
@@ -179,7 +187,7 @@ def _explain_failure(pending: dict[str, str], application: Any, failed: bool) ->
 
 
 def _last_lines(message: str) -> str:
-    """The end of a traceback: the exception, without the frames."""
+    """The last lines of a traceback: the exception, without the frames."""
     kept = [line.strip() for line in message.splitlines() if line.strip()]
     return " | ".join(kept[-3:])[-600:] or "no reason given"
 

@@ -1,82 +1,69 @@
-"""What must be the same in two model directories before their weights can be averaged, or take each other's place."""
+"""Check that two models are compatible, so that their weights can be averaged or swapped in one engine."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from cpo_ray.errors import ArtifactError
-from cpo_ray.serving.safetensors_files import StoredTensor, read_tensors
+from cpo_ray.serving.comparison import Differences
+from cpo_ray.serving.config_comparison import compare_configs
+from cpo_ray.serving.safetensors_files import FLOATS, StoredTensor, read_tensors
+from cpo_ray.serving.tied_weights import explain_unequal, find_copies
+from cpo_ray.serving.tokenizer_comparison import compare_tokenizers
 
-CONFIG = "config.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
-# Where a file lay and who wrote it, not what it does.
-CLERICAL_KEYS = {"name_or_path", "_name_or_path", "transformers_version", "processor_class", "use_cache", "torch_dtype"}
-SHOWN = 10
+LISTED = 10
 
 
-def refuse_differences(model: Path, other: Path, purpose: str) -> None:
+def check_compatible(
+    model: Path, other: Path, purpose: str, any_dtype: bool = False, dtype_remedy: str = ""
+) -> Differences:
     """Raise ArtifactError with the first ten differences in tokenizer, config, tensor names, shapes and dtypes.
 
-    `purpose` ends the sentence "A and B cannot ...". Tensors' values are not looked at.
+    `purpose` completes the message "A and B cannot ...". Tensor values are not compared, except those of a tied LM head that
+    is stored too. `any_dtype` accepts different floating-point dtypes; otherwise `dtype_remedy` is added if there are no
+    other differences. Returns the differences that remain: those that change nothing, and dtypes.
     """
-    differences = [
-        *_compare_tokenizers(model, other),
-        *_compare_json("config", model / CONFIG, other / CONFIG),
-        *_compare_tensors(model, read_tensors(model), other, read_tensors(other)),
-    ]
+    found = Differences()
+    found.add(compare_tokenizers(model, other))
+    found.add(compare_configs(model, other))
+    found.add(_compare_tensors(model, read_tensors(model), other, read_tensors(other)))
+    accepted = set(found.dtypes) if any_dtype else set()
+    differences = [text for text in found.refused if text not in accepted]
     if differences:
-        shown = "\n".join(f"  {difference}" for difference in differences[:SHOWN])
-        first = f", the first {SHOWN}" if len(differences) > SHOWN else ""
+        lines = "\n".join(f"  {difference}" for difference in differences[:LISTED])
+        first = f", the first {LISTED}" if len(differences) > LISTED else ""
         count = f"{len(differences)} difference{'s' if len(differences) > 1 else ''}"
-        raise ArtifactError(f"{model} and {other} cannot {purpose}; {count}{first}:\n{shown}")
+        remedy = f"\n{dtype_remedy}" if dtype_remedy and len(found.dtypes) == len(found.refused) else ""
+        raise ArtifactError(f"{model} and {other} cannot {purpose}; {count}{first}:\n{lines}{remedy}")
+    return found
 
 
 def _compare_tensors(
     model: Path, tensors: dict[str, StoredTensor], other: Path, others: dict[str, StoredTensor]
-) -> Iterator[str]:
+) -> Differences:
+    found = Differences()
+    for folder, stored in ((model, tensors), (other, others)):
+        for copy, source in find_copies(folder, stored).items():
+            found.copies[copy] = source
+            if (reason := explain_unequal(folder, stored[copy], stored[source], (copy, source))) is not None:
+                found.refused.append(reason)
     for name in sorted(tensors.keys() ^ others.keys()):
-        yield f"{name}: only in {model if name in tensors else other}"
+        text = f"{name}: only in {model if name in tensors else other}"
+        source = found.copies.get(name, "")
+        if source in tensors and source in others:
+            found.change_nothing.append(f"{text.replace(':', '', 1)}, equal to {source} and tied to it")
+        else:
+            found.refused.append(text)
     for name in sorted(tensors.keys() & others.keys()):
-        left, right = tensors[name], others[name]
-        if left.shape != right.shape:
-            yield f"{name}: shape {list(left.shape)} in {model}, {list(right.shape)} in {other}"
-        if left.dtype != right.dtype:
-            yield f"{name}: dtype {left.dtype} in {model}, {right.dtype} in {other}"
+        _compare_tensor(name, (model, tensors[name]), (other, others[name]), found)
+    return found
 
 
-def _compare_tokenizers(model: Path, other: Path) -> Iterator[str]:
-    for name in TOKENIZER_FILES:
-        ours, theirs = model / name, other / name
-        if ours.is_file() != theirs.is_file():
-            yield f"tokenizer: {name} only in {model if ours.is_file() else other}"
-        elif ours.is_file() and ours.read_bytes() != theirs.read_bytes():
-            if name.endswith(".json"):
-                yield from _compare_json(f"tokenizer: {name}", ours, theirs)
-            else:
-                yield f"tokenizer: {name} differs"
-
-
-def _compare_json(what: str, ours: Path, theirs: Path) -> Iterator[str]:
-    left, right = _read_object(ours), _read_object(theirs)
-    for key in sorted(left.keys() | right.keys()):
-        if key not in CLERICAL_KEYS and left.get(key) != right.get(key):
-            yield f"{what}: {key!r} differs"
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path.parent} is not a model directory: {path.name}: {error}") from None
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path} is not a JSON object")
-    return content
+def _compare_tensor(
+    name: str, ours: tuple[Path, StoredTensor], theirs: tuple[Path, StoredTensor], found: Differences
+) -> None:
+    (model, left), (other, right) = ours, theirs
+    if left.shape != right.shape:
+        found.refused.append(f"{name}: shape {list(left.shape)} in {model}, {list(right.shape)} in {other}")
+    if left.dtype != right.dtype:
+        found.refused.append(f"{name}: dtype {left.dtype} in {model}, {right.dtype} in {other}")
+        if left.dtype in FLOATS and right.dtype in FLOATS:
+            found.dtypes.append(found.refused[-1])

@@ -1,4 +1,4 @@
-"""What Ray Serve is told to run: a deployment per model, or one for all of them, behind one ingress."""
+"""Build the Ray Serve application: one deployment per model, or one for all models, behind one ingress."""
 
 import json
 from pathlib import Path
@@ -7,27 +7,32 @@ from typing import Any
 from cpo_ray.config import ServingConfig
 from cpo_ray.errors import ServiceError
 
-ENGINE_CPUS = 0.5  # logical: what an engine asks of Ray's books, so that several fit on a small machine
+ENGINE_CPUS = 0.5  # logical CPUs, few so that several engines fit on a small machine
 SWITCHING_WORKER = "cpo_ray.inference.vllm_worker.SwitchingWorker"
 LOOPBACK_WORKER = "cpo_ray.cluster.loopback.LoopbackWorker"
-SHARED = "shared"  # the deployment of an engine that all models share
-LONGEST_LOOK_BACK_S = 30.0  # Ray Serve's own
-STARTS = 3  # of an engine that has not been up yet: a process or a machine may be lost while it starts
-HEALTH_PERIOD_S = 2.0  # how soon Serve notices that a replica is gone
+SHARED = "shared"  # name of the deployment whose engine serves all models
+LONGEST_LOOK_BACK_S = 30.0  # Ray Serve's default
+STARTS = 3  # attempts to start an engine: a process or a machine may be lost during the start
+HEALTH_PERIOD_S = 2.0  # how soon Serve notices a lost replica
 
 ENGINE_ENVIRONMENT = {
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else every engine binds itself to the same cores
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # otherwise every engine binds itself to the same cores
     "VLLM_NO_USAGE_STATS": "1",
     "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",
-    "HF_HUB_OFFLINE": "1",  # models are directories here; nothing is looked up
+    "HF_HUB_OFFLINE": "1",  # models are local directories; nothing is downloaded
 }
 
 
 def name_deployments(models: dict[str, Path], in_place: bool) -> dict[str, str]:
-    """Model name -> its Serve deployment, without Ray's prefix."""
+    """Model name -> its Serve deployment's name, without Ray's prefix."""
     if in_place:
         return dict.fromkeys(models, SHARED)
     return {name: f"{index}-{name.replace('/', '-').replace('.', '_')}" for index, name in enumerate(models)}
+
+
+def deployment_of(model: str) -> str:
+    """A model's Serve deployment if no name is configured: Ray's `build_openai_app` derives it from the model's id."""
+    return f"LLMServer:{model.replace('/', '--').replace('.', '_')}"
 
 
 def build_application(
@@ -36,7 +41,7 @@ def build_application(
     max_model_len: int,
     gpus_per_engine: float,
 ) -> Any:
-    """The application for `serve.run`. With `config.in_place` the engine starts with the first of `models`."""
+    """Build the application for `serve.run`. With `config.in_place` the engine starts with the first of `models`."""
     from ray.serve.llm import build_openai_app
 
     deployments = name_deployments(models, config.in_place)
@@ -67,14 +72,14 @@ def build_application(
 def engine_options(model: Path, config: ServingConfig, max_model_len: int, gpus_per_engine: float) -> dict[str, Any]:
     """vLLM's engine arguments for one model directory.
 
-    The dtype is the stored one: vLLM's `auto` would turn float32 into bfloat16, and greedy answers with it.
+    The dtype is the stored one: vLLM's `auto` would convert float32 to bfloat16, which changes greedy answers.
     """
     options: dict[str, Any] = {
         "dtype": _stored_dtype(model),
         "max_model_len": max_model_len,
         "max_num_seqs": config.engine.max_sequences,
         "tensor_parallel_size": config.engine.tensor_parallel,
-        "generation_config": "vllm",  # decoding is what the request says, not what the model's directory says
+        "generation_config": "vllm",  # decoding parameters come from the request, not from the model's directory
         "trust_remote_code": False,
         "worker_extension_cls": SWITCHING_WORKER if config.in_place else LOOPBACK_WORKER,
     }
@@ -82,7 +87,7 @@ def engine_options(model: Path, config: ServingConfig, max_model_len: int, gpus_
         return options | {"gpu_memory_utilization": config.engine.gpu_memory_utilization}
     return options | {
         "enforce_eager": True,
-        # vLLM 0.32 takes back a seeded draw when a prompt is cut between two steps, which CPU generators cannot do.
+        # vLLM 0.32 reverts a seeded draw if a prompt is split between two steps, which CPU generators cannot do.
         "enable_chunked_prefill": False,
         "distributed_executor_backend": "mp",
         "kv_cache_memory_bytes": int(config.engine.kv_cache_gib * 2**30),
@@ -90,7 +95,7 @@ def engine_options(model: Path, config: ServingConfig, max_model_len: int, gpus_
 
 
 def scaling_options(config: ServingConfig) -> dict[str, Any]:
-    """Serve's deployment options for how many engines there are: a fixed number, or one that follows the load."""
+    """Serve's deployment options for the number of engines: fixed, or autoscaled with the load."""
     if config.min_replicas == config.max_replicas:
         return {"num_replicas": config.min_replicas}
     return {
@@ -101,14 +106,14 @@ def scaling_options(config: ServingConfig) -> dict[str, Any]:
             "target_ongoing_requests": config.requests_per_replica,
             "upscale_delay_s": config.scale_up_after_s,
             "downscale_delay_s": config.scale_down_after_s,
-            # What is asked is averaged over this long, so it holds back a change as much as the delays do.
+            # Load is averaged over this period, so it delays scaling as much as the delays above.
             "look_back_period_s": min(config.scale_up_after_s, config.scale_down_after_s, LONGEST_LOOK_BACK_S),
         }
     }
 
 
 def read_description(model: Path) -> dict[str, Any]:
-    """A model directory's config.json. Raises ServiceError where it is not one."""
+    """Read a model directory's config.json. Raises ServiceError if it is missing or invalid."""
     try:
         description = json.loads((model / "config.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -119,19 +124,21 @@ def read_description(model: Path) -> dict[str, Any]:
 
 
 def read_vocabulary(model: Path) -> int:
-    """How many token ids the model has an embedding for."""
+    """The model's vocabulary size, in token ids. Raises ServiceError if config.json lacks it."""
     size = read_description(model).get("vocab_size")
     if not isinstance(size, int):
-        raise ServiceError(f"{model / 'config.json'} does not say vocab_size, so prompts cannot be checked against it")
+        raise ServiceError(f"{model / 'config.json'} has no vocab_size, which is needed to check prompts")
     return size
 
 
 def read_context(model: Path) -> int:
-    """How many tokens, prompt and answer, the model has positions for."""
+    """The model's context length in tokens, prompt and answer together. Raises ServiceError if config.json lacks it."""
     description = read_description(model)
     size = description.get("max_position_embeddings") or description.get("n_positions")
     if not isinstance(size, int):
-        raise ServiceError(f"{model / 'config.json'} does not say how many positions the model has; give --context")
+        raise ServiceError(
+            f"{model / 'config.json'} has neither max_position_embeddings nor n_positions; give --context"
+        )
     return size
 
 

@@ -1,4 +1,4 @@
-"""Ray's ingress, on loopback where the cluster is. Loaded by name in its replica, nowhere else."""
+"""Ray's OpenAI ingress, on loopback if the cluster is. Only loaded by dotted name, in the ingress replica."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from cpo_ray.cluster.loopback import keep_serve_on_loopback
 
 
 class Ingress(OpenAiIngress):
-    """The API in front of all engines."""
+    """The OpenAI-compatible API in front of all engines."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         keep_serve_on_loopback()

@@ -1,47 +1,65 @@
-"""The weight-space ensemble: theta = alpha * theta_MLE + (1 - alpha) * theta_CPO, or any weighted mean, block by block."""
+"""The weight-space ensemble theta = alpha * theta_MLE + (1 - alpha) * theta_CPO, and weighted means of any models."""
 
 import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from cpo_ray.artifacts import MANIFEST, Summary, write_atomically
+from cpo_ray.artifacts import MANIFEST, Summary, write_atomically, write_json
 from cpo_ray.errors import ArtifactError
-from cpo_ray.serving.compatibility import refuse_differences
-from cpo_ray.serving.safetensors_files import Shard, StoredTensor, read_shards, read_tensors
+from cpo_ray.inference.weight_files import INDEX
+from cpo_ray.serving.comparison import CONFIG, Differences, read_object
+from cpo_ray.serving.compatibility import check_compatible
+from cpo_ray.serving.safetensors_files import (
+    FLOATS,
+    StoredTensor,
+    WeightShard,
+    convert_header,
+    read_shards,
+    read_tensors,
+)
 
-CARD = "README.md"  # tells of another model than the merged one
+CARD = "README.md"  # describes the input model, not the merged one
 SAFETENSORS = ".safetensors"
 OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".h5", ".msgpack"}
+DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}  # of --dtype -> safetensors' names
+DTYPE_REMEDY = "Models of different dtypes are merged in one of your choice: --dtype bfloat16, float16 or float32."
 WEIGHTS_TOLERANCE = 1e-6  # of their sum: 0.1 + 0.2 + 0.7 is not 1 in binary
 
 
-def merge_models(mle: Path, cpo: Path, alpha: float, out: Path) -> Summary:
+def merge_models(mle: Path, cpo: Path, alpha: float, out: Path, dtype: str | None = None) -> Summary:
     """Write the Hugging Face directory `out` with theta = alpha * MLE + (1 - alpha) * CPO (the paper, "Weight-space ensemble").
 
-    `average_models` with two models: `alpha` 1 and 0 give the weights of `mle` and `cpo` bit for bit; shards, index, config
-    and tokenizer are those of `cpo`. Returns {"alpha", "tensors", "parameters", "shards"}.
+    Same as `average_models` with two models: `alpha` 1 and 0 copy the weights of `mle` and `cpo` bit for bit; shards,
+    index, config and tokenizer are those of `cpo`. Returns {"alpha"} and what `average_models` returns.
 
-    Raises ArtifactError for alpha outside [0, 1], and as `average_models`.
+    Raises ArtifactError if alpha is outside [0, 1], and as `average_models`.
     """
     if not 0 <= alpha <= 1:
         raise ArtifactError(f"alpha {alpha} is outside [0, 1]")
-    return {"alpha": alpha, **average_models([(cpo, 1 - alpha), (mle, alpha)], out)}
+    return {"alpha": alpha, **average_models([(cpo, 1 - alpha), (mle, alpha)], out, dtype)}
 
 
-def average_models(models: Sequence[tuple[Path, float]], out: Path) -> Summary:
-    """Write the Hugging Face directory `out` with the weighted mean of `models`: (directory, weight), the weights' sum 1.
+def average_models(models: Sequence[tuple[Path, float]], out: Path, dtype: str | None = None) -> Summary:
+    """Write the Hugging Face directory `out` with the mean of `models`: (directory, weight), weights that sum to 1.
 
-    Float32 arithmetic (float64 for stored float64), rounded once to the stored dtype. A model with weight 1 is copied bit
-    for bit. Tensors are streamed in blocks, so memory does not grow with the models; tied weights are stored once in the
-    inputs and so in `out`. Shards, index, config and tokenizer are those of the first model. Each file appears whole or
-    not at all. Returns {"tensors", "parameters", "shards"}.
+    Arithmetic is in float32 (float64 for stored float64), rounded once to the stored dtype. A model with weight 1 is copied
+    bit for bit. Tensors are streamed in blocks, so memory does not grow with the models. Tied weights are stored as in the
+    first model. Shards, index, config and tokenizer are those of the first model. Each file is written atomically.
 
-    Raises ArtifactError for fewer than two models, weights that are negative or do not add up, an `out` that is an input,
-    tokenizers, configs, keys, shapes or dtypes that differ (the first ten differences are listed), integer tensors that
-    differ, and weights that are not finite, whatever the model counts for.
+    `dtype`, a key of DTYPES, merges models of any floating-point dtypes: arithmetic in float32, rounded once to `dtype`; then
+    also a model with weight 1 is rounded, and config and index follow.
+
+    Returns {"tensors", "parameters", "shards"}, "dtype" if it was given, and "change_nothing" if there are such differences
+    between the models: texts about files that differ and give the same tokens and numbers.
+
+    Raises ArtifactError for fewer than two models, weights that are negative or do not sum to 1, an `out` that is an input,
+    different tokenizers, configs, keys, shapes or dtypes (lists the first ten differences), two sets of weights in one
+    directory, different integer tensors, tensors with values that are not finite, even in a model with weight 0, and values too
+    large for `dtype`.
     """
     _check_weights(models)
     folders, weights = [folder for folder, _ in models], [weight for _, weight in models]
@@ -49,21 +67,28 @@ def average_models(models: Sequence[tuple[Path, float]], out: Path) -> Summary:
         raise ArtifactError(f"the merged model would overwrite its input {out}; choose another directory")
     template, *others = folders
     shards = read_shards(template)
+    differences = Differences()
     for other in others:
-        refuse_differences(other, template, "be merged")
-    tensors = [read_tensors(folder) for folder in folders]
+        differences.add(check_compatible(other, template, "be merged", dtype is not None, DTYPE_REMEDY))
+    tensors = [_with_copies(read_tensors(folder), differences.copies) for folder in folders]
 
     out.mkdir(parents=True, exist_ok=True)
-    parameters = 0
     for name, shard in shards.items():
-        _average_shard(shard, tensors, weights, out / name)
-        parameters += sum(tensor.numel for tensor in shard.tensors.values())
+        _average_shard(shard, tensors, weights, out / name, dtype)
     _copy_other_files(template, out)
-    return {"tensors": len(tensors[0]), "parameters": parameters, "shards": len(shards)}
+    if dtype is not None:
+        _rewrite_dtype(out, dtype)
+    stored = [tensor for shard in shards.values() for tensor in shard.tensors.values()]
+    summary: Summary = {"tensors": len(stored), "parameters": sum(each.numel for each in stored), "shards": len(shards)}
+    if dtype is not None:
+        summary["dtype"] = dtype
+    if differences.change_nothing:
+        summary["change_nothing"] = list(dict.fromkeys(differences.change_nothing))
+    return summary
 
 
 def files_read(model: Path) -> list[Path]:
-    """What a merge reads of a model directory, by name: not its manifest and its card, and weights as safetensors alone."""
+    """The files of a model directory that a merge reads, by name: no manifest, no model card, only safetensors weights."""
     return [
         file
         for file in sorted(model.iterdir())
@@ -74,31 +99,39 @@ def files_read(model: Path) -> list[Path]:
     ]
 
 
-def average_tensor(name: str, stored: Sequence[StoredTensor], weights: Sequence[float]) -> Iterator[torch.Tensor]:
-    """Blocks of sum_i weights[i] * stored[i], flat, in the stored dtype; the tensors have one shape and dtype.
+def average_tensor(
+    name: str, stored: Sequence[StoredTensor], weights: Sequence[float], dtype: torch.dtype | None = None
+) -> Iterator[torch.Tensor]:
+    """Yield sum_i weights[i] * stored[i] as flat blocks in `dtype`, by default the stored dtype. All have the same shape.
 
-    Raises ArtifactError naming the tensor where a number is not finite or integers differ.
+    Raises ArtifactError with the tensor's name if a value is not finite, or not in `dtype`, or if integers differ.
     """
     for blocks in zip(*(tensor.blocks() for tensor in stored), strict=True):
-        dtype = blocks[0].dtype
-        if not dtype.is_floating_point:
+        if not blocks[0].dtype.is_floating_point:
             if any(not torch.equal(blocks[0], block) for block in blocks[1:]):
-                raise ArtifactError(f"{name}: {dtype} tensors cannot be averaged, and the models' differ")
+                raise ArtifactError(
+                    f"{name}: {blocks[0].dtype} tensors cannot be averaged, and the models' values differ"
+                )
             yield blocks[0]
             continue
-        wide = [block.to(torch.float64 if dtype == torch.float64 else torch.float32) for block in blocks]
+        target = dtype or blocks[0].dtype
+        wide = [block.to(torch.float64 if target == torch.float64 else torch.float32) for block in blocks]
         for tensor, block in zip(stored, wide, strict=True):
             if not torch.isfinite(block).all():
                 raise ArtifactError(f"{name}: {tensor.file} holds NaN or infinite weights")
         if 1 in weights:
-            yield blocks[weights.index(1)]
+            chosen = weights.index(1)
+            averaged = blocks[chosen] if blocks[chosen].dtype == target else wide[chosen].to(target)
         else:
-            yield sum(weight * block for weight, block in zip(weights, wide, strict=True)).to(dtype)
+            averaged = sum(weight * block for weight, block in zip(weights, wide, strict=True)).to(target)
+        if dtype is not None and not torch.isfinite(averaged).all():
+            raise ArtifactError(f"{name}: a weight is too large for float16; choose bfloat16 or float32")
+        yield averaged
 
 
 def _check_weights(models: Sequence[tuple[Path, float]]) -> None:
     if len(models) < 2:
-        raise ArtifactError(f"a merge needs two models or more, not {len(models)}")
+        raise ArtifactError(f"a merge needs two models or more, got {len(models)}")
     listed = " + ".join(f"{weight:g}" for _, weight in models)
     for folder, weight in models:
         if not (math.isfinite(weight) and weight >= 0):
@@ -108,21 +141,60 @@ def _check_weights(models: Sequence[tuple[Path, float]]) -> None:
         raise ArtifactError(f"the models' weights must add up to 1, but {listed} = {total:g}")
 
 
+def _with_copies(tensors: dict[str, StoredTensor], copies: dict[str, str]) -> dict[str, StoredTensor]:
+    """The tensors, and those that another model stores although they are tied: here the tensor that they repeat."""
+    missing = {copy: tensors[source] for copy, source in copies.items() if copy not in tensors and source in tensors}
+    return tensors | missing
+
+
 def _average_shard(
-    template: Shard, tensors: list[dict[str, StoredTensor]], weights: Sequence[float], out: Path
+    template: WeightShard,
+    tensors: list[dict[str, StoredTensor]],
+    weights: Sequence[float],
+    out: Path,
+    dtype: str | None,
 ) -> None:
-    """Write one file with the template's header; the other models may be sharded in another way."""
+    """Write one file with the template's header, or that of `dtype`. The other models may be sharded differently."""
+    header, order = template.header, list(template.tensors)
+    if dtype is not None:
+        header, order = convert_header(template, DTYPES[dtype])
     with write_atomically(out) as temporary, temporary.open("wb") as file:
-        file.write(len(template.header).to_bytes(8, "little"))
-        file.write(template.header)
-        for name in template.tensors:
-            for block in average_tensor(name, [found[name] for found in tensors], weights):
+        file.write(len(header).to_bytes(8, "little"))
+        file.write(header)
+        for name in order:
+            stored = [found[name] for found in tensors]
+            target = getattr(torch, dtype) if dtype is not None and stored[0].dtype in FLOATS else None
+            for block in average_tensor(name, stored, weights, target):
                 file.write(block.view(torch.uint8).numpy().data)
 
 
 def _copy_other_files(source: Path, out: Path) -> None:
-    """Config, tokenizer, index: everything that a merge reads but the weights."""
+    """Copy config, tokenizer and index: every file that a merge reads except the weights."""
     for file in files_read(source):
         if file.suffix != SAFETENSORS:
             with write_atomically(out / file.name) as temporary:
                 shutil.copyfile(file, temporary)
+
+
+def _rewrite_dtype(out: Path, dtype: str) -> None:
+    """Set the dtype in config.json, under the key that it has there, and the size in the index."""
+    config = read_object(out / CONFIG)
+    write_json(
+        out / CONFIG, _set_dtype(config if {"dtype", "torch_dtype"} & config.keys() else config | {"dtype": ""}, dtype)
+    )
+    if (out / INDEX).is_file():
+        index = read_object(out / INDEX)
+        size = sum(tensor.bytes for tensor in read_tensors(out).values())
+        write_json(out / INDEX, index | {"metadata": index.get("metadata", {}) | {"total_size": size}})
+
+
+def _set_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The configuration, and those nested in it, with another dtype."""
+    return {
+        key: dtype
+        if key in {"dtype", "torch_dtype"}
+        else _set_dtype(value, dtype)
+        if isinstance(value, dict)
+        else value
+        for key, value in config.items()
+    }

@@ -1,16 +1,17 @@
-"""What a request may say: the routes, fields and bounds that reach an engine. All else is refused with a 4xx before it.
+"""Validate requests: the routes, fields and bounds that reach an engine. Everything else is refused with a 4xx.
 
-A field is listed here because someone needs it and it was seen not to harm an engine. What vLLM takes beyond these
-(`prompt_embeds`, `structured_outputs`, priorities, ...) stays outside.
+The fields here are useful and were tested not to harm an engine. Other fields that vLLM accepts (`prompt_embeds`,
+`structured_outputs`, priorities, ...) are refused.
 """
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cpo_ray.config import LimitsConfig
 
-LONGEST_CONTEXT = 2**24  # no model has more; it keeps the numbers small where the real limits are not yet known
+LONGEST_CONTEXT = 2**24  # tokens, more than any model has; bounds the numbers before the model's own limit is checked
+PARTS = 256  # of one message
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -20,25 +21,25 @@ ShortText = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class RequestRefusedError(Exception):
-    """The answer to a request that goes no further: an HTTP status, what is wrong, and the field, if it is one."""
+    """A refused request: HTTP status, reason, and the field at fault, if any."""
 
     def __init__(self, status: int, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.param = status, message, param
 
 
-class _Closed(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class StreamOptions(_Closed):
-    """As in OpenAI's API."""
+class StreamOptions(_StrictModel):
+    """Options of a streamed answer, as in OpenAI's API."""
 
     include_usage: bool = False
 
 
-class Decoding(_Closed):
-    """What completions and chat have in common."""
+class Decoding(_StrictModel):
+    """The fields that completions and chat have in common."""
 
     model: ShortText
     max_tokens: Annotated[int, Field(ge=1, le=LONGEST_CONTEXT)] | None = None
@@ -80,17 +81,17 @@ class Decoding(_Closed):
 
     @property
     def prompts(self) -> int:
-        """How many there are."""
+        """Number of prompts."""
         return 1
 
     @property
     def longest_answer(self) -> int | None:
-        """Most tokens per answer; None is as many as fit."""
+        """Maximum number of tokens per answer; None for as many as fit."""
         return self.max_tokens
 
     @property
     def token_ids(self) -> set[int]:
-        """Every token id that the request names."""
+        """All token ids in the request."""
         return {*(self.stop_token_ids or ()), *(self.allowed_token_ids or ()), *map(int, self.logit_bias or ())}
 
 
@@ -98,7 +99,7 @@ class Completion(Decoding):
     """POST /v1/completions."""
 
     prompt: (
-        Prompt  # vLLM refuses an empty one, and where it streams, after its 200
+        Prompt  # not empty: vLLM refuses that, for a streamed answer only after its 200
         | Annotated[list[TokenId], Field(min_length=1)]
         | Annotated[list[Prompt], Field(min_length=1)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
@@ -109,17 +110,17 @@ class Completion(Decoding):
 
     @property
     def prompts(self) -> int:
-        """Texts, or lists of token ids."""
+        """Number of prompts, each a text or a list of token ids."""
         return 1 if isinstance(self.prompt, str) or isinstance(self.prompt[0], int) else len(self.prompt)
 
     @property
     def longest_answer(self) -> int:
-        """The API's default is 16."""
+        """Maximum number of tokens per answer; OpenAI's default is 16."""
         return self.max_tokens or 16
 
     @property
     def token_ids(self) -> set[int]:
-        """With those of the prompts."""
+        """All token ids in the request, prompts included."""
         ids = super().token_ids
         for part in self.prompt if isinstance(self.prompt, list) else ():
             if isinstance(part, int):
@@ -129,25 +130,53 @@ class Completion(Decoding):
         return ids
 
 
-class Message(_Closed):
-    """One turn of a conversation, as text."""
+class TextPart(_StrictModel):
+    """One part of a message's content."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(_StrictModel):
+    """One message of a conversation, text only: a text, or text parts, which are joined by line feeds as vLLM joins them."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text
     name: ShortText | None = None
+    type: Annotated[Literal["text"] | None, Field(exclude=True)] = None  # some clients send it; it says nothing new
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _join_parts(cls, content: Any) -> Any:
+        if not isinstance(content, list):
+            return content
+        if not 1 <= len(content) <= PARTS:
+            raise ValueError(f"a list holds 1 to {PARTS} parts; this one has {len(content) or 'no part'}")
+        return "\n".join(_read_part(number, part) for number, part in enumerate(content))
+
+
+def _read_part(number: int, part: Any) -> str:
+    """The text of one part. Raises ValueError, which names the part and not its content."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(kind, str) and kind != "text":
+        raise ValueError(f"part {number} has the type {kind[:40]!r}, but only text parts are read")
+    try:
+        return TextPart.model_validate(part).text
+    except ValidationError as error:
+        raise ValueError(f"part {number} is not a text part: {_explain(error).message[:100]}") from None
 
 
 class Chat(Decoding):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=LONGEST_CONTEXT)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     @property
     def longest_answer(self) -> int | None:
-        """Under either name."""
+        """Maximum number of tokens per answer, under either name."""
         return self.max_completion_tokens or self.max_tokens
 
 
@@ -155,9 +184,10 @@ ROUTES: dict[str, type[Decoding]] = {"/v1/completions": Completion, "/v1/chat/co
 
 
 def read_request(route: str, body: bytes, limits: LimitsConfig, vocabularies: dict[str, int], context: int) -> Decoding:
-    """Check the body of one of ROUTES. `vocabularies`: model name -> its size; `context`: tokens, prompt and answer.
+    """Validate the body of a request to one of ROUTES.
 
-    Raises RequestRefusedError: 404 for a model that is not served, 400 for all else.
+    `vocabularies`: model name -> vocabulary size; `context`: tokens, prompt and answer together. Raises RequestRefusedError:
+    404 for a model that is not served, otherwise 400.
     """
     try:
         request = ROUTES[route].model_validate_json(body)
@@ -165,7 +195,7 @@ def read_request(route: str, body: bytes, limits: LimitsConfig, vocabularies: di
         raise _explain(error) from None
     if request.model not in vocabularies:
         raise RequestRefusedError(
-            404, f"the model {request.model!r} is not served; there are {', '.join(vocabularies)}", "model"
+            404, f"the model {request.model!r} is not served; available: {', '.join(vocabularies)}", "model"
         )
     answer = min(request.longest_answer or context, context)
     for value, limit, what, param in (
@@ -174,7 +204,7 @@ def read_request(route: str, body: bytes, limits: LimitsConfig, vocabularies: di
         (request.prompts * request.n * answer, limits.tokens, "prompts * n * max_tokens", "max_tokens"),
     ):
         if value > limit:
-            raise RequestRefusedError(400, f"{what} is {value}, and this endpoint takes at most {limit}", param)
+            raise RequestRefusedError(400, f"{what} is {value}, but the limit of this endpoint is {limit}", param)
     size = vocabularies[request.model]
     if max(request.token_ids, default=0) >= size:
         raise RequestRefusedError(
@@ -184,15 +214,15 @@ def read_request(route: str, body: bytes, limits: LimitsConfig, vocabularies: di
 
 
 def write_request(request: Decoding) -> bytes:
-    """JSON with the fields that the request set, in one spelling: what was checked is what the engine reads.
+    """Encode the fields that the request set, so that the engine reads exactly what was validated.
 
-    A null is left out: vLLM takes `max_tokens: null` for as many as fit, which nobody has counted.
+    Nulls are omitted: vLLM reads `max_tokens: null` as "as many as fit", which was not counted against the limit.
     """
     return request.model_dump_json(exclude_unset=True, exclude_none=True).encode()
 
 
 def _explain(error: ValidationError) -> RequestRefusedError:
-    """The first fault, without the value: bodies can be long, and are not ours to log."""
+    """The first error, without the value, which can be long and must not be logged."""
     first: Any = error.errors(include_input=False, include_url=False, include_context=False)[0]
     param = ".".join(str(part) for part in first["loc"])
     return RequestRefusedError(400, f"{param}: {first['msg']}" if param else str(first["msg"]), param or None)

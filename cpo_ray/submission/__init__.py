@@ -1,1 +1,1 @@
-"""A run as a job on a Ray cluster."""
+"""Run the pipeline as a job on a Ray cluster: upload, submit, follow the log, fetch the report."""

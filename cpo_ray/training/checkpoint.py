@@ -1,6 +1,7 @@
-"""Checkpoints: DeepSpeed writes each worker's shard, Ray Train publishes them as one, whole or not at all.
+"""Checkpoints: DeepSpeed writes each worker's shard, and Ray Train publishes them as one checkpoint, complete or not at all.
 
-Every worker seals its files with their hashes. A checkpoint whose seals do not hold is passed over for the one before.
+Every worker writes a seal: the SHA-256 of each of its files. If the seals of a checkpoint do not match its files, training
+resumes from the checkpoint before it.
 """
 
 import contextlib
@@ -25,19 +26,19 @@ from cpo_ray.training.storage import Refuse, uploader
 CURSOR = "cursor.json"
 TAG = "engine"
 
-Kept = tuple[Checkpoint, dict[str, Any]]  # a checkpoint in the storage, and the metrics that it was reported with
+StoredCheckpoint = tuple[Checkpoint, dict[str, Any]]  # a checkpoint and the metrics that it was reported with
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A whole checkpoint."""
+    """An intact checkpoint."""
 
     checkpoint: Checkpoint
     finished: int  # optimizer steps done
     workers: int  # that wrote it
 
-    def reshards(self, zero_stage: int) -> bool:
-        """Whether its shards must be cut anew for this number of workers. Without ZeRO there are none: each has the whole."""
+    def needs_resharding(self, zero_stage: int) -> bool:
+        """Whether this number of workers needs other shards. Without ZeRO there are none: each worker saves everything."""
         return zero_stage > 0 and self.workers != dist.get_world_size()
 
 
@@ -47,97 +48,100 @@ def save_checkpoint(
     *,
     wait: bool,
     refuse: Refuse,
-    until_known: Callable[[], None],
+    wait_until_logged: Callable[[], None],
     export: Callable[[Path], None] | None = None,
 ) -> None:
     """Save engine and cursor on every worker and report them to Ray Train, which makes them the latest checkpoint.
 
-    metrics: `finished` (optimizer steps done) and, where it was measured, `validation_loss`. wait: return only when the
-    checkpoint is in the storage and Ray Train would begin from it; else it is uploaded while training goes on.
-    refuse(reason): called where the storage is full. until_known: see `storage.uploader`. export(folder): called on rank
-    0, puts the model as it is now into the checkpoint.
+    metrics: `finished` (optimizer steps done) and, if measured, `validation_loss`. wait: return only once the checkpoint is
+    in the storage and Ray Train would resume from it; otherwise it is uploaded while training continues. refuse(reason):
+    called if the storage is full. wait_until_logged: see `storage.uploader`. export(folder): writes the current model into
+    the checkpoint on rank 0; every worker calls it.
     """
-    folder = Path(tempfile.mkdtemp(prefix=_scratch()))
+    folder = Path(tempfile.mkdtemp(prefix=_own_scratch_prefix()))
     engine.save_checkpoint(str(folder), tag=TAG)
     if dist.get_rank() == 0:
         cursor = {"finished": metrics["finished"], "workers": dist.get_world_size()}
         (folder / CURSOR).write_text(json.dumps(cursor), encoding="utf-8")
     if export is not None:
         export(folder / "model")
-    _seal(folder, dist.get_rank())
+    _write_seal(folder, dist.get_rank())
     ray.train.report(
         metrics,
         checkpoint=Checkpoint.from_directory(folder),
         checkpoint_upload_mode=CheckpointUploadMode.SYNC if wait else CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
-        checkpoint_upload_fn=uploader(refuse, until_known),
+        checkpoint_upload_fn=uploader(refuse, wait_until_logged),
     )
-    if wait:  # Ray Train's controller hears of it later, and may be lost with its machine before that
+    if wait:  # Ray Train's controller registers it later, and may be lost with its machine before that
         ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
 
 
 def clear_scratch() -> None:
-    """Remove what workers of this training that were killed, or could not store it, have left on this node."""
+    """Remove temporary folders on this node of workers of this training that were killed or could not upload."""
     if ray.train.get_context().get_local_rank() == 0:
-        for folder in Path(tempfile.gettempdir()).glob(f"{_scratch()}*"):
+        for folder in Path(tempfile.gettempdir()).glob(f"{_own_scratch_prefix()}*"):
             shutil.rmtree(folder)
 
 
-def find_checkpoint(tell: Callable[[str], None]) -> Saved | None:
-    """The newest checkpoint that is whole, None where there is none. `tell` hears of those that are not (on rank 0).
+def find_checkpoint(notify: Callable[[str], None]) -> Saved | None:
+    """The newest intact checkpoint, None if there is none. Calls `notify` on rank 0 for each damaged one.
 
-    All workers find the same one: each checks a share of the seals, and one that is broken for any is broken for all.
+    All workers find the same one: each checks a share of the seals, and a fault found by one counts for all.
     """
     reported = ray.train.get_all_reported_checkpoints() if ray.train.get_checkpoint() is not None else []
     for candidate in sorted(reported, key=lambda entry: -entry.metrics["finished"]):
         with candidate.checkpoint.as_directory() as name:
-            fault = find_fault(Path(name), dist.get_rank(), dist.get_world_size())
             faults: list[str | None] = [None] * dist.get_world_size()
-            dist.all_gather_object(faults, fault)
-            broken = next(filter(None, faults), None)
-            if broken is None:
+            dist.all_gather_object(faults, find_fault(Path(name), dist.get_rank(), dist.get_world_size()))
+            fault = next(filter(None, faults), None)
+            if fault is None:
                 cursor = json.loads((Path(name) / CURSOR).read_text(encoding="utf-8"))
                 return Saved(candidate.checkpoint, cursor["finished"], cursor["workers"])
         if dist.get_rank() == 0:
-            tell(
-                f"the checkpoint of step {candidate.metrics['finished']} is damaged ({broken}): going on from the one before"
-            )
+            step = candidate.metrics["finished"]
+            notify(f"the checkpoint of step {step} is damaged ({fault}): resuming from the one before")
     return None
 
 
 def load_checkpoint(engine: Any, saved: Saved) -> None:
-    """Restore weights and optimizer, on as many workers as wrote them or on another number."""
+    """Restore weights and optimizer, on the number of workers that wrote them or on another."""
     with saved.checkpoint.as_directory() as name:
-        if not saved.reshards(engine.zero_optimization_stage()):
+        if not saved.needs_resharding(engine.zero_optimization_stage()):
             engine.load_checkpoint(name, tag=TAG)
             return
-        with _universal(Path(name)) as folder:
+        with _universal_checkpoint(Path(name)) as folder:
             load_universal(engine, folder, TAG)
 
 
-def take_model(kept: Sequence[Kept], out: Path, tell: Callable[[str], None]) -> bool:
-    """Copy the model in the first of these checkpoints that is whole into `out`. `tell` hears of those that are not."""
-    for checkpoint, metrics in kept:
+def copy_first_intact_model(
+    stored: Sequence[StoredCheckpoint], out: Path, notify: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Copy the model of the first intact checkpoint into `out`. Returns the metrics that it was reported with.
+
+    None if no checkpoint is intact. Calls `notify` for damaged ones.
+    """
+    for checkpoint, metrics in stored:
         with checkpoint.as_directory() as name:
             fault = find_fault(Path(name))
             if fault is None:
                 copy_model(Path(name) / "model", out)
-                return True
-        tell(f"the checkpoint of step {metrics['finished']} is damaged ({fault}): its model is not taken")
-    return False
+                return metrics
+        notify(f"the checkpoint of step {metrics['finished']} is damaged ({fault}): its model is not used")
+    return None
 
 
-def best_first(kept: Sequence[Kept]) -> list[Kept]:
-    """By validation loss. Of equals the last made comes first: one that was damaged has been made again.
+def sort_by_validation_loss(stored: Sequence[StoredCheckpoint]) -> list[StoredCheckpoint]:
+    """Lowest loss first. Of equal ones the newest is first: it may replace a damaged checkpoint of the same step.
 
-    kept: as Ray Train has it, where the last made of equals comes last.
+    stored: in Ray Train's order, where the newest of equal ones is last.
     """
-    last_made_first = list(reversed(kept))
-    return sorted(last_made_first, key=lambda entry: entry[1]["validation_loss"])
+    newest_first = list(reversed(stored))
+    return sorted(newest_first, key=lambda entry: entry[1]["validation_loss"])
 
 
 def find_fault(folder: Path, part: int = 0, parts: int = 1) -> str | None:
-    """What is wrong with a checkpoint's files, None where they are as they were sealed. Checks every `parts`th seal."""
+    """What is wrong with the files of a checkpoint, None if they match the seals. Checks every `parts`th seal from `part`."""
     cursor = folder / CURSOR
     if not cursor.is_file():
         return f"{CURSOR} is missing"
@@ -161,7 +165,7 @@ def find_fault(folder: Path, part: int = 0, parts: int = 1) -> str | None:
 
 
 def _read_object(file: Path) -> dict[str, Any] | None:
-    """A JSON object; None where the file holds anything else, as after a torn write."""
+    """A JSON object; None if the file holds anything else, for example after an incomplete write."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
@@ -169,7 +173,7 @@ def _read_object(file: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _seal(folder: Path, rank: int) -> None:
+def _write_seal(folder: Path, rank: int) -> None:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     digests = {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
     (folder / _seal_name(rank)).write_text(json.dumps(digests), encoding="utf-8")
@@ -180,25 +184,25 @@ def _seal_name(rank: int) -> str:
 
 
 @contextlib.contextmanager
-def _universal(source: Path) -> Iterator[Path]:
-    """The checkpoint in DeepSpeed's form that any number of workers loads: made once a node, gone afterwards."""
-    mine = Path(tempfile.gettempdir()) / f"{_scratch()}universal"
+def _universal_checkpoint(source: Path) -> Iterator[Path]:
+    """The checkpoint in DeepSpeed's universal form, for any number of workers. Written once per node, then deleted."""
+    folder = Path(tempfile.gettempdir()) / f"{_own_scratch_prefix()}universal"
     first_on_node = ray.train.get_context().get_local_rank() == 0
     if first_on_node:
-        to_universal(source / TAG, mine / TAG)
+        to_universal(source / TAG, folder / TAG)
     dist.barrier()
     try:
-        yield mine
+        yield folder
     finally:
         dist.barrier()
         if first_on_node:
-            shutil.rmtree(mine)
+            shutil.rmtree(folder)
 
 
-def _scratch() -> str:
+def _own_scratch_prefix() -> str:
     return scratch_prefix(ray.train.get_context().get_storage().experiment_fs_path)
 
 
 def scratch_prefix(storage: str) -> str:
-    """How the temporary folders of the training in this place begin: those of another are not ours to remove."""
+    """Prefix of the temporary folders of the training with this storage path. Those of other trainings must stay."""
     return f"cpo-ray-{hashlib.sha256(storage.encode()).hexdigest()[:16]}-"

@@ -1,4 +1,4 @@
-"""DeepSpeed: the only file that imports it."""
+"""DeepSpeed's engine: start it, step it, export its weights. The only file that imports DeepSpeed."""
 
 import argparse
 import fcntl
@@ -24,57 +24,61 @@ from cpo_ray.objective.cost import model_shape
 from cpo_ray.objective.head import lm_head
 from cpo_ray.objective.logprobs import candidate_logps, sample_edges
 from cpo_ray.objective.packing import PackedGroups
+from cpo_ray.objective.pretrained import load_model, train_mode
 from cpo_ray.training.layout import settle_on_workers
-from cpo_ray.training.models import export_model, load_model, train_mode
+from cpo_ray.training.models import export_model
 from cpo_ray.training.task import Task
 
 
 class Policy(nn.Module):
-    """The model seen as a function from packed groups to log-probs: what DeepSpeed wraps."""
+    """The module that DeepSpeed wraps: from packed groups to log-probs."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.shape = model_shape(model)  # now, while all weights are here
-        self.broken_gradients = torch.zeros((), device=model.device)
+        self.shape = model_shape(model)  # before ZeRO-3 partitions the weights
+        self.nonfinite_gradients = torch.zeros((), device=model.device)
         for parameter in model.parameters():
-            parameter.register_hook(self._look_at)
+            parameter.register_hook(self._count_nonfinite)
 
     def forward(self, packed: PackedGroups, uniform_EN: Tensor | None = None) -> Tensor:
-        """(B, K) float32, nats; with `uniform_EN`, samples of the model at the edges instead, (E, N) tokens."""
+        """Log-probs, (B, K) float32, nats. With `uniform_EN`: tokens sampled from the model at the edges instead, (E, N)."""
         if uniform_EN is not None:
             return sample_edges(self.model, packed, uniform_EN)
         return candidate_logps(self.model, packed)
 
-    def _look_at(self, gradient: Tensor) -> None:
-        """Count gradients that are not finite, without waiting for the device: DeepSpeed would step on them.
+    def _count_nonfinite(self, gradient: Tensor) -> None:
+        """Count gradients that are not finite, because DeepSpeed would take the step. Does not wait for the device.
 
-        A sum is finite only where every term is, and costs a twentieth of asking each.
+        A sum is finite only if every term is, and costs a twentieth of checking each element.
         """
-        self.broken_gradients += ~gradient.sum(dtype=torch.float32).isfinite()
+        self.nonfinite_gradients += ~gradient.sum(dtype=torch.float32).isfinite()
 
 
-def start_engine(task: Task, tell: Callable[[str], None], *, universal: bool = False) -> Any:
-    """Load the model and hand it to DeepSpeed with its AdamW. The process group is Ray Train's.
+def start_engine(task: Task, notify: Callable[[str], None], *, universal: bool = False) -> Any:
+    """Load the model and pass it to DeepSpeed with AdamW. Uses the process group that Ray Train has started.
 
-    tell: called with a line if attention or the layout of packed rows is not the fastest. universal: a checkpoint in
-    DeepSpeed's universal form will be loaded.
+    notify: called with a line for the user if attention or the layout of packed rows is not the fastest. universal: a
+    checkpoint in DeepSpeed's universal form will be loaded.
     """
-    import deepspeed  # here, because importing it costs seconds and the driver never needs it
+    import deepspeed  # here, because the import takes seconds and the driver never needs it
 
     load_extension()
-    model = load_model(task.model, task.training.precision)
+    model = load_model(task.model, task.training.precision, dropout=task.training.dropout)
     model.to("cuda" if task.cuda else "cpu")
     reason = use_tree_attention(model)
     if reason is not None and task.cuda:
-        tell(f"{reason}; SDPA with a dense mask is used")
-    settle_on_workers(model, task, tell)
+        notify(f"{reason}; SDPA with a dense mask is used")
+    settle_on_workers(model, task, notify)
     if task.training.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     policy = Policy(model)
-    train_mode(model)
+    if task.training.dropout == "none":
+        train_mode(model)
+    else:
+        policy.train()
     if task.training.zero_stage == 3:
-        # The head is used outside its own module's forward, where ZeRO-3 would not gather it.
+        # The LM head is used outside its own module's forward, so ZeRO-3 would not gather it.
         for parameter in [] if layout_of(model).own_logits else lm_head(model).tensors:
             deepspeed.zero.register_external_parameter(policy, parameter)
     engine, *_ = deepspeed.initialize(
@@ -88,38 +92,38 @@ def start_engine(task: Task, tell: Callable[[str], None], *, universal: bool = F
 
 @cache
 def load_extension() -> None:
-    """Once a process: build or load DeepSpeed's C++ extension for CPU workers, one process of this machine at a time.
+    """Build or load DeepSpeed's C++ extension for CPU workers, one process of this machine at a time. Once per process.
 
-    torch guards a build with a file; a process that is killed leaves it behind, and all that come after wait for ever. Our
-    lock dies with its holder, and the folder is ours alone: under the lock, such a file is a dead process's.
+    torch guards a build with a lock file. A process that is killed leaves it behind, and every later build waits forever.
+    Our lock (flock) is released when its process dies, and only we use this folder, so a lock file found here is stale.
     """
     communication: Any = importlib.import_module("deepspeed.comm.torch")
     folder = extension_folder()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
-    # Our own ninja, whatever the PATH: one of another version does not read the log that ours leaves, and builds anew.
+    # Use our own ninja, whatever the PATH: another version cannot read its build log and would rebuild.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with (folder / "cpo_ray.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for left_behind in folder.glob("*/lock"):
-            left_behind.unlink()
+        for stale in folder.glob("*/lock"):
+            stale.unlink()
         extension = communication.build_shm_op()
-    # `deepspeed.initialize` asks again, outside the lock, and torch would take its file again: give it what is loaded.
+    # `deepspeed.initialize` would build again outside our lock: return the loaded extension instead.
     communication.build_shm_op = lambda: extension
 
 
 def extension_folder() -> Path:
-    """Where the extension is built: one for each installation, since torch builds anew where its headers' paths are others."""
+    """Build folder of the extension, one per installation, because torch rebuilds if the paths of its headers differ."""
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
     installation = hashlib.sha256(f"{torch.__version__} {sys.prefix}".encode()).hexdigest()[:16]
     name = f"cpo_ray-{installation}"
-    return root if root.name == name else root / name  # a process that built has told its children
+    return root if root.name == name else root / name  # a child inherits the variable that `load_extension` has set
 
 
 def deepspeed_config(training: TrainingConfig, workers: int) -> dict[str, Any]:
-    """Our section in DeepSpeed's words. The schedule is ours (`schedule.py`): DeepSpeed holds no scheduler.
+    """DeepSpeed's configuration for `training`. Without a scheduler: `schedule.py` sets the learning rate.
 
-    The optimizer is torch's AdamW: DeepSpeed's own would be one more extension to build on every node.
+    The optimizer is torch's AdamW, because DeepSpeed's own is one more extension to build on every node.
     """
     adam = {"lr": training.learning_rate, "betas": list(training.betas), "torch_adam": True}
     return {
@@ -135,7 +139,7 @@ def deepspeed_config(training: TrainingConfig, workers: int) -> dict[str, Any]:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases and norms do not."""
+    """Two optimizer groups: matrices with weight decay, biases and norms without."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
@@ -144,29 +148,29 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:
-    """For the next optimizer step."""
+    """Set the learning rate of the next optimizer step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
 
 
-def export_final(engine: Any, source: str | Path, folder: Path) -> None:
+def export_policy(engine: Any, task: Task, folder: Path) -> None:
     """Gather the weights (every worker takes part) and write them on rank 0 as a Hugging Face directory."""
     weights = None
     if engine.zero_optimization_stage() == 3:
-        gathered = engine._zero3_consolidated_16bit_state_dict()  # noqa: SLF001 - DeepSpeed has no public name for it
+        gathered = engine._zero3_consolidated_16bit_state_dict()  # noqa: SLF001 - DeepSpeed has no public method for it
         weights = {name.removeprefix("model."): tensor for name, tensor in (gathered or {}).items()}
     if dist.get_rank() == 0:
-        export_model(engine.module.model, weights, source, folder)
+        export_model(engine.module.model, weights, task.model, folder, task.tokenizer)
 
 
 def optimizer_step(engine: Any) -> float:
-    """Finish a microbatch; on the last of a step, clip and update. Returns the gradient's global norm before clipping."""
-    plain = 0.0
-    if engine.zero_optimization_stage() == 0:  # DeepSpeed keeps no norm there, and the gradients are gone afterwards
-        plain = float(nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
+    """After the last backward pass of a step: clip, update. Returns the global norm of the gradient before clipping."""
+    own_norm = 0.0
+    if engine.zero_optimization_stage() == 0:  # DeepSpeed has no norm then, and `step` clears the gradients
+        own_norm = float(nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
     engine.step()
     norm = engine.get_global_grad_norm()
-    return plain if norm is None else float(norm)
+    return own_norm if norm is None else float(norm)
 
 
 def to_universal(source: Path, out: Path) -> None:
@@ -189,8 +193,8 @@ def to_universal(source: Path, out: Path) -> None:
 def load_universal(engine: Any, folder: Path, tag: str) -> None:
     """Restore weights and optimizer from DeepSpeed's universal form.
 
-    Under ZeRO 3, DeepSpeed gives every parameter group the first one's settings, and one tensor in which all count their
-    steps: each would advance it. Both are set right here.
+    Corrects two faults of DeepSpeed under ZeRO 3: every parameter group gets the settings of the first, and all parameters
+    share one step counter, which each of them would advance.
     """
     decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
     engine.load_checkpoint(str(folder), tag=tag)

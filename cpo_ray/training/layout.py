@@ -23,8 +23,10 @@ from cpo_ray.objective.check import (
     settle_layout,
 )
 from cpo_ray.objective.logprobs import candidate_logps
-from cpo_ray.objective.packing import Tokens, pack_groups
-from cpo_ray.training.task import Refusal, Rows, Task
+from cpo_ray.objective.packing import pack_groups
+from cpo_ray.records import Tokens
+from cpo_ray.training.rows import TrainingRows
+from cpo_ray.training.task import Refusal, Task
 
 
 def settle_on_workers(model: PreTrainedModel, task: Task, notify: Callable[[str], None]) -> None:
@@ -53,7 +55,7 @@ def settle_on_workers(model: PreTrainedModel, task: Task, notify: Callable[[str]
 
 
 @torch.no_grad()
-def describe_row(engine: Any, rows: Rows, row: int) -> str:
+def describe_row(engine: Any, rows: TrainingRows, row: int) -> str:
     """The row's id, and if log-probs are not finite, of which candidate and since which layer."""
     name, model = rows.ids[row], engine.module.model
     if engine.zero_optimization_stage() == 3:

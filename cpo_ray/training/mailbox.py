@@ -1,4 +1,4 @@
-"""Where workers and driver pin what the other must hear: a Ray actor, since neither can call the other."""
+"""Messages between training workers and driver: a Ray actor, because neither can call the other."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,83 +9,83 @@ Metrics = dict[str, Any]
 
 
 @dataclass
-class News:
-    """What the driver has not heard yet."""
+class Messages:
+    """What the driver has not taken yet."""
 
     metrics: list[Metrics] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
 
 @ray.remote(num_cpus=0)
-class Board:
-    """Workers record, tell and refuse; the driver takes the news, and asks for a checkpoint where the machine may go away."""
+class Mailbox:
+    """Workers post metrics, notices and refusals; the driver takes them, and requests a checkpoint before it must stop."""
 
     def __init__(self) -> None:
-        self.news = News()
+        self.messages = Messages()
         self.refusal: str | None = None
-        self.wanted = False
+        self.save_is_requested = False
         self.saved_step: int | None = None
-        self.begun, self.step = False, 0
-        self.unwritten: list[Metrics] = []
+        self.started, self.checkpoint_step = False, 0
+        self.unlogged: list[Metrics] = []
 
-    def begin(self, step: int, rank: int) -> None:
-        """A worker goes on after `step`: for the first time, or because some were lost."""
-        if self.begun and rank == 0:
-            self.news.notices.append(f"workers were lost: going on from step {step}")
-        self.begun = self.begun or rank == 0
-        self.reach(step)
+    def report_start(self, step: int, rank: int) -> None:
+        """A worker starts after `step`: for the first time, or again because workers were lost."""
+        if self.started and rank == 0:
+            self.messages.notices.append(f"workers were lost: resuming from step {step}")
+        self.started = self.started or rank == 0
+        self.report_checkpoint(step)
 
-    def reach(self, step: int) -> None:
+    def report_checkpoint(self, step: int) -> None:
         """There is a checkpoint of `step`."""
-        self.step = max(self.step, step)
+        self.checkpoint_step = max(self.checkpoint_step, step)
 
-    def reached(self) -> int:
+    def last_checkpoint(self) -> int:
         """The step of the newest checkpoint."""
-        return self.step
+        return self.checkpoint_step
 
-    def record(self, metrics: Metrics) -> bool:
-        """One step's metrics. Answers whether a checkpoint is wanted at once."""
-        self.news.metrics.append(metrics)
-        return self.wanted
+    def post_metrics(self, metrics: Metrics) -> bool:
+        """Post the metrics of one step. Returns whether the driver requests a checkpoint."""
+        self.messages.metrics.append(metrics)
+        return self.save_is_requested
 
-    def save_wanted(self) -> bool:
-        """Whether a checkpoint is wanted at once."""
-        return self.wanted
+    def save_requested(self) -> bool:
+        """Whether the driver requests a checkpoint."""
+        return self.save_is_requested
 
-    def tell(self, notice: str) -> None:
-        """A line for the user."""
-        self.news.notices.append(notice)
+    def post_notice(self, notice: str) -> None:
+        """Post a line for the user."""
+        self.messages.notices.append(notice)
 
     def refuse(self, reason: str) -> None:
-        """Training must not go on. The first reason counts."""
+        """Training must not continue. The first reason counts."""
         self.refusal = self.refusal or reason
 
-    def refused(self) -> str | None:
-        """Why training refused to go on, if it did."""
+    def refusal_reason(self) -> str | None:
+        """Why training must not continue, if it must not."""
         return self.refusal
 
-    def take(self) -> News:
-        """What is new since the last call."""
-        news, self.news = self.news, News()
-        self.unwritten = news.metrics
-        return news
+    def take_messages(self) -> Messages:
+        """The messages since the last call."""
+        messages, self.messages = self.messages, Messages()
+        self.unlogged = messages.metrics
+        return messages
 
-    def written(self) -> None:
-        """The driver has written down the metrics that it took last."""
-        self.unwritten = []
+    def mark_logged(self) -> None:
+        """The driver has written the metrics that it took last to disk."""
+        self.unlogged = []
 
-    def knows(self, step: int) -> bool:
-        """Whether the driver has written down all metrics that were recorded up to those of `step`."""
-        return all(metrics["step"] > step for metrics in (*self.unwritten, *self.news.metrics))
+    def is_logged(self, step: int) -> bool:
+        """Whether the driver has written all posted metrics up to those of `step` to disk."""
+        return all(metrics["step"] > step for metrics in (*self.unlogged, *self.messages.metrics))
 
-    def want_save(self) -> None:
-        """The driver has been told to end: save soon."""
-        self.wanted = True
+    def request_save(self) -> None:
+        """The driver must stop: request a checkpoint soon."""
+        self.save_is_requested = True
 
-    def saved(self, step: int) -> None:
-        """A wanted checkpoint is in the storage."""
-        self.wanted, self.saved_step = False, step
+    def report_requested_save(self, step: int) -> None:
+        """A requested checkpoint is in the storage."""
+        self.save_is_requested, self.saved_step = False, step
 
-    def saved_at(self) -> int | None:
-        """The step of a wanted checkpoint, once it is in the storage."""
+    def requested_save_step(self) -> int | None:
+        """The step of a requested checkpoint, once it is in the storage."""
         return self.saved_step

@@ -1,4 +1,4 @@
-"""A worker's memory: how much it took, and what to lower where there is not enough."""
+"""Memory of a worker: its peak, and advice on what to lower after an OOM."""
 
 import resource
 
@@ -6,19 +6,19 @@ import torch
 
 from cpo_ray.training.task import Task
 
-SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
+OOM_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most that this worker has held so far: on the GPU, or of the machine's memory where there is none."""
+    """Peak memory of this worker so far: of the GPU, or of the process if it runs on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def out_of_memory(error: BaseException, task: Task) -> str | None:
-    """What the user can lower, if this error says that memory ran out; None for any other error."""
-    if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error).lower() for sign in SIGNS):
+def oom_advice(error: BaseException, task: Task) -> str | None:
+    """What the user can lower, if this error is an OOM; None for any other error."""
+    if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error).lower() for text in OOM_MESSAGES):
         return None
     config = task.training
     ways = [f"training.prompts_per_microbatch (now {config.prompts_per_microbatch})"]

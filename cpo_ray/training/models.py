@@ -1,4 +1,4 @@
-"""Models in and out: from scratch by a config, from a Hugging Face directory, and back into one."""
+"""Initialize, export and copy models as Hugging Face directories."""
 
 import shutil
 from pathlib import Path
@@ -8,22 +8,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, PreTrainedModel
 
 from cpo_ray.config import ModelConfig
-from cpo_ray.objective.loading import load_causal_lm
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from cpo_ray.objective.pretrained import original_dropout
 
 
 def initialize_model(config: ModelConfig, tokenizer: Path, seed: int, out: Path) -> dict[str, Any]:
     """Write a model with random weights, and the tokenizer, as a Hugging Face directory."""
-    words = AutoTokenizer.from_pretrained(tokenizer)
+    hf_tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     special = {
-        "bos_token_id": words.bos_token_id,
-        "eos_token_id": words.eos_token_id,
-        "pad_token_id": words.pad_token_id,
+        "bos_token_id": hf_tokenizer.bos_token_id,
+        "eos_token_id": hf_tokenizer.eos_token_id,
+        "pad_token_id": hf_tokenizer.pad_token_id,
     }
     if config.architecture == "llama":
         shape: Any = LlamaConfig(
-            vocab_size=len(words),
+            vocab_size=len(hf_tokenizer),
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             num_hidden_layers=config.layers,
@@ -34,7 +32,7 @@ def initialize_model(config: ModelConfig, tokenizer: Path, seed: int, out: Path)
         )
     else:
         shape = GPT2Config(
-            vocab_size=len(words),
+            vocab_size=len(hf_tokenizer),
             n_embd=config.hidden_size,
             n_inner=config.intermediate_size,
             n_layer=config.layers,
@@ -47,43 +45,25 @@ def initialize_model(config: ModelConfig, tokenizer: Path, seed: int, out: Path)
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(shape)
     model.save_pretrained(out)
-    words.save_pretrained(out)
-    return {"parameters": model.num_parameters(), "vocabulary": len(words)}
-
-
-def load_model(source: str | Path, precision: str) -> PreTrainedModel:
-    """Load a causal language model for training: safetensors only, no remote code, no dropout.
-
-    Dropout is off because policy and reference must be the same function at the first step.
-    """
-    model = load_causal_lm(source, DTYPES[precision])
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if isinstance(value, float) and ("drop" in name or "jitter" in name):
-                setattr(module, name, 0.0)
-    return model
-
-
-def train_mode(model: PreTrainedModel) -> None:
-    """Training mode for what checkpoints activations, which it does in no other, and evaluation mode for all else.
-
-    Some routers and layers draw at random in training mode, and the policy would not be the reference at the first step.
-    """
-    for module in model.modules():
-        module.training = bool(getattr(module, "gradient_checkpointing", False))
+    hf_tokenizer.save_pretrained(out)
+    return {"parameters": model.num_parameters(), "vocabulary": len(hf_tokenizer)}
 
 
 def export_model(
-    model: PreTrainedModel, weights: dict[str, torch.Tensor] | None, source: str | Path, out: Path
+    model: PreTrainedModel,
+    weights: dict[str, torch.Tensor] | None,
+    source: str | Path,
+    out: Path,
+    tokenizer: str | Path | None = None,
 ) -> None:
-    """Write an ordinary Hugging Face directory: safetensors, config, and the tokenizer of `source`.
+    """Write an ordinary Hugging Face directory: safetensors, config with the dropout rates of `source`, and the tokenizer.
 
-    weights: a gathered state dict where the module's own is partitioned (ZeRO-3); None for the module's own.
+    weights: the gathered state dict if the module's own is partitioned (ZeRO-3); None for the module's own. tokenizer: a
+    directory; by default, the tokenizer of `source`.
     """
-    model.save_pretrained(out, state_dict=weights)
-    AutoTokenizer.from_pretrained(source).save_pretrained(out)
+    with original_dropout(model.config, source):
+        model.save_pretrained(out, state_dict=weights)
+    AutoTokenizer.from_pretrained(tokenizer or source, trust_remote_code=False).save_pretrained(out)
 
 
 def copy_model(source: Path, out: Path) -> None:

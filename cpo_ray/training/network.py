@@ -1,6 +1,6 @@
-"""NCCL between machines: settings for EFA, and a warning where it crawls over sockets instead.
+"""NCCL between machines: settings for EFA, and a warning if it uses slow sockets instead.
 
-What NCCL chose is in its own log alone, so each worker has one (NCCL_DEBUG_FILE) that the first worker reads once.
+NCCL reports its transport only in its own log, so each worker writes one (NCCL_DEBUG_FILE), which the first worker reads once.
 Sources: aws/aws-ofi-nccl (the plugin's lines), NVIDIA's NCCL (`Using network`, `Assigned NET plugin`).
 """
 
@@ -10,20 +10,20 @@ import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-LOG = "/tmp/cpo_ray-nccl-%h-%p.log"  # noqa: S108 - on the worker's machine; NCCL puts host and process in
+LOG = "/tmp/cpo_ray-nccl-%h-%p.log"  # noqa: S108 - on the worker's machine; NCCL fills in host and process
 CHOICE = re.compile(r"NCCL INFO (?:Using network|Assigned NET plugin) (.+?)(?: to comm)?\s*$", re.MULTILINE)
 PROVIDER = re.compile(r"NET/OFI Selected [Pp]rovider is ([\w.-]+)")
 FAST_PROVIDERS = {"efa", "cxi", "verbs"}
 
 
 def nccl_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Settings for training workers on GPUs; what `environment` sets already stays as it is.
+    """Environment variables for training workers on GPUs, without those that `environment` already sets.
 
-    EFA's changes nothing where there is no EFA: the plugin finds its provider by itself. Sockets, which carry NCCL's first
-    handshake in any case, keep off loopback and Docker's bridge.
+    The EFA setting has no effect without EFA: the plugin finds its provider by itself. NCCL's first handshake always uses
+    sockets; they avoid loopback and Docker's bridge.
     """
     settings = {
-        "FI_EFA_USE_DEVICE_RDMA": "1",  # GPU memory straight to the network card: p4d and newer
+        "FI_EFA_USE_DEVICE_RDMA": "1",  # GPUDirect RDMA: p4d and newer
         "NCCL_SOCKET_IFNAME": "^lo,docker",
         "NCCL_DEBUG": "INFO",
         "NCCL_DEBUG_SUBSYS": "INIT,NET",
@@ -33,7 +33,7 @@ def nccl_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def find_transport(log: str) -> str | None:
-    """What carries NCCL between machines, from one process's log: `efa`, `IB`, `Socket`, `Libfabric over tcp`, or None."""
+    """NCCL's transport between machines, from the log of one process: `efa`, `IB`, `Socket`, `Libfabric over tcp`, or None."""
     chosen = CHOICE.findall(log)
     if not chosen:
         return None
@@ -46,26 +46,26 @@ def find_transport(log: str) -> str | None:
 
 
 def transport_warning(transport: str | None, nodes: int) -> str | None:
-    """What to tell the user about it, if anything."""
+    """A warning for the user if the transport is slow, otherwise None."""
     if nodes < 2 or transport is None or not re.search(r"socket|over (tcp|sockets|udp)", transport, re.IGNORECASE):
         return None
     return (
-        f"NCCL talks between the {nodes} machines over {transport}: ten times slower than EFA or InfiniBand. On AWS: are the "
-        "workers' interfaces of type efa (cluster.yaml), does the machine image hold aws-ofi-nccl, is its folder in "
+        f"NCCL uses {transport} between the {nodes} machines: ten times slower than EFA or InfiniBand. On AWS: are the "
+        "workers' interfaces of type efa (cluster.yaml), does the machine image contain aws-ofi-nccl, is its folder in "
         "LD_LIBRARY_PATH (aws/node.sh)? `fi_info -p efa` on a worker must list devices"
     )
 
 
-def warn_of_slow_network(tell: Callable[[str], None]) -> None:
-    """Read this worker's NCCL log, once collectives have run, and `tell` what is wrong with it."""
+def warn_about_slow_network(notify: Callable[[str], None]) -> None:
+    """Read the NCCL log of this worker and pass a warning to `notify` if the transport is slow. Call it after a collective."""
     nodes = int(os.environ.get("WORLD_SIZE", "1")) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     file = Path(log_path(os.environ.get("NCCL_DEBUG_FILE", LOG), socket.gethostname(), os.getpid()))
     if file.is_file():
         warning = transport_warning(find_transport(file.read_text(errors="replace")), nodes)
         if warning is not None:
-            tell(warning)
+            notify(warning)
 
 
 def log_path(pattern: str, host: str, process: int) -> str:
-    """Where NCCL writes: it takes the host's name up to the first dot."""
+    """The file that NCCL writes for this pattern. It uses the host name up to the first dot."""
     return pattern.replace("%h", host.partition(".")[0]).replace("%p", str(process))

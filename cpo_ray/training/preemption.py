@@ -1,32 +1,32 @@
-"""Machines that are about to go away (a spot notice, a node that is drained): Ray Train hears of it, and we save in time.
+"""Preempted machines (a spot notice, a node that is drained): Ray Train reports them, so that training saves in time.
 
-The asking is a barrier for all workers and takes some milliseconds, so it is done now and then, not at every step.
+The query is a barrier for all workers and takes some milliseconds, so it is not made at every step.
 """
 
 import time
 
 import ray.train
 
-ASK_EVERY_S = 2.0
+POLL_EVERY_S = 2.0
 
 
-class Departures:
-    """What this training's workers have heard so far."""
+class PreemptionWatch:
+    """The preempted machines of this training that were reported so far."""
 
     def __init__(self) -> None:
-        self.next_asking = 0.0
-        self.told: set[str] = set()
+        self.next_poll = 0.0
+        self.reported: set[str] = set()
 
-    def due(self) -> bool:
-        """Whether it is time to ask. One worker's clock must decide for all."""
-        if time.monotonic() < self.next_asking:
+    def is_due(self) -> bool:
+        """Whether it is time to query. Ask one worker only: all workers must query at the same step."""
+        if time.monotonic() < self.next_poll:
             return False
-        self.next_asking = time.monotonic() + ASK_EVERY_S
+        self.next_poll = time.monotonic() + POLL_EVERY_S
         return True
 
-    def ask(self) -> int:
-        """How many more machines of this training are about to go away; the same answer for all workers, who all must ask."""
+    def count_new(self) -> int:
+        """How many more machines of this training will be preempted. A barrier: all workers call it, with the same result."""
         info = ray.train.get_preemption_info()
-        new = set(info.preempted_node_ids) - self.told if info else set()
-        self.told |= new
+        new = set(info.preempted_node_ids) - self.reported if info else set()
+        self.reported |= new
         return len(new)

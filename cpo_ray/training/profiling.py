@@ -1,4 +1,4 @@
-"""A look at a few training steps with torch's profiler: where the time and the memory go."""
+"""Profile a few training steps with torch's profiler: time and memory per operator."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,14 +7,16 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-SKIPPED = 2  # the first steps compile, allocate and open connections
+SKIPPED = 2  # steps; the first ones compile, allocate and open connections
 
 
 @contextlib.contextmanager
-def profiling(folder: Path | None, steps: int, rank: int, tell: Callable[[str], None]) -> Iterator[Callable[[], None]]:
-    """Yield what is to be called after each step. Of rank 0, steps 3 to `steps` + 2 of this start are written to `folder`.
+def profiling(
+    folder: Path | None, steps: int, rank: int, notify: Callable[[str], None]
+) -> Iterator[Callable[[], None]]:
+    """Yield a function to call after each step. On rank 0, steps 3 to `steps` + 2 after this start are written to `folder`.
 
-    `trace.json` is for https://ui.perfetto.dev, `operators.txt` a table. Without a folder, or on other ranks, nothing is done.
+    `trace.json` is for https://ui.perfetto.dev, `operators.txt` is a table. Without a folder, or on other ranks, does nothing.
     """
     if folder is None or rank != 0:
         yield lambda: None
@@ -25,7 +27,7 @@ def profiling(folder: Path | None, steps: int, rank: int, tell: Callable[[str], 
         profiler.export_chrome_trace(str(folder / "trace.json"))
         table = profiler.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=40)
         (folder / "operators.txt").write_text(table, encoding="utf-8")
-        tell(f"profile of {steps} steps: {folder / 'trace.json'}")
+        notify(f"profile of {steps} steps: {folder / 'trace.json'}")
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]

@@ -1,4 +1,4 @@
-"""How training workers meet: as Ray Train has them meet, without a port that strangers can reach in a local run."""
+"""The torch process group of the workers: Ray Train's, but without an open port on the network in a local run."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,19 +10,19 @@ from cpo_ray.cluster.loopback import keep_torch_on_loopback
 
 
 class LoopbackBackend(_TorchBackend):
-    """Where the workers are told a loopback address, their store listens there alone."""
+    """If the master address is a loopback address, torch's store listens on loopback only."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Start the process group."""
+        """Start the process group of all workers."""
         worker_group.execute(keep_torch_on_loopback)
         super().on_start(worker_group, backend_config)
 
 
 @dataclass
 class Rendezvous(TorchConfig):
-    """Ray Train's own settings of a torch process group."""
+    """Ray Train's TorchConfig with the backend above."""
 
     @property
     def backend_cls(self) -> type[LoopbackBackend]:
-        """What starts the group."""
+        """The class that starts the process group."""
         return LoopbackBackend

@@ -1,8 +1,8 @@
-"""When a training is begun again that Ray Train has given up.
+"""Start a training again after Ray Train has given it up.
 
-Ray Train counts failures over a whole training. On a cluster that loses a machine an hour, a long training would be given up
-though it gets on between any two of them. Here they count from checkpoint to checkpoint. And Ray Train gives up at once
-where a worker is lost while its process group starts, which is no more than a failure too.
+Ray Train counts failures over a whole training. On a cluster that loses a machine an hour, it would give up a long training
+although there is a new checkpoint between any two losses. Here failures count from checkpoint to checkpoint. Ray Train also
+gives up at once if a worker is lost while its process group starts; here that is one more failure.
 """
 
 import contextlib
@@ -14,41 +14,45 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from cpo_ray.errors import ClusterError
 
-Result = TypeVar("Result")
-LOST = (RayActorError, OutOfMemoryError)  # what Ray raises for an actor that is gone; the second where memory ran out
+FitResult = TypeVar("FitResult")
+LOST_ACTOR = (
+    RayActorError,
+    OutOfMemoryError,
+)  # what Ray raises for a lost actor; the second if its node ran out of memory
 
 
-def fit_while_it_gets_on(fit: Callable[[], Result], reached: Callable[[], int], max_failures: int) -> Result:
-    """`fit()`, which by itself survives `max_failures`, and again where it failed but had got further than before.
+def fit_with_restarts(fit: Callable[[], FitResult], last_checkpoint: Callable[[], int], max_failures: int) -> FitResult:
+    """Call `fit()`, which itself survives `max_failures`; call it again if it failed after a new checkpoint.
 
-    reached: optimizer steps in the last checkpoint. Raises what the last fit raised: any fit where `max_failures` is 0, else
-    one without a new checkpoint. Of those that lost a worker in starting, or the controller, `max_failures` in a row are borne.
+    last_checkpoint: optimizer steps in the newest checkpoint. Raises the error of the last fit: of any fit if `max_failures`
+    is 0, otherwise of one without a new checkpoint. If a worker was lost at startup, or the controller was lost,
+    `max_failures` such fits in a row are allowed.
     """
-    fruitless = 0
+    without_progress = 0
     while True:
-        before = reached()
+        before = last_checkpoint()
         try:
             return fit()
-        except (TrainingFailedError, *LOST) as error:
-            fruitless = 0 if reached() > before else fruitless + 1
-            borne = max_failures if lost_in_starting(error) else 0
-            if max_failures == 0 or fruitless > borne:
+        except (TrainingFailedError, *LOST_ACTOR) as error:
+            without_progress = 0 if last_checkpoint() > before else without_progress + 1
+            allowed = max_failures if lost_at_startup(error) else 0
+            if max_failures == 0 or without_progress > allowed:
                 raise
 
 
-def lost_in_starting(error: Exception) -> bool:
-    """Whether Ray Train's controller was lost, or fell over a worker that was, or over what its loss did to the others."""
+def lost_at_startup(error: Exception) -> bool:
+    """Whether Ray Train's controller was lost, or failed because a worker was lost, or because of what that did to others."""
     cause = error.controller_failure if isinstance(error, ControllerError) else error
-    return isinstance(cause, (*LOST, RayTaskError))
+    return isinstance(cause, (*LOST_ACTOR, RayTaskError))
 
 
 @contextlib.contextmanager
-def plain_losses(stage: str) -> Iterator[None]:
-    """Let the user hear in one line that Ray has lost what this process talks to."""
+def lost_actors_as_cluster_error(stage: str) -> Iterator[None]:
+    """Raise a ClusterError with one line for the user if Ray has lost an actor that this process calls."""
     try:
         yield
-    except LOST as error:
+    except LOST_ACTOR as error:
         reason = str(error).strip().splitlines()[0]
         raise ClusterError(
-            f"training `{stage}` lost Ray's own processes: {reason}. The same command goes on"
+            f"training `{stage}` lost Ray's own processes: {reason}. Run the same command again to continue"
         ) from error

@@ -6,7 +6,7 @@ from cpo_ray.config import TrainingConfig
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Warm-up from 0, then the schedule down to its end at the last step. Steps count from 0."""
+    """The learning rate of a step (from 0): linear warm-up from 0, then the schedule down to its end at the last step."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)

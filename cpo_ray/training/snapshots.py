@@ -1,44 +1,44 @@
-"""The policy on its way to the actors that sample from it, where negatives are streamed and refreshed."""
+"""Publish policy snapshots for the actors that sample negatives from them while training runs."""
 
 from typing import Any
 
 import torch.distributed as dist
 
-from cpo_ray.training.deepspeed_engine import export_final
+from cpo_ray.training.deepspeed_engine import export_policy
 from cpo_ray.training.task import Refusal, Task
 
 
-def publish(engine: Any, task: Task, finished: int) -> None:
-    """Put the policy on the shelf if negatives will be sampled from it as it is after `finished` steps.
+def publish_snapshot(engine: Any, task: Task, finished: int) -> None:
+    """Publish the policy after `finished` steps if negatives will be sampled from it. Every worker calls this.
 
-    Every worker takes part. Policies stay as long as a checkpoint may be returned to that needs them.
+    Snapshots are kept as long as training may resume from a checkpoint that needs them.
     """
-    if task.stream is None or not task.stream.shelf.wanted(finished):
+    if task.stream is None or not task.stream.snapshots.is_due(finished):
         return
-    shelf, training = task.stream.shelf, task.training
-    export_final(engine, task.model, shelf.desk(finished))
+    snapshots, training = task.stream.snapshots, task.training
+    export_policy(engine, task, snapshots.partial_path(finished))
     if dist.get_rank() == 0:
-        shelf.put(finished)
-        shelf.keep(max(0, finished - (training.keep_checkpoints + 1) * training.checkpoint_every), finished)
+        snapshots.publish(finished)
+        snapshots.prune(max(0, finished - (training.keep_checkpoints + 1) * training.checkpoint_every), finished)
     dist.barrier()
 
 
-def return_to(engine: Any, task: Task, finished: int) -> None:
-    """Before going on after `finished` steps: forget policies of more steps, and put this one back if it is lacking.
+def restore_snapshots(engine: Any, task: Task, finished: int) -> None:
+    """Before training resumes after `finished` steps: remove later snapshots, and publish the one of this step if it is due.
 
-    Raises Refusal, on every worker, where an older one is gone that the next steps' negatives are sampled from.
+    Raises Refusal, on every worker, if an older snapshot is missing that the negatives of the next steps come from.
     """
     if task.stream is None:
         return
-    shelf = task.stream.shelf
-    letter = [None]
+    snapshots = task.stream.snapshots
+    message = [None]
     if dist.get_rank() == 0:
-        shelf.keep(0, finished)
-        letter = [shelf.lacking(finished)]  # type: ignore[list-item]
-    dist.broadcast_object_list(letter, src=0)
-    if letter[0] is not None:
+        snapshots.prune(0, finished)
+        message = [snapshots.first_missing(finished)]  # type: ignore[list-item]
+    dist.broadcast_object_list(message, src=0)
+    if message[0] is not None:
         raise Refusal(
-            f"the policy of step {letter[0]}, from which the negatives after step {finished} are sampled, is gone from "
-            f"{shelf.folder}. Delete this training's checkpoints to begin anew."
+            f"the policy snapshot of step {message[0]}, from which the negatives after step {finished} are sampled, is "
+            f"missing from {snapshots.folder}. Delete the checkpoints of this training to start it over."
         )
-    publish(engine, task, finished)
+    publish_snapshot(engine, task, finished)

@@ -1,4 +1,4 @@
-"""What a step's metrics are made of: sums on each worker, added up over workers before they become means."""
+"""The metrics of a step: sums on each worker, all-reduced over workers before they become means."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,32 +10,33 @@ from torch import Tensor
 from cpo_ray.config import ObjectiveConfig
 from cpo_ray.objective.losses import gold_first, initial_cpo_loss, rank_accuracy, reward_margin
 
-NAMES = ["prompts", "targets", "tokens", "loss", "gold_logp", "gold_drift", "margin", "first", "order", "masked"]
-NAMES += ["opposed", "expected", "broken", "broken_gradients", "save", "ask"]
+NAMES = ["prompts", "target_tokens", "tokens", "loss", "expected_loss", "gold_logp", "gold_drift", "gold_first"]
+NAMES += ["rank_accuracy", "margin", "with_negatives", "masked", "nonfinite_losses", "nonfinite_gradients"]
+NAMES += ["joint_loss", "mle_gradient", "cpo_gradient"]
 GOLD = "gold"
 
 
-class Tally:
-    """One worker's sums over a step's prompts. They stay on the device: nothing here waits for it."""
+class StepSums:
+    """Sums over one worker's prompts of a step. They stay on the device: nothing but `all_reduce` waits for it."""
 
     def __init__(self, device: torch.device, kinds: Sequence[str]) -> None:
-        """kinds: of the negatives, the same on every worker."""
+        """kinds: of the candidates, the same on every worker."""
         self.kinds = [kind for kind in kinds if kind != GOLD]
         names = [*NAMES, *(f"{kind} {what}" for kind in self.kinds for what in ("logp", "drift", "count"))]
-        self.place = {name: i for i, name in enumerate(names)}
+        self.index = {name: i for i, name in enumerate(names)}
         self.sums = torch.zeros(len(names), dtype=torch.float64, device=device)
-        self.judged: list[tuple[list[int], Tensor]] = []  # rows, and whether each one's loss is finite
+        self.finite: list[tuple[list[int], Tensor]] = []  # rows, and (B,) whether the loss of each is finite
 
     def add(self, **amounts: Any) -> None:
-        """Add to sums by name; tensors of one element or numbers."""
+        """Add to sums by name: numbers, or tensors of one element."""
         for name, amount in amounts.items():
-            self.sums[self.place[name]] += amount
+            self.sums[self.index[name]] += amount
 
-    def add_mle(self, logp_B: Tensor, targets: int, microbatch: list[int]) -> None:
-        """One microbatch: each prompt's log-probs, summed over its `targets` tokens (and over PSS's copies)."""
+    def add_mle(self, logp_B: Tensor, target_tokens: int, microbatch: list[int]) -> None:
+        """One microbatch. logp_B: nats per prompt, summed over its target tokens (and averaged over the copies of PSS)."""
         total = logp_B.sum()
-        self.add(prompts=len(microbatch), targets=targets, loss=-total, gold_logp=total)
-        self._judge(logp_B, microbatch)
+        self.add(prompts=len(microbatch), target_tokens=target_tokens, loss=-total, gold_logp=total)
+        self._check_finite(logp_B, microbatch)
 
     def add_cpo(
         self,
@@ -48,72 +49,78 @@ class Tally:
         microbatch: list[int],
         objective: ObjectiveConfig,
     ) -> None:
-        """One microbatch of groups."""
+        """One microbatch of groups. loss_B: from `cpo_loss`. kinds: of each row's candidates. microbatch: row numbers."""
         size = len(microbatch)
         drift_BK = policy_BK - ref_BK
         scores_BK = objective.beta * drift_BK
         self.add(
             prompts=size,
             loss=loss_B.sum(),
+            expected_loss=initial_cpo_loss(valid_BK, ranked=objective.ranked) * size,
             gold_logp=policy_BK[:, 0].sum(),
             gold_drift=drift_BK[:, 0].sum(),
+            gold_first=gold_first(scores_BK, valid_BK).sum(),
+            rank_accuracy=rank_accuracy(scores_BK, ranks_BK, valid_BK).sum(),
             margin=reward_margin(scores_BK, valid_BK).sum(),
-            opposed=valid_BK[:, 1:].any(dim=1).sum(),
-            first=gold_first(scores_BK, valid_BK).sum(),
-            order=rank_accuracy(scores_BK, ranks_BK, valid_BK).sum(),
+            with_negatives=valid_BK[:, 1:].any(dim=1).sum(),
             masked=(~valid_BK).sum(),
-            expected=initial_cpo_loss(valid_BK, ranked=objective.ranked) * size,
         )
         for kind in self.kinds:
             of_kind_BK = torch.tensor([[name == kind for name in names] for names in kinds], device=policy_BK.device)
             logp, drift = (values.masked_fill(~of_kind_BK, 0.0).sum() for values in (policy_BK, drift_BK))
             self.add(**{f"{kind} logp": logp, f"{kind} drift": drift, f"{kind} count": of_kind_BK.sum()})
-        self._judge(loss_B, microbatch)
+        self._check_finite(loss_B, microbatch)
 
-    def broken_rows(self) -> list[int]:
+    def nonfinite_rows(self) -> list[int]:
         """Rows of this worker whose loss is not finite."""
-        return [row for rows, fine in self.judged for row, good in zip(rows, fine.tolist(), strict=True) if not good]
+        return [row for rows, flags in self.finite for row, ok in zip(rows, flags.tolist(), strict=True) if not ok]
 
-    def over_workers(self) -> dict[str, float]:
-        """The sums over all workers: one all-reduce."""
+    def all_reduce(self) -> dict[str, float]:
+        """The sums over all workers, by name. All workers call it."""
         total = self.sums.clone()
         dist.all_reduce(total)
-        return dict(zip(self.place, total.tolist(), strict=True))
+        return dict(zip(self.index, total.tolist(), strict=True))
 
-    def _judge(self, values_B: Tensor, microbatch: list[int]) -> None:
-        fine_B = values_B.isfinite()
-        self.judged.append((microbatch, fine_B))
-        self.add(broken=(~fine_B).sum())
+    def _check_finite(self, values_B: Tensor, microbatch: list[int]) -> None:
+        finite_B = values_B.isfinite()
+        self.finite.append((microbatch, finite_B))
+        self.add(nonfinite_losses=(~finite_B).sum())
 
 
 def step_metrics(
     sums: dict[str, float], objective: ObjectiveConfig | None, sampled_from_step: int = 0
 ) -> dict[str, Any]:
-    """Means over a step's prompts, nats. The MLE loss is per token, everything else per prompt.
+    """Means over the prompts of a step, nats. The MLE loss is per token, everything else per prompt.
 
-    `margin`: over the prompts with a negative that does not equal the gold; absent where there is none.
+    `margin`: over the prompts with a negative that does not equal the gold; absent if there are none.
     `kl`: of the policy from the reference per continuation, KL(reference || policy), estimated on the autoregressive
-    negatives, which are samples of the reference (top-k cut); absent without them, and where they are samples of the
+    negatives, which are samples of the reference (top-k cut); absent without them, and if they are samples of the
     policy after `sampled_from_step` steps.
     `..._drift`: policy minus reference log-prob.
+    `joint_loss`: what is differentiated, if that is more than the CPO loss. `mle_gradient_share`: of the joint loss, the MLE
+    term's share |g_mle| / (|g_mle| + |g_cpo|) of the gradient with respect to the candidates' log-probs, sums of magnitudes.
     """
     n = sums["prompts"]
     if objective is None:
-        return {"loss": sums["loss"] / sums["targets"], "gold_logp": sums["gold_logp"] / n}
+        return {"loss": sums["loss"] / sums["target_tokens"], "gold_logp": sums["gold_logp"] / n}
     counts = {name.removesuffix(" count"): value for name, value in sums.items() if name.endswith(" count") and value}
     drift = {kind: sums[f"{kind} drift"] / count for kind, count in counts.items()}
     metrics = {
         "loss": sums["loss"] / n,
         "gold_logp": sums["gold_logp"] / n,
         "gold_drift": sums["gold_drift"] / n,
-        "accuracy": sums["first"] / n,
-        "rank_accuracy": sums["order"] / n,
+        "accuracy": sums["gold_first"] / n,
+        "rank_accuracy": sums["rank_accuracy"] / n,
         "masked": int(sums["masked"]),
         "negative_logp": {kind: sums[f"{kind} logp"] / count for kind, count in counts.items()},
         "negative_drift": drift,
     }
-    if sums["opposed"]:
-        metrics["margin"] = sums["margin"] / sums["opposed"]
+    if objective.mle_weight or objective.gold_floor_weight:
+        metrics["joint_loss"] = sums["joint_loss"] / n
+    if objective.mle_weight:
+        metrics["mle_gradient_share"] = sums["mle_gradient"] / (sums["mle_gradient"] + sums["cpo_gradient"])
+    if sums["with_negatives"]:
+        metrics["margin"] = sums["margin"] / sums["with_negatives"]
     if "autoregressive" in drift and sampled_from_step == 0:
         metrics["kl"] = -drift["autoregressive"]
     return metrics

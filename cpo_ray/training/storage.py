@@ -1,4 +1,4 @@
-"""Checkpoints on their way to the storage: an outage is waited out, within bounds; a full disk is told at once."""
+"""Upload of checkpoints: an outage of the storage is retried for some minutes, a full disk ends training at once."""
 
 import errno
 import hashlib
@@ -13,20 +13,20 @@ from ray.train import Checkpoint
 
 from cpo_ray.config import ClusterConfig
 
-PATIENCE_S = 300.0  # how long the storage may be out of reach; training goes on meanwhile
+RETRY_FOR_S = 300.0  # how long the storage may be unreachable; training continues meanwhile
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
-FULL = {errno.ENOSPC, errno.EDQUOT}
-TORCH_SIGNS = ("unexpected pos", "pytorchstreamwriter failed writing")  # what torch.save makes of a short write
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+SHORT_WRITE_MESSAGES = ("unexpected pos", "pytorchstreamwriter failed writing")  # torch.save's errors on a full disk
 
-Result = TypeVar("Result")
-Refuse = Callable[[str], None]
+Retried = TypeVar("Retried")
+Refuse = Callable[[str], None]  # called with the reason why training must not continue
 
 
-def storage_place(cluster: ClusterConfig, checkpoints: Path) -> tuple[str, str]:
-    """Where Ray Train keeps a training, and its name there. checkpoints: its folder, RUN/checkpoints/NAME.
+def storage_location(cluster: ClusterConfig, checkpoints: Path) -> tuple[str, str]:
+    """Ray Train's storage path and the name of a training in it. checkpoints: its folder, RUN/checkpoints/NAME.
 
-    Runs may share `cluster.checkpoint_storage`, and trainings of the same recipe have the same NAME in all of them. A run's
-    path tells it from others, and is the same on every node that it may go on from.
+    Runs may share `cluster.checkpoint_storage`, and trainings of the same recipe have the same NAME in all of them. So the
+    name there contains a hash of the run's path, which is the same on every node that the run may resume on.
     """
     folder = checkpoints.parent.resolve()
     if cluster.checkpoint_storage is None:
@@ -36,20 +36,20 @@ def storage_place(cluster: ClusterConfig, checkpoints: Path) -> tuple[str, str]:
     return cluster.checkpoint_storage, f"{run.name}-{digest}-{checkpoints.name}"
 
 
-def uploader(refuse: Refuse, until_known: Callable[[], None]) -> Callable[[Checkpoint, str], Checkpoint]:
-    """Ray Train's own way of storing a checkpoint, with patience. `refuse` hears why training must not go on.
+def uploader(refuse: Refuse, wait_until_logged: Callable[[], None]) -> Callable[[Checkpoint, str], Checkpoint]:
+    """Ray Train's own upload of a checkpoint, with retries. Calls `refuse` if the storage is full.
 
-    until_known: returns once the driver has written down the metrics of the steps before. Who goes on from the checkpoint does
-    not take those steps again: of a driver that was killed in between, their lines would be missing for ever.
+    wait_until_logged: returns once the driver has written the metrics of all steps up to the checkpoint to disk. Without it,
+    a driver killed in between would lose those lines: training that resumes from the checkpoint does not repeat the steps.
     """
 
     def upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
-        until_known()
+        wait_until_logged()
         storage = ray.train.get_context().get_storage()
         try:
-            return patiently(partial(storage.persist_current_checkpoint, checkpoint, name))
+            return retry_os_errors(partial(storage.persist_current_checkpoint, checkpoint, name))
         except OSError as error:
-            advice = no_room(error)
+            advice = disk_full_advice(error)
             if advice is not None:
                 refuse(advice)
             raise
@@ -57,24 +57,24 @@ def uploader(refuse: Refuse, until_known: Callable[[], None]) -> Callable[[Check
     return upload
 
 
-def patiently(action: Callable[[], Result]) -> Result:
-    """`action()`, again and again after an OSError, for PATIENCE_S. A disk that is full does not empty itself."""
-    until, wait = time.monotonic() + PATIENCE_S, FIRST_WAIT_S
+def retry_os_errors(action: Callable[[], Retried]) -> Retried:
+    """Call `action()` again after an OSError, for RETRY_FOR_S. A full disk and a missing file are not retried."""
+    deadline, wait = time.monotonic() + RETRY_FOR_S, FIRST_WAIT_S
     while True:
         try:
             return action()
         except FileNotFoundError:
             raise
         except OSError as error:
-            if error.errno in FULL or time.monotonic() + wait > until:
+            if error.errno in DISK_FULL or time.monotonic() + wait > deadline:
                 raise
         time.sleep(wait)
         wait = min(2 * wait, LONGEST_WAIT_S)
 
 
-def no_room(error: BaseException) -> str | None:
-    """What to tell the user where this error says that a disk is full; None for any other error."""
-    full = isinstance(error, OSError) and error.errno in FULL
-    if not full and not any(sign in str(error).lower() for sign in TORCH_SIGNS):
+def disk_full_advice(error: BaseException) -> str | None:
+    """A message for the user if this error means that a disk is full; None for any other error."""
+    full = isinstance(error, OSError) and error.errno in DISK_FULL
+    if not full and not any(text in str(error).lower() for text in SHORT_WRITE_MESSAGES):
         return None
-    return f"no room for a checkpoint: {error}. The checkpoints before it stand: make room and run the same command"
+    return f"no room for a checkpoint: {error}. Earlier checkpoints are kept: make room and run the same command again"

@@ -1,4 +1,4 @@
-"""The training stages: Ray Train starts the workers, restarts them from the last checkpoint, and keeps the result."""
+"""Train one model: Ray Train starts the workers and restarts them from the last checkpoint; the driver takes the result."""
 
 import _thread
 import contextlib
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -21,17 +21,18 @@ from cpo_ray.artifacts import Summary
 from cpo_ray.cluster.loopback import gloo_environment
 from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import Preempted, TrainingError
-from cpo_ray.training.checkpoint import best_first, take_model
-from cpo_ray.training.loop import train_worker
-from cpo_ray.training.mailbox import Board, Metrics
+from cpo_ray.training.checkpoint import copy_first_intact_model, sort_by_validation_loss
+from cpo_ray.training.mailbox import Mailbox, Metrics
 from cpo_ray.training.network import nccl_environment
 from cpo_ray.training.rendezvous import Rendezvous
-from cpo_ray.training.restarts import fit_while_it_gets_on, plain_losses
-from cpo_ray.training.storage import storage_place
+from cpo_ray.training.restarts import fit_with_restarts, lost_actors_as_cluster_error
+from cpo_ray.training.storage import storage_location
 from cpo_ray.training.task import Task
+from cpo_ray.training.worker import train_worker
 
 POLL_INTERVAL_S = 0.5
-START_TIMEOUT_S = 60.0  # how long Ray Train waits for its workers' resources before it says so and waits again
+SUMMARY_METRICS = ("loss", "gold_logp", "accuracy", "margin", "gold_drift")  # of the last step
+START_TIMEOUT_S = 60.0  # how long Ray Train waits for its workers' resources before it warns and waits again
 
 
 def train_model(
@@ -39,76 +40,93 @@ def train_model(
     cluster: ClusterConfig,
     checkpoints: Path,
     out: Path,
-    on_step: Callable[[Metrics], None],
+    on_metrics: Callable[[Metrics], None],
     on_notice: Callable[[str], None],
-    told_to_end: threading.Event | None = None,
+    stop_requested: threading.Event | None = None,
 ) -> Summary:
-    """Train and put the final model, a Hugging Face directory, into `out`.
+    """Train, and write the final model, a Hugging Face directory, into `out`. Returns steps, last metrics, validation loss.
 
-    checkpoints: this training's own folder; what is there already is continued from. on_step: called in the driver with
-    each step's metrics, a step again after a restart, and with `validation` where that was measured. on_notice: called with
-    lines for the user. Raises TrainingError where training refuses to go on or fails again and again without a new checkpoint
-    (`max_failures`), and Preempted where this process was told to end (SIGTERM) and a checkpoint has been saved. After the
-    last step nothing is left to save: then the model is put into `out` all the same, and `told_to_end` is set.
+    checkpoints: the folder of this training; it resumes from what is there. on_metrics: called in the driver with the metrics
+    of each step, again for steps that a restart repeats, and with `validation` when that was measured. on_notice: called with
+    lines for the user. Raises TrainingError if training refuses to continue, or fails repeatedly without a new checkpoint
+    (`max_failures`), and Preempted if this process was stopped (SIGTERM) and a checkpoint has been saved. A SIGTERM after the
+    last step, when nothing is left to save, sets `stop_requested` and the model is written as usual.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined] # lost only with this process's node
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # On the node of the driver, so that it is lost only together with the driver.
+    mailbox = Mailbox.options(scheduling_strategy=this_node).remote()  # type: ignore[attr-defined]
     last: Metrics = {}
-    told_to_end = told_to_end or threading.Event()
+    stop_requested = stop_requested or threading.Event()
 
-    def hear() -> None:
-        if told_to_end.is_set():
-            board.want_save.remote()
-        news = ray.get(board.take.remote())
-        for notice in news.notices:
+    def forward_messages() -> None:
+        if stop_requested.is_set():
+            mailbox.request_save.remote()
+        messages = ray.get(mailbox.take_messages.remote())
+        for notice in messages.notices:
             on_notice(notice)
-        for metrics in news.metrics:
+        for metrics in messages.metrics:
             if "validation" not in metrics:
                 last.clear()
                 last.update(metrics)
-            on_step(metrics)
-        board.written.remote()
+            on_metrics(metrics)
+        mailbox.mark_logged.remote()
 
-    with plain_losses(task.stage), _every(POLL_INTERVAL_S, hear), _set_on_sigterm(told_to_end), _plain_interrupt():
+    with (
+        lost_actors_as_cluster_error(task.stage),
+        _called_every(POLL_INTERVAL_S, forward_messages),
+        _set_on_sigterm(stop_requested),
+        _keyboard_interrupt_on_sigint(),
+    ):
         try:
-            result = fit_while_it_gets_on(
-                lambda: _trainer(task, cluster, checkpoints, board).fit(),
-                lambda: ray.get(board.reached.remote()),
+            result = fit_with_restarts(
+                lambda: _trainer(task, cluster, checkpoints, mailbox).fit(),
+                lambda: ray.get(mailbox.last_checkpoint.remote()),
                 task.training.max_failures,
             )
         except TrainingFailedError as error:
-            hear()
-            reason = ray.get(board.refused.remote()) or f"{_first_line(error)} (see the run's logs)"
+            forward_messages()
+            reason = ray.get(mailbox.refusal_reason.remote()) or f"{_first_line(error)} (see the run's logs)"
             raise TrainingError(f"training `{task.stage}` failed: {reason}") from error
-    hear()
-    refusal = ray.get(board.refused.remote())
+    forward_messages()
+    refusal = ray.get(mailbox.refusal_reason.remote())
     if refusal is not None:
-        raise TrainingError(f"training `{task.stage}` refuses to go on: {refusal}")
-    step = ray.get(board.saved_at.remote())
+        raise TrainingError(f"training `{task.stage}` refuses to continue: {refusal}")
+    step = ray.get(mailbox.requested_save_step.remote())
     if step is not None and step < task.training.steps:
-        raise Preempted(f"told to end: saved at step {step}; the same command goes on from there")
-    best = task.training.final == "best"
-    kept = best_first(result.best_checkpoints) if best else [(result.checkpoint, result.metrics)]
-    if result.checkpoint is None or not take_model(kept, out, on_notice):
+        raise Preempted(f"stopped by SIGTERM: saved at step {step}. Run the same command again to continue")
+    copied = _copy_result(result, task, out, on_notice)
+    summary = {"steps": task.training.steps, **{name: last[name] for name in SUMMARY_METRICS if name in last}}
+    return summary | {name: copied[name] for name in ("validation_loss",) if name in copied}
+
+
+def _copy_result(result: Result, task: Task, out: Path, on_notice: Callable[[str], None]) -> dict[str, Any]:
+    """Copy the last or the best model, as configured, into `out`. Returns the metrics that its checkpoint was reported with.
+
+    Raises TrainingError if no checkpoint is intact.
+    """
+    stored: list[Any] = [(result.checkpoint, result.metrics)]
+    if task.training.final == "best":
+        stored = sort_by_validation_loss(result.best_checkpoints)
+    copied = None if result.checkpoint is None else copy_first_intact_model(stored, out, on_notice)
+    if copied is None:
         raise TrainingError(
-            f"training `{task.stage}` ended without a whole checkpoint: the same command makes anew what is missing"
+            f"training `{task.stage}` ended without an intact checkpoint. Run the same command again to train what is missing"
         )
-    told = ("loss", "gold_logp", "accuracy", "margin", "gold_drift")
-    return {"steps": task.training.steps, **{k: last[k] for k in told if k in last}}
+    return copied
 
 
-def _trainer(task: Task, cluster: ClusterConfig, checkpoints: Path, board: Any) -> TorchTrainer:
+def _trainer(task: Task, cluster: ClusterConfig, checkpoints: Path, mailbox: Any) -> TorchTrainer:
     use_gpu = cluster.gpus_per_worker > 0
     resources = {"CPU": 1.0} | ({"GPU": cluster.gpus_per_worker} if use_gpu else {})
     keep: dict[str, Any] = {"num_to_keep": task.training.keep_checkpoints}
     if task.validation is not None:
         keep |= {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
-    storage, name = storage_place(cluster, checkpoints)
+    storage, name = storage_location(cluster, checkpoints)
     environment = nccl_environment(os.environ) if use_gpu else {"DS_ACCELERATOR": "cpu"}
     environment |= gloo_environment(ray.util.get_node_ip_address(), os.environ)
     return TorchTrainer(
         train_worker,
-        train_loop_config={"task": task, "board": board},
+        train_loop_config={"task": task, "mailbox": mailbox},
         torch_config=Rendezvous(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=task.training.workers,
@@ -121,9 +139,8 @@ def _trainer(task: Task, cluster: ClusterConfig, checkpoints: Path, board: Any) 
             storage_path=storage,
             failure_config=FailureConfig(
                 max_failures=task.training.max_failures,
-                controller_failure_limit=math.ceil(
-                    cluster.wait_s / START_TIMEOUT_S
-                ),  # how often it waits for resources
+                # How often it waits for resources.
+                controller_failure_limit=math.ceil(cluster.wait_s / START_TIMEOUT_S),
             ),
             checkpoint_config=CheckpointConfig(**keep),
             worker_runtime_env={"env_vars": environment},
@@ -132,13 +149,13 @@ def _trainer(task: Task, cluster: ClusterConfig, checkpoints: Path, board: Any) 
 
 
 @contextlib.contextmanager
-def _every(interval: float, action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` every `interval` seconds in a thread. An error in it interrupts the block and is raised in its place."""
-    over = threading.Event()
+def _called_every(interval: float, action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` every `interval` seconds in a thread. An error in it interrupts the block, which then raises that error."""
+    done = threading.Event()
 
     def repeat() -> None:
         try:
-            while not over.wait(interval):
+            while not done.wait(interval):
                 action()
         except BaseException:
             _thread.interrupt_main()
@@ -149,23 +166,23 @@ def _every(interval: float, action: Callable[[], None]) -> Iterator[None]:
         try:
             yield
         finally:
-            over.set()
+            done.set()
             repeating.result()
 
 
 @contextlib.contextmanager
-def _set_on_sigterm(asked: threading.Event) -> Iterator[None]:
-    """SIGTERM (a preempted machine, a stopped job) asks to end; a second one ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+def _set_on_sigterm(stop_requested: threading.Event) -> Iterator[None]:
+    """SIGTERM (a preempted machine, a stopped job) sets the event; a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
 
-    def ask(*_: object) -> None:
+    def on_sigterm(*_: object) -> None:
         signal.signal(signal.SIGTERM, before)
-        asked.set()
+        stop_requested.set()
 
-    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
@@ -173,8 +190,8 @@ def _set_on_sigterm(asked: threading.Event) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _plain_interrupt() -> Iterator[None]:
-    """Let Ctrl-C be Ctrl-C: Ray Train puts in a handler of its own that ends the process with status 0, and leaves it."""
+def _keyboard_interrupt_on_sigint() -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C. Ray Train installs a handler that exits with status 0, and does not restore ours."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield

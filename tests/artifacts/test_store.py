@@ -87,7 +87,7 @@ def test_one_damaged_entry_stops_no_run(two_runs, tmp_path, damage):
     if damage != "file.txt is gone":
         spoiled.write_text("{")
     assert [artifact.manifest.inputs for artifact in store.every("data")] == [{"seed": 2}]
-    assert two.find_like("data", {"seed": 1}, "beta") is None
+    assert two.find_similar("data", {"seed": 1}, "beta") is None
     assert two.make("data", {"seed": 1}, builder(calls)).manifest.inputs == {"seed": 1}
     assert len(calls) == 3
     assert {artifact.manifest.inputs["seed"] for artifact in store.every("data")} == {1, 2}
@@ -98,12 +98,12 @@ def test_what_a_killed_process_of_the_same_number_left_is_cleared(two_runs, tmp_
     one.make("data", {"seed": 1}, builder([]))
     store = Store(tmp_path / "store")
     (kept,) = store.every("data")
-    artifact = one.need("data", "data")
+    artifact = find_artifact(one.root, "data")
     partial = kept.path.with_name(f".{kept.path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     kept.path.rename(partial)
     (partial / "manifest.json").unlink()
     (partial / "stray.txt").write_text("half")
-    store.keep(artifact)
+    store.add(artifact)
     (again,) = store.every("data")
     assert {path.name for path in again.path.rglob("*")} == {"inner", "file.txt", "manifest.json"}
     assert not partial.exists()
@@ -126,8 +126,8 @@ def test_of_two_that_keep_the_same_the_first_stays(tmp_path):
     store = Store(tmp_path / "store")
     (tmp_path / "run").mkdir()
     artifact = make_artifact(tmp_path / "run", "data", {"seed": 1}, builder([]))
-    store.keep(artifact)
-    store.keep(artifact)
+    store.add(artifact)
+    store.add(artifact)
     assert len(list((tmp_path / "store" / "data").iterdir())) == 1
 
 
@@ -140,6 +140,6 @@ def test_an_artifact_that_differs_in_such_keys_alone_is_found(two_runs):
     other["embedder"] = "its hash"
     keys = ("sampling.embedder", "embedder")
     for run in (one, two):
-        assert run.find_like("groups/train", other, *keys).manifest.inputs == inputs
-        assert run.find_like("groups/train", other, "sampling.embedder") is None
-        assert run.find_like("groups/train", other | {"seed": 2}, *keys) is None
+        assert run.find_similar("groups/train", other, *keys).manifest.inputs == inputs
+        assert run.find_similar("groups/train", other, "sampling.embedder") is None
+        assert run.find_similar("groups/train", other | {"seed": 2}, *keys) is None

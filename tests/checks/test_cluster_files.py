@@ -1,12 +1,12 @@
+import importlib
+import os
 import re
 from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from cpo_ray import cli
-from cpo_ray.checks.cluster_files import PLACEHOLDER, examine_cluster, find_unedited
+from cpo_ray.checks.cluster_files import PLACEHOLDER, check_cluster_file, find_unedited
 from cpo_ray.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -14,8 +14,8 @@ SHIPPED = [ROOT / "cluster.yaml", *sorted((ROOT / "kuberay").glob("*.yaml"))]
 LAUNCHER = ROOT / "cluster.yaml"
 
 
-def verdicts(checks):
-    return {check.name: check.verdict for check in checks}
+def status(checks):
+    return {check.name: check.status for check in checks}
 
 
 def edited(text):
@@ -24,7 +24,7 @@ def edited(text):
 
 @pytest.fixture
 def home(tmp_path):
-    """Of a user who has made a token."""
+    """The home of a user who has a token."""
     token = tmp_path / "home" / ".ray" / "auth_token"
     token.parent.mkdir(parents=True)
     token.write_text("secret")
@@ -32,13 +32,13 @@ def home(tmp_path):
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
-def test_marks_and_placeholders_stand_on_the_same_lines(file):
+def test_edit_comments_and_placeholders_are_on_the_same_lines(file):
     for number, line in enumerate(file.read_text().splitlines(), 1):
         if not line.lstrip().startswith("#"):
             assert (PLACEHOLDER in line) == ("# EDIT: " in line), f"{file.name}:{number}: {line}"
 
 
-def test_what_is_not_edited_is_found_with_its_line():
+def test_unedited_lines_are_found():
     text = "a: 1\nb: CHANGE-ME  # EDIT: your zone\n# c: CHANGE-ME\nd: x  # EDIT: was CHANGE-ME\ne: CHANGE-ME\n"
     assert list(find_unedited(text)) == [
         (2, "b: CHANGE-ME", "your zone"),
@@ -46,13 +46,13 @@ def test_what_is_not_edited_is_found_with_its_line():
     ]
 
 
-def test_a_shipped_file_fails_by_its_marks_alone(home):
-    checks = examine_cluster(LAUNCHER, home)
-    assert {check.name for check in checks if check.verdict == "fail"} == {
+def test_a_shipped_file_fails_only_at_its_placeholders(home):
+    checks = check_cluster_file(LAUNCHER, home)
+    assert {check.name for check in checks if check.status == "fail"} == {
         f"cluster.yaml:{number}" for number, *_ in find_unedited(LAUNCHER.read_text())
     }
-    assert sum(check.verdict == "fail" for check in checks) == 9
-    assert all(check.remedy for check in checks if check.verdict == "fail")
+    assert sum(check.status == "fail" for check in checks) == 9
+    assert all(check.remedy for check in checks if check.status == "fail")
 
 
 def test_an_edited_file_is_fine(tmp_path, home):
@@ -61,11 +61,11 @@ def test_an_edited_file_is_fine(tmp_path, home):
     key.chmod(0o600)
     file = tmp_path / "cluster.yaml"
     file.write_text(edited(LAUNCHER.read_text()).replace("ssh_private_key: value", f"ssh_private_key: {key}"))
-    assert set(verdicts(examine_cluster(file, home)).values()) == {"ok"}
+    assert set(status(check_cluster_file(file, home)).values()) == {"ok"}
 
 
 @pytest.mark.parametrize(
-    ("find", "put", "failing"),
+    ("old", "new", "failing"),
     [
         ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "dashboard"),
         ("  ~/.ray/auth_token: ~/.ray/auth_token\n", "", "Ray token"),
@@ -74,49 +74,49 @@ def test_an_edited_file_is_fine(tmp_path, home):
         ("head_node_type: head", "head_node_type: hat", "cluster.yaml schema"),
     ],
 )
-def test_what_ray_or_a_stranger_would_trip_over(tmp_path, home, find, put, failing):
+def test_an_invalid_or_open_launcher_file_fails(tmp_path, home, old, new, failing):
     text = LAUNCHER.read_text()
-    assert find in text
+    assert old in text
     file = tmp_path / "cluster.yaml"
-    file.write_text(edited(text.replace(find, put)))
-    checks = [check for check in examine_cluster(file, home) if check.name != "SSH key"]
-    assert [check.name for check in checks if check.verdict == "fail"] == [failing]
+    file.write_text(edited(text.replace(old, new)))
+    checks = [check for check in check_cluster_file(file, home) if check.name != "SSH key"]
+    assert [check.name for check in checks if check.status == "fail"] == [failing]
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "just text\n", "- a\n- b\n", "12\n", "a: 1\n---\n- b\n"])
-def test_what_describes_no_cluster_is_refused(tmp_path, home, text):
+def test_a_file_that_describes_no_cluster_is_refused(tmp_path, home, text):
     file = tmp_path / "cluster.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match=r"cluster\.yaml is no cluster's description"):
-        examine_cluster(file, home)
+    with pytest.raises(ConfigError, match=r"cluster\.yaml is not a cluster description"):
+        check_cluster_file(file, home)
 
 
 @pytest.mark.parametrize(
     "section", ["auth", "provider", "file_mounts", "head_start_ray_commands", "available_node_types"]
 )
 @pytest.mark.parametrize("value", ["", "text", "5"])
-def test_a_section_that_is_none_fails_by_the_schema(tmp_path, home, section, value):
+def test_a_section_of_the_wrong_type_fails_the_schema(tmp_path, home, section, value):
     text = re.sub(rf"^{section}:.*\n(?:[ #].*\n)*", f"{section}: {value}\n", LAUNCHER.read_text(), flags=re.MULTILINE)
     file = tmp_path / "cluster.yaml"
     file.write_text(edited(text))
-    (failing,) = [check for check in examine_cluster(file, home) if check.verdict == "fail"]
+    (failing,) = [check for check in check_cluster_file(file, home) if check.status == "fail"]
     assert failing.name == "cluster.yaml schema"
     assert section in failing.seen
 
 
 @pytest.mark.parametrize("spec", ["", "text", "{headGroupSpec: }", "{rayClusterConfig: {headGroupSpec: text}}"])
-def test_a_manifest_without_a_head_is_no_cluster(tmp_path, home, spec):
+def test_a_manifest_without_a_head_fails(tmp_path, home, spec):
     file = tmp_path / "cluster.yaml"
     file.write_text(f"apiVersion: ray.io/v1\nkind: RayService\nspec: {spec}\n---\napiVersion: v1\nkind: X\nspec:\n")
-    (failing,) = [check for check in examine_cluster(file, home) if check.verdict == "fail"]
+    (failing,) = [check for check in check_cluster_file(file, home) if check.status == "fail"]
     assert failing.name == "cluster.yaml RayService head"
     file.write_text("apiVersion: ray.io/v1\nkind: RayCluster\nspec: {authOptions: , headGroupSpec: {serviceType: }}\n")
-    assert [check.verdict for check in examine_cluster(file, home)] == ["ok", "fail"]
+    assert [check.status for check in check_cluster_file(file, home)] == ["ok", "fail"]
 
 
-def test_a_token_that_is_not_made_yet(tmp_path):
-    token = next(check for check in examine_cluster(LAUNCHER, tmp_path) if check.name == "Ray token")
-    assert (token.verdict, token.remedy) == ("fail", "ray get-auth-token --generate")
+def test_a_missing_token(tmp_path):
+    token = next(check for check in check_cluster_file(LAUNCHER, tmp_path) if check.name == "Ray token")
+    assert (token.status, token.remedy) == ("fail", "ray get-auth-token --generate")
 
 
 def test_a_key_that_others_can_read(tmp_path, home):
@@ -125,39 +125,39 @@ def test_a_key_that_others_can_read(tmp_path, home):
     key.chmod(0o644)
     file = tmp_path / "cluster.yaml"
     file.write_text(edited(LAUNCHER.read_text()).replace("ssh_private_key: value", f"ssh_private_key: {key}"))
-    check = next(check for check in examine_cluster(file, home) if check.name == "SSH key")
-    assert (check.verdict, check.remedy) == ("fail", f"chmod 600 {key}")
+    check = next(check for check in check_cluster_file(file, home) if check.name == "SSH key")
+    assert (check.status, check.remedy) == ("fail", f"chmod 600 {key}")
 
 
-def test_the_manifests_fail_by_their_marks_alone(home):
-    for check in examine_cluster(ROOT / "kuberay", home):
-        assert (check.verdict == "fail") == bool(re.search(r":\d+$", check.name)), check
+def test_the_manifests_fail_only_at_their_placeholders(home):
+    for check in check_cluster_file(ROOT / "kuberay", home):
+        assert (check.status == "fail") == bool(re.search(r":\d+$", check.name)), check
 
 
 @pytest.mark.parametrize(
-    ("find", "put", "failing"),
+    ("old", "new", "failing"),
     [
         ("authOptions: {mode: token, secretName: cpo-ray}", "authOptions: {mode: disabled}", "token"),
         ("serviceType: ClusterIP", "serviceType: LoadBalancer", "service"),
     ],
 )
 @pytest.mark.parametrize("name", ["cluster.yaml", "service.yaml"])
-def test_an_open_manifest(tmp_path, home, name, find, put, failing):
+def test_an_open_manifest(tmp_path, home, name, old, new, failing):
     text = (ROOT / "kuberay" / name).read_text()
-    assert find in text
+    assert old in text
     file = tmp_path / name
-    file.write_text(edited(text.replace(find, put)))
-    (found,) = [check for check in examine_cluster(file, home) if check.verdict == "fail"]
+    file.write_text(edited(text.replace(old, new)))
+    (found,) = [check for check in check_cluster_file(file, home) if check.status == "fail"]
     assert found.name.endswith(failing)
 
 
 def documents(name):
-    """A manifest's, by their kinds."""
+    """Kind -> spec of a manifest's documents."""
     return {each["kind"]: each["spec"] for each in yaml.safe_load_all((ROOT / "kuberay" / name).read_text())}
 
 
 def sources(policy):
-    """Whom a network policy lets in, per rule: None for everybody."""
+    """Allowed sources and ports of a network policy, per rule. None: everybody."""
     return [(rule.get("from"), rule.get("ports")) for rule in policy["ingress"]]
 
 
@@ -166,7 +166,9 @@ OPERATOR = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name":
 
 def test_a_network_policy_keeps_strangers_from_each_kind_of_pod():
     cluster = documents("cluster.yaml")["NetworkPolicy"]
-    own = {"podSelector": {"matchLabels": {"ray.io/cluster": "cpo-ray"}}}  # what KubeRay gives a RayCluster's pods
+    own = {
+        "podSelector": {"matchLabels": {"ray.io/cluster": "cpo-ray"}}
+    }  # the label that KubeRay sets on a RayCluster's pods
     assert cluster["podSelector"] == own["podSelector"]
     assert sources(cluster) == [([own, OPERATOR], None)]
     service = documents("service.yaml")
@@ -176,16 +178,16 @@ def test_a_network_policy_keeps_strangers_from_each_kind_of_pod():
         assert group["template"]["metadata"]["labels"].items() >= labels.items()
     assert sources(service["NetworkPolicy"]) == [
         ([{"podSelector": {"matchLabels": labels}}, OPERATOR], None),
-        (None, [{"port": 8000}]),  # where every route needs the key
+        (None, [{"port": 8000}]),  # every route there needs the key
     ]
 
 
-def test_a_job_is_sent_by_whom_the_policy_lets_in():
+def test_a_job_is_submitted_from_where_the_policy_allows():
     assert documents("job.yaml")["RayJob"]["submissionMode"] == "HTTPMode"
 
 
-def test_what_is_shown_for_clusters_asks_for_gpus():
-    """The configurations are a laptop's too; on a node without a GPU the image's engine would find no device."""
+def test_the_commands_shown_for_clusters_ask_for_gpus():
+    """The configurations also run on laptops; on a node without a GPU the image's engine would find no device."""
     shown = [documents("job.yaml")["RayJob"]["entrypoint"]]
     page = (ROOT / "docs" / "cluster.md").read_text().replace("\\\n", " ")
     shown += re.findall(r"^    .*cpo-ray submit configs/.*", page, re.MULTILINE)
@@ -210,16 +212,61 @@ def test_the_manifests_hold_no_secret_and_name_this_ray():
             assert "value:" not in name[1]
 
 
-def test_a_cluster_file_that_is_not_there(tmp_path):
+def containers(spec):
+    """The containers of a Ray cluster's pods: the head's, then those of each group."""
+    for group in (spec["headGroupSpec"], *spec.get("workerGroupSpecs", [])):
+        yield from group["template"]["spec"]["containers"]
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
+def test_every_dotted_name_in_a_cluster_file_exists(file):
+    text = file.read_text()
+    names = re.findall(r"\b(cpo_ray(?:\.\w+)+)\b(?!/)", text) + re.findall(r"import_path: (\S+)", text)
+    for name in names:
+        module, _, attribute = name.replace(":", ".").rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
+    assert bool(names) == (file.name == "service.yaml")
+
+
+def test_the_gateway_starts_from_the_environment_of_the_service(monkeypatch, tmp_path):
+    """Serve's proxy on each node calls the function that the manifest names, in the environment of its container."""
+    service = documents("service.yaml")["RayService"]
+    (application,) = yaml.safe_load(service["serveConfigV2"])["applications"]
+    (model,) = application["args"]["llm_configs"]
+    folder = tmp_path / "cpo"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"vocab_size": 50257}')
+    stored = model["model_loading_config"]["model_source"]
+    for variable in [name for name in os.environ if name.startswith("CPO_RAY_")]:
+        monkeypatch.delenv(variable)
+    pods = list(containers(service["rayClusterConfig"]))
+    assert len(pods) == 2
+    for container in pods:
+        environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+        secrets = {each["name"]: each["valueFrom"]["secretKeyRef"] for each in container["env"] if "valueFrom" in each}
+        assert secrets["CPO_RAY_ENDPOINT_KEY_SHA256"] == {"name": "cpo-ray", "key": "CPO_RAY_ENDPOINT_KEY_SHA256"}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value.replace(stored, str(folder)) if value else f"{'0' * 64}  -\n")
+        module, _, function = environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].rpartition(".")
+        gateway, key = getattr(importlib.import_module(module), function)()
+        settings = gateway.kwargs["settings"]
+        assert settings.vocabularies == {model["model_loading_config"]["model_id"]: 50257}
+        assert settings.deployments == {"cpo": "LLMServer:cpo"}
+        assert settings.context == model["engine_kwargs"]["max_model_len"]
+        assert key.kwargs == {"expected": "0" * 64, "control": ""}
+
+
+def test_pods_of_the_service_are_ready_without_the_key():
+    """KubeRay's own probe asks /-/healthz, which requires the key here, so no pod would ever be ready."""
+    service = documents("service.yaml")["RayService"]
+    assert service["excludeHeadPodFromServeSvc"] is True
+    worker = service["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    assert "localhost:8000" in worker["readinessProbe"]["exec"]["command"][-1]
+    assert "401" in worker["readinessProbe"]["exec"]["command"][-1]
+
+
+def test_a_missing_cluster_file(tmp_path):
     with pytest.raises(ConfigError, match="no cluster file"):
-        examine_cluster(tmp_path / "no.yaml", tmp_path)
-    with pytest.raises(ConfigError, match="holds no"):
-        examine_cluster(tmp_path, tmp_path)
-
-
-def test_the_command(home, monkeypatch):
-    monkeypatch.setenv("HOME", str(home))
-    seen = CliRunner().invoke(cli.app, ["doctor", "--cluster", str(LAUNCHER)])
-    assert seen.exit_code == 1
-    assert "cluster.yaml:" in seen.stdout
-    assert CliRunner().invoke(cli.app, ["doctor", "--cluster", "nowhere.yaml"]).exit_code == 2
+        check_cluster_file(tmp_path / "no.yaml", tmp_path)
+    with pytest.raises(ConfigError, match="has no"):
+        check_cluster_file(tmp_path, tmp_path)

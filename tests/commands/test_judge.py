@@ -13,7 +13,6 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cpo_ray.cli import app
-from cpo_ray.commands.judge import tell_summary
 from cpo_ray.evaluation.templates import DOLLY_TEMPLATE
 from cpo_ray.inference import client
 from tests.flaky_server import KEY, Service, serve_flaky
@@ -31,7 +30,7 @@ def _key_and_short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def answers(tmp_path: Path) -> tuple[Path, Path]:
-    """Ten candidates, of which eight say something, against gold."""
+    """Ten candidates, eight of them not empty, against gold."""
     candidates, references = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     write(candidates, [{"id": str(n), "prompt": f"p{n}", "response": "good" if n < 8 else ""} for n in range(10)])
     write(references, [{"id": str(n), "prompt": f"p{n}", "response": "gold"} for n in range(10)])
@@ -82,7 +81,7 @@ def test_verdicts_and_a_summary_are_written(answers: tuple[Path, Path], tmp_path
     assert [row["outcome"] for row in verdicts] == ["win"] * 8 + ["loss"] * 2
 
 
-def test_a_rerun_asks_nothing_and_nobody(answers: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_rerun_sends_no_request_and_needs_no_confirmation(answers: tuple[Path, Path], tmp_path: Path) -> None:
     with serve_flaky(prefer_good) as service:
         assert judge(answers, service.url, tmp_path / "out", "--yes").exit_code == 0
         again = judge(answers, service.url, tmp_path / "out")
@@ -91,7 +90,7 @@ def test_a_rerun_asks_nothing_and_nobody(answers: tuple[Path, Path], tmp_path: P
         assert len(service.answered) == 20
 
 
-def test_nothing_is_asked_before_someone_agrees(answers: tuple[Path, Path], tmp_path: Path) -> None:
+def test_no_request_is_sent_before_the_user_agrees(answers: tuple[Path, Path], tmp_path: Path) -> None:
     with serve_flaky(prefer_good) as service:
         alone = judge(answers, service.url, tmp_path / "out")
         assert alone.exit_code == 2
@@ -104,15 +103,15 @@ def test_nothing_is_asked_before_someone_agrees(answers: tuple[Path, Path], tmp_
         assert judge(answers, service.url, tmp_path / "out", "--max-requests", "20").exit_code == 0
 
 
-def test_someone_who_is_here_is_asked(
+def test_an_interactive_user_is_asked(
     answers: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cpo_ray.commands.judge._someone_is_here", lambda: True)
+    monkeypatch.setattr("cpo_ray.commands.judge._is_interactive", lambda: True)
     with serve_flaky(prefer_good) as service:
         command = words(answers, service.url, tmp_path / "out")
         declined = CliRunner().invoke(app, command, input="n\n")
         assert declined.exit_code == 1
-        assert "Go on?" in declined.stdout
+        assert "Continue?" in declined.stdout
         assert service.answered == []
         assert CliRunner().invoke(app, command, input="y\n").exit_code == 0
         assert len(service.answered) == 20
@@ -137,13 +136,13 @@ def test_too_many_invalid_answers_fail_and_leave_no_summary(answers: tuple[Path,
         (["--key-variable", "NO_SUCH_KEY"], "needs its key in the environment variable NO_SUCH_KEY"),
         (["--judge-url", "localhost:8000"], "expected http:// or https://"),
         (["--judge-url", "oracle"], "expected http:// or https://"),
-        (["--judge-url", "http://host:80a/v1"], "'http://host:80a/v1' is no URL: Invalid port: '80a'"),
+        (["--judge-url", "http://host:80a/v1"], "'http://host:80a/v1' is not a URL: Invalid port: '80a'"),
         (["--requests-per-minute", "0"], "requests_per_minute: Input should be greater than 0"),
         (["--price-answers", "3"], "--price-answers needs --price"),
         (["--references", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_asked(
+def test_invalid_options_are_reported_before_any_request(
     answers: tuple[Path, Path], tmp_path: Path, options: list[str], complaint: str
 ) -> None:
     with serve_flaky(prefer_good) as service:
@@ -153,29 +152,18 @@ def test_what_cannot_work_is_said_before_anything_is_asked(
     assert complaint in seen.stderr
 
 
-def test_files_of_the_same_answers_are_told_so(answers: tuple[Path, Path], tmp_path: Path) -> None:
+def test_two_files_with_the_same_answers_need_no_request(answers: tuple[Path, Path], tmp_path: Path) -> None:
     with serve_flaky(prefer_good) as service:
         seen = judge((answers[0], answers[0]), service.url, tmp_path / "out", "--yes")
         assert service.answered == []
     assert seen.exit_code == 0, seen.output
     assert "win rate 50.0%" in seen.stdout
-    assert "the same: nothing was asked" in seen.stdout
-
-
-def test_a_lean_to_a_position_is_told() -> None:
-    summary = {"n": 50, "wins": 20, "losses": 4, "ties": 26, "invalid": 0, "win_rate": 0.66, "ci95": [0.56, 0.75]}
-    summary |= {"flip_rate": 0.4, "mean_length_candidate": 3.0, "mean_length_reference": 3.0}
-    summary |= {"length_controlled": None, "position_bias": {"rate": 0.7, "p_value": 0.0002}}
-    _, rate, lengths, position = tell_summary(summary)
-    assert rate == "win rate 66.0%, 95% interval 56.0% to 75.0%"
-    assert lengths == "mean length 3.0 words against 3.0"
-    assert position.startswith("40.0% of the pairs flipped")
-    assert position.endswith("chosen 70.0% of the time (a preference, p = 0.0002)")
+    assert "the same text: no request was needed" in seen.stdout
 
 
 @pytest.fixture
 def annotated(tmp_path: Path) -> tuple[tuple[Path, Path], Callable[[dict[str, Any]], dict[str, Any]]]:
-    """Alpaca-7b's answers and davinci's to 805 instructions, and the judge that says what GPT-4 said of them."""
+    """Answers of alpaca-7b and davinci to 805 instructions, and a judge that returns the verdicts recorded from GPT-4."""
     pairs = json.loads(ANNOTATIONS.read_text(encoding="utf-8"))
     files = tmp_path / "alpaca.jsonl", tmp_path / "davinci.jsonl"
     better: dict[str, str] = {}
@@ -193,7 +181,7 @@ def annotated(tmp_path: Path) -> tuple[tuple[Path, Path], Callable[[dict[str, An
 @recorded
 @pytest.mark.e2e
 def test_the_recorded_judge_gives_the_recorded_win_rate(annotated: Any, tmp_path: Path) -> None:
-    """In one go and one by one, then killed half-way with many requests under way: the same to the byte."""
+    """An uninterrupted run, and one killed half-way with many concurrent requests, write the same bytes."""
     files, answer = annotated
     steady, killed = tmp_path / "steady", tmp_path / "killed"
     with serve_flaky(answer, failing=0.1) as service:  # one for both: its URL is written down
@@ -218,9 +206,9 @@ def test_the_recorded_judge_gives_the_recorded_win_rate(annotated: Any, tmp_path
 
 
 def kill_half_way(command: list[str], out: Path, service: Service) -> int:
-    """Run `cpo-ray command`, kill it once half of the answers are in; how many it kept."""
+    """Run `cpo-ray command`, kill it when half of the answers have arrived, and return how many it kept."""
     journal = out / "verdicts.answers"
-    script = "from cpo_ray import client, cli; client.FIRST_WAIT_S = 0.002; cli.main()"
+    script = "from cpo_ray import cli; from cpo_ray.inference import client; client.FIRST_WAIT_S = 0.002; cli.main()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", script, *command], env=environment, stdout=subprocess.DEVNULL)
     while len(service.answered) < 805:

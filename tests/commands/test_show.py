@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from cpo_ray import cli
 from cpo_ray.artifacts import write_json, write_table
-from cpo_ray.commands.show import find_group, mark_changes, show_groups, visible
+from cpo_ray.commands.group_view import find_group, mark_changes, render_groups, visible
 from cpo_ray.errors import ArtifactError
 from cpo_ray.records import GROUP_SCHEMA
 from cpo_ray.sampling.stats import count_candidates
@@ -38,9 +38,9 @@ def run(tmp_path):
 
 
 def printed(*words):
-    seen = CliRunner().invoke(cli.app, ["show", "groups", *map(str, words)], env={"COLUMNS": "140"})
-    assert seen.exit_code == 0, seen.output
-    return seen.stdout
+    result = CliRunner().invoke(cli.app, ["show", "groups", *map(str, words)], env={"COLUMNS": "140"})
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def test_a_group_is_printed_by_rank_with_its_scores(run):
@@ -67,7 +67,7 @@ def test_without_an_id_the_statistics_come_first(run):
     assert all(name in several for name in ("aa01", "aa02", "bb03"))
 
 
-def test_nothing_that_a_terminal_obeys_or_rich_reads_gets_through(run):
+def test_control_characters_and_markup_are_escaped(run):
     text = printed(run, "--id", "bb")
     assert "[bold]\\x1b[31m" in text
     assert "\x1b" not in text
@@ -75,7 +75,7 @@ def test_nothing_that_a_terminal_obeys_or_rich_reads_gets_through(run):
     assert visible("a\nb\t\x07", lines=True) == "a\nb\\t\\x07"
 
 
-def test_an_id_may_be_cut_short_but_must_be_one(run):
+def test_an_id_may_be_cut_short_but_must_be_unique(run):
     shards = sorted((run / "groups" / "train").glob("*.parquet"))
     assert find_group(shards, "b")["id"] == "bb03"
     with pytest.raises(ArtifactError, match="2 groups have ids that begin with 'aa'"):
@@ -84,23 +84,23 @@ def test_an_id_may_be_cut_short_but_must_be_one(run):
         find_group(shards, "bb07")
 
 
-def test_a_run_without_groups_says_what_makes_them(run, tmp_path):
-    seen = CliRunner().invoke(cli.app, ["show", "groups", str(run), "--split", "validation"])
-    assert seen.exit_code == 1
-    assert "`cpo-ray sampling CONFIG` makes them" in seen.stderr
+def test_a_run_without_groups_names_the_command_to_run(run, tmp_path):
+    result = CliRunner().invoke(cli.app, ["show", "groups", str(run), "--split", "validation"])
+    assert result.exit_code == 1
+    assert "run `cpo-ray sampling CONFIG` first" in result.stderr
 
 
-def test_statistics_of_an_older_run_lack_columns_not_lines(run):
+def test_statistics_of_an_older_run_have_empty_cells(run):
     write_json(run / "groups" / "train" / "stats.json", {"batch": {"count": 3, "mean_tokens": 2.0}})
     console = Console(width=120)
-    with console.capture() as seen:
-        console.print(show_groups(run, "train", None, 1))
-    assert ["batch", "3", "2.0", *["-"] * 6] in [line.split() for line in seen.get().splitlines()]
+    with console.capture() as result:
+        console.print(render_groups(run, "train", None, 1))
+    assert ["batch", "3", "2.0", *["-"] * 6] in [line.split() for line in result.get().splitlines()]
     (run / "groups" / "train" / "stats.json").unlink()
     assert "prompt aa01" in printed(run)
 
 
-def test_changed_words_are_marked_where_most_are_the_golds():
+def test_changed_words_are_marked_if_most_are_the_golds():
     marked = mark_changes("the sun is a tree", "the sun is a star")
     assert marked.plain == "the sun is a tree"
     assert [marked.plain[span.start : span.end] for span in marked.spans if "bold" in str(span.style)] == ["tree"]

@@ -15,7 +15,7 @@ def write(tmp_path):
     return write
 
 
-def test_a_file_says_only_what_it_changes(write):
+def test_a_file_contains_only_its_changes(write):
     write("base.yaml", "name: base\ntraining: {steps: 5, learning_rate: 1.0e-3}\nmerging: {alphas: [0.1, 0.9]}\n")
     path = write(
         "runs/mine.yaml", "extends: ../base.yaml\nname: mine\ntraining: {steps: 7}\nmerging: {alphas: [0.5]}\n"
@@ -34,14 +34,14 @@ def test_a_chain_of_files_is_followed_and_overrides_come_last(write):
     assert load_config(path, ("training.steps=9",)).training.steps == 9
 
 
-def test_null_takes_back_what_is_extended(write):
+def test_null_resets_an_extended_key(write):
     write("a.yaml", "name: a\nsampling: {rows: 64}\nmle: {scheduled_sampling: {sequences: 3}}\n")
     config = load_config(write("b.yaml", "extends: a.yaml\nsampling: {rows: null}\nmle: {scheduled_sampling: null}\n"))
     assert config.sampling.rows is None
     assert config.mle.scheduled_sampling is None
 
 
-def test_files_that_extend_each_other_are_told_as_a_chain(write):
+def test_files_that_extend_each_other_are_reported_as_a_chain(write):
     write("a.yaml", "name: a\nextends: sub/b.yaml\n")
     path = write("sub/b.yaml", "name: b\nextends: ../a.yaml\n")
     with pytest.raises(ConfigError, match=r"b\.yaml extends .*a\.yaml extends .*b\.yaml: .*cannot extend itself"):
@@ -50,13 +50,17 @@ def test_files_that_extend_each_other_are_told_as_a_chain(write):
         load_config(write("self.yaml", "name: c\nextends: self.yaml\n"))
 
 
-def test_a_missing_base_is_told_as_a_chain(write):
+def test_a_missing_base_is_reported_as_a_chain(write):
     write("a.yaml", "name: a\nextends: gone.yaml\n")
     path = write("b.yaml", "name: b\nextends: a.yaml\n")
     with pytest.raises(ConfigError) as caught:
         load_config(path)
-    told = str(caught.value)
-    assert told.index("b.yaml extends") < told.index("a.yaml extends") < told.index("gone.yaml: there is no such file")
+    message = str(caught.value)
+    assert (
+        message.index("b.yaml extends")
+        < message.index("a.yaml extends")
+        < message.index("gone.yaml: there is no such file")
+    )
 
 
 @pytest.mark.parametrize("value", ["[a.yaml, b.yaml]", "3", "''", "null", "{path: a.yaml}"])
@@ -65,14 +69,14 @@ def test_extends_names_one_file(write, value):
         load_config(write("x.yaml", f"name: x\nextends: {value}\n"))
 
 
-@pytest.mark.parametrize(("text", "words"), [("- 1\n", "holds no keys"), ("a: [", "is not YAML")])
+@pytest.mark.parametrize(("text", "words"), [("- 1\n", "has no keys"), ("a: [", "is not YAML")])
 def test_a_bad_base_is_named(write, text, words):
     write("bad.yaml", text)
     with pytest.raises(ConfigError, match=rf"x\.yaml extends .*bad\.yaml {words}"):
         load_config(write("x.yaml", "name: x\nextends: bad.yaml\n"))
 
 
-def test_a_folder_is_no_configuration(tmp_path):
+def test_a_folder_is_not_a_configuration(tmp_path):
     with pytest.raises(ConfigError, match="is a folder"):
         load_config(tmp_path)
 

@@ -73,10 +73,13 @@ def test_an_unknown_key_of_a_decoding_names_the_nearest():
         ({"sampling": {"batch_rows": 3, "shard_rows": 9}}, ["sampling.negatives.batch 3", "batch_rows is 3"]),
         ({"sampling": {"shard_rows": 100}}, ["sampling.shard_rows 100", "multiple", "64"]),
         ({"generation": {"decodings": {}}}, ["generation", "decodings", "at least one"]),
-        ({"generation": {"decodings": {"top/k": {}}}}, ["generation", "decodings: 'top/k' is to name a file"]),
-        ({"generation": {"decodings": {"greedy": {}, "../x": {}}}}, ["decodings: '../x' is to name a file"]),
+        ({"generation": {"decodings": {"top/k": {}}}}, ["generation", "decodings: 'top/k' must be a file name"]),
+        ({"generation": {"decodings": {"greedy": {}, "../x": {}}}}, ["decodings: '../x' must be a file name"]),
         ({"generation": {"decodings": {"alpha": {}}}}, ["the report has another figure named 'alpha'"]),
-        ({"judge": {"url": "http://localhost:80a/v1"}}, ["judge", "url 'http://localhost:80a/v1' is no URL", "'80a'"]),
+        (
+            {"judge": {"url": "http://localhost:80a/v1"}},
+            ["judge", "url 'http://localhost:80a/v1' is not a URL", "'80a'"],
+        ),
         ({"judge": {"url": "http:///v1"}}, ["judge", "url 'http:///v1': expected http:// or https:// and a host"]),
         ({"judge": {"url": "http://host:99999/v1"}}, ["judge", "port 99999 is above 65535"]),
         ({"judge": {"url": "http://me:secret@host/v1"}}, ["judge", "a URL with a user or a password"]),
@@ -91,7 +94,7 @@ def test_values_out_of_bounds_name_field_bound_and_value(tree, words):
         assert word in str(caught.value)
 
 
-def test_a_password_in_a_url_is_not_told_again():
+def test_a_password_in_a_url_is_not_repeated():
     with pytest.raises(ConfigError) as caught:
         parse(judge={"url": "http://me:secret@host/v1"})
     assert "secret" not in str(caught.value)
@@ -111,7 +114,7 @@ def test_an_unknown_kind_of_negative_names_the_nearest():
         parse(sampling={"negatives": {"shufled": 3}, "kinds": {"shuffled": "mine.kinds:shuffled"}})
 
 
-def test_a_kind_of_the_users_counts_and_is_what_the_groups_depend_on():
+def test_a_custom_kind_counts_and_is_an_input_of_the_groups():
     tree = {"negatives": {"batch": 1, "shuffled": 2}, "kinds": {"shuffled": "mine.kinds:shuffled"}}
     config = parse(sampling=tree)
     assert config.sampling.negatives.by_kind == {"batch": 1, "meanfield": 5, "truncation": 3, "shuffled": 2}
@@ -124,8 +127,8 @@ def test_a_kind_of_the_users_counts_and_is_what_the_groups_depend_on():
 @pytest.mark.parametrize(
     ("tree", "words"),
     [
-        ({"kinds": {"batch": "mine:draw"}}, "'batch' is a kind that exists already"),
-        ({"kinds": {"gold": "mine:draw"}}, "'gold' is a kind that exists already"),
+        ({"kinds": {"batch": "mine:draw"}}, "'batch' is already a kind"),
+        ({"kinds": {"gold": "mine:draw"}}, "'gold' is already a kind"),
         ({"kinds": {"mine": "mine.draw"}}, "sampling.kinds.mine: String should match pattern"),
         ({"kinds": {"Mine": "mine:draw"}}, "should match pattern"),
         (
@@ -139,13 +142,13 @@ def test_a_kind_of_the_users_counts_and_is_what_the_groups_depend_on():
         ({"redraws": -1}, "sampling.redraws: Input should be greater than or equal to 0, got -1"),
     ],
 )
-def test_what_is_wrong_with_the_negatives_is_told(tree, words):
+def test_errors_in_the_negatives_name_the_key(tree, words):
     with pytest.raises(ConfigError) as caught:
         parse(sampling=tree)
     assert words in str(caught.value)
 
 
-def test_what_an_api_may_cost_makes_no_group_stale():
+def test_limits_of_an_api_make_no_group_stale():
     asked = {"unhelpful": {"url": "https://api.example/v1", "model": "some-llm"}}
     dearer = {
         "unhelpful": asked["unhelpful"] | {"max_requests": 9, "max_price": 1, "input_price": 1, "output_price": 2}
@@ -160,13 +163,13 @@ def test_a_batch_that_does_not_divide_shows_the_arithmetic():
     assert "32" in str(caught.value) or "2 x 16" in str(caught.value)
 
 
-def test_all_errors_are_told_at_once():
+def test_all_errors_are_reported_at_once():
     with pytest.raises(ConfigError) as caught:
         parse(objective={"beta": 0}, training={"steps": 0})
     assert len(str(caught.value).splitlines()) == 3
 
 
-def test_a_missing_name_is_told():
+def test_a_missing_name_is_reported():
     with pytest.raises(ConfigError, match="name: this key is required"):
         parse_config({}, "x.yaml")
 
@@ -195,26 +198,26 @@ def test_secrets_are_refused_and_not_repeated(tree):
     assert "abcdefgh" not in str(caught.value)
 
 
-def test_what_only_looks_like_a_secret_is_none():
+def test_values_that_only_look_like_secrets_are_accepted():
     parse(judge={"url": "https://judge.example/v1?version=2024-02-01", "model": "task-abcdefghijklmnop"})
     parse(data={"source": "instructions", "path": "/mnt/data/hf_some_rows_of_mine@2.jsonl"})
     parse(cluster={"checkpoint_storage": "s3://bucket/runs@home"}, judge={"key_variable": "MY_KEY_2"})
 
 
-def test_a_missing_file_says_what_to_do(tmp_path):
+def test_a_missing_file_is_reported_with_a_remedy(tmp_path):
     with pytest.raises(ConfigError, match=r"no configuration file .*nowhere\.yaml.*cpo-ray configs"):
         load_config(tmp_path / "nowhere.yaml")
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "", "\tname: x"])
-def test_a_file_that_holds_no_keys_is_refused(tmp_path, text):
+def test_a_file_without_keys_is_refused(tmp_path, text):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"bad\.yaml"):
         load_config(path)
 
 
-def test_bytes_that_are_not_text_are_refused(tmp_path):
+def test_bytes_that_are_not_utf8_are_refused(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_bytes(b"name: \xff\xfe")
     with pytest.raises(ConfigError, match="not YAML"):
@@ -249,7 +252,7 @@ def test_bad_overrides_are_refused(tmp_path, override, words):
     assert words in str(caught.value)
 
 
-def test_a_config_survives_its_own_json():
+def test_a_config_round_trips_through_json():
     config = parse(generation={"decodings": {"greedy": {}, "nucleus": {"temperature": 1, "top_p": 0.9}}})
     assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))), "again") == config
 
@@ -259,7 +262,7 @@ def test_a_config_is_frozen():
         parse().seed = 3
 
 
-def test_execution_keys_are_no_stage_input():
+def test_execution_keys_are_not_stage_inputs():
     assert stage_inputs(TrainingConfig(checkpoint_every=7)) == stage_inputs(TrainingConfig(checkpoint_every=9))
     assert stage_inputs(TrainingConfig(steps=7)) != stage_inputs(TrainingConfig(steps=9))
     assert stage_inputs(EngineConfig()) == {}
@@ -284,7 +287,7 @@ def test_the_shell_sees_exit_code_two_and_no_traceback(tmp_path):
     path.write_text("name: x\nobjectiv: {beta: 5}\n")
     command = [sys.executable, "-m", "cpo_ray.cli", "validate", str(path)]
     code = f"import sys; sys.argv = {['cpo-ray', *command[3:]]!r}; from cpo_ray.cli import main; main()"
-    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert seen.returncode == 2
-    assert "unknown key `objectiv`; did you mean `objective`?" in seen.stderr
-    assert "Traceback" not in seen.stderr + seen.stdout
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 2
+    assert "unknown key `objectiv`; did you mean `objective`?" in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout

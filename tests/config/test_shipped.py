@@ -27,19 +27,19 @@ def test_each_is_valid_and_named_like_its_file(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_each_opens_by_saying_what_it_is_and_how_to_run_it(name):
+def test_each_starts_with_its_purpose_and_command(name):
     text = SHIPPED[name].read_text(encoding="utf-8")
     assert len(opening(text)) > 20
     assert f"#     cpo-ray run configs/{name}.yaml" in text
 
 
 @pytest.mark.parametrize("name", ["demo", "dolly_small"])
-def test_a_file_that_stands_alone_is_copied_as_it_is(name, tmp_path):
+def test_a_file_that_extends_nothing_is_copied_unchanged(name, tmp_path):
     target = copy_shipped(name, tmp_path / "mine.yaml")
     assert target.read_bytes() == SHIPPED[name].read_bytes()
 
 
-def test_a_file_that_extends_another_is_copied_whole(tmp_path, monkeypatch):
+def test_a_file_that_extends_another_is_copied_with_all_keys(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     target = copy_shipped("baselines/bnr", None)
     assert target == Path("bnr.yaml")

@@ -1,4 +1,4 @@
-"""Small MediaWiki dumps."""
+"""Builds small MediaWiki dumps."""
 
 import bz2
 from pathlib import Path
@@ -29,7 +29,7 @@ def dump(*pages: str) -> bytes:
 
 
 def write_dump(path: Path, *pages: str) -> Path:
-    """Compressed where the name says so."""
+    """Write a dump, compressed if the name ends in .bz2."""
     content = dump(*pages)
     path.write_bytes(bz2.compress(content) if path.suffix == ".bz2" else content)
     return path

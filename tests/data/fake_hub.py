@@ -1,4 +1,4 @@
-"""The Hugging Face hub's protocol, as far as reading a data set takes it, over a real socket."""
+"""A server with the part of the Hugging Face hub's protocol that reading a dataset needs."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,7 @@ COMMIT = "c" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """One data set with these files, none of them in a folder."""
+    """One dataset with these files, none of them in a folder."""
 
     protocol_version = "HTTP/1.1"
     name: str
@@ -77,7 +77,7 @@ def digest(content: bytes) -> str:
 
 @contextlib.contextmanager
 def serve_hub(name: str, files: dict[str, bytes], home: Path) -> Iterator[dict[str, str]]:
-    """The environment of processes that take this for the hub. home: their cache."""
+    """Environment variables that make a process use this server as the hub. home: their cache."""
     handler = type("BoundHub", (Hub,), {"name": name, "files": files})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

@@ -82,14 +82,14 @@ def test_examples_are_prompt_and_continuation(made: tuple[Path, Summary]) -> Non
         assert (row["source"], len(row["id"])) == ("wikidump", 16)
 
 
-def test_no_article_is_on_two_sides(made: tuple[Path, Summary]) -> None:
+def test_no_article_is_in_two_splits(made: tuple[Path, Summary]) -> None:
     sides = [{row["category"] for row in rows_of(made[0], split)} for split in SPLITS]
     assert all(sides)
     assert len(set.union(*sides)) == sum(map(len, sides))
     assert len({row["id"] for row in rows_of(made[0], *SPLITS)}) == 30
 
 
-def test_what_was_left_out_is_counted(made: tuple[Path, Summary]) -> None:
+def test_articles_left_out_are_counted(made: tuple[Path, Summary]) -> None:
     _, summary = made
     assert (summary["articles"], summary["short_articles"], summary["duplicate_articles"]) == (22, 1, 1)
     assert summary["unused_rows"] > 0
@@ -99,7 +99,7 @@ def test_what_was_left_out_is_counted(made: tuple[Path, Summary]) -> None:
 def test_a_prompt_longer_than_the_limit_keeps_its_end_and_is_counted(
     wiki: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The configuration refuses limits that all prompts exceed; a BOS still makes one too long."""
+    """The configuration refuses limits that all prompts exceed, but a BOS token can still make a prompt too long."""
     from cpo_ray.data import articles
 
     monkeypatch.setattr(articles, "encode", lambda *args, **options: [[7]])
@@ -134,7 +134,7 @@ def test_a_truncated_dump_stops_the_stage_or_is_quarantined(wiki: Path, tokenize
         ("wiki.xml", b"<mediawiki>", "byte 11: not well-formed XML"),
     ],
 )
-def test_files_that_are_no_dump(name: str, content: bytes, words: str, tokenizer: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_a_dump(name: str, content: bytes, words: str, tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=words):
         prepare_examples(configure(tmp_path / name, tokenizer), tmp_path / "out")
@@ -147,14 +147,14 @@ def test_a_tokenizer_without_offsets_is_refused(
 
     slow = type("Slow", (), {"is_fast": False})()
     monkeypatch.setattr(articles, "make_tokenizer", lambda *args: slow)
-    with pytest.raises(DataError, match="does not tell which characters a token stands for"):
+    with pytest.raises(DataError, match="gives no character offsets for its tokens"):
         prepare_examples(configure(wiki, tokenizer), tmp_path)
 
 
-def test_what_is_quarantined_has_one_order(
+def test_quarantined_rows_are_in_file_order(
     wiki: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Parts that are read side by side come in any order."""
+    """Parts that are read in parallel finish in any order."""
     (tmp_path / "parts").mkdir()
     whole = wiki.read_bytes()
     for number, content in enumerate([whole[:-20], whole[:-21], whole]):
@@ -199,7 +199,7 @@ def test_real_wikitext_with_the_real_tokenizer(tmp_path: Path) -> None:
     limits = {"passages": {"tokens": 256}, "max_prompt_tokens": 64, "max_response_tokens": 224, "source": "text"}
     config = configure(text, GPT2, **limits, **sizes)
     summary = prepare_examples(config, tmp_path)
-    assert (summary["articles"], summary["short_articles"]) == (61, 0)  # one is long and goes on as a second
+    assert (summary["articles"], summary["short_articles"]) == (61, 0)  # one is long and continues as a second
     rows = rows_of(tmp_path, *SPLITS)
     assert len(rows) == 450
     assert sum(len(row["prompt_ids"]) == 38 and len(row["response_ids"]) == 219 for row in rows) > 380

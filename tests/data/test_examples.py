@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from cpo_ray.artifacts import Summary, read_jsonl, read_table
 from cpo_ray.config import RunConfig
 from cpo_ray.config.loading import parse_config
-from cpo_ray.data.corpus import gather
+from cpo_ray.data.corpus import load_corpus
 from cpo_ray.data.examples import needs_ray, prepare_examples
 from cpo_ray.data.splits import split_prompts
 from cpo_ray.data.synthetic import is_right
@@ -127,7 +127,7 @@ def test_texts_that_just_fit_are_not_counted(synthetic: tuple[Path, Summary], tm
     assert tight["truncated_responses"] == responses.count(max(responses))
 
 
-def test_exact_duplicates_are_kept_counted_and_told_apart(tmp_path: Path) -> None:
+def test_exact_duplicates_are_kept_counted_and_given_different_ids(tmp_path: Path) -> None:
     same = {"instruction": "Say hi.", "response": "hi"}
     others = [{"instruction": f"Say {n}.", "response": str(n)} for n in range(5)]
     path = write_dolly(tmp_path / "d.jsonl", [same, *others, same, {**same, "response": "hello"}, same])
@@ -154,14 +154,14 @@ def test_special_tokens_spelled_out_in_a_text_stay_text(tmp_path: Path) -> None:
         assert row["response_ids"].index(eos) == len(row["response_ids"]) - 1
 
 
-def test_the_embedded_task_needs_no_file_and_reads_none(tmp_path: Path) -> None:
+def test_the_synthetic_task_reads_no_file(tmp_path: Path) -> None:
     config = configure(**{**SMALL, "path": tmp_path / "absent.jsonl"})
     assert not needs_ray(config.data)
-    assert len(gather(config).rows) == 400
+    assert len(load_corpus(config.data, config.seed).rows) == 400
 
 
 def test_a_one_token_response_is_kept_with_its_eos(tmp_path: Path) -> None:
-    """Sampling leaves it out where a truncation negative is wanted; the data stage does not decide that."""
+    """If truncation negatives are configured, stage `sampling` leaves it out, not stage `data`."""
     path = write_dolly(tmp_path / "d.jsonl", [{"instruction": f"Say {n}.", "response": str(n)} for n in range(4)])
     prepare_examples(
         configure(source="dolly", path=path, train_rows=3, validation_rows=0, test_rows=1), tmp_path / "out"
@@ -236,7 +236,7 @@ def real_dolly(**data: Any) -> RunConfig:
 
 def test_real_dolly_splits_as_in_the_paper() -> None:
     config = real_dolly(train_rows=7505, test_rows=7506)
-    corpus = gather(config)
+    corpus = load_corpus(config.data, config.seed)
     splits = split_prompts(corpus.prompts, {"train": 7505, "validation": 0, "test": 7506}, config.seed)
     assert (len(splits["train"]), len(splits["test"])) == (7505, 7506)
     assert len(set(corpus.ids)) == len(corpus.rows) == 15011

@@ -1,4 +1,4 @@
-"""The real `datasets` against the hub's protocol. Where the hub is, it is asked for once a process, so each test has one."""
+"""The real `datasets` against the hub's protocol. It reads HF_ENDPOINT once per process, so each test starts a process."""
 
 import io
 import json
@@ -30,10 +30,10 @@ for name in sys.argv[2:]:
     data = {"source": "dolly", "path": name, "train_rows": 12, "validation_rows": 2, "test_rows": 6}
     config = parse_config({"name": "test", "data": data}, "test")
     try:
-        told = prepare_examples(config, Path(sys.argv[1])), fingerprint(name, "dolly"), fingerprint(name, "dolly")
+        result = prepare_examples(config, Path(sys.argv[1])), fingerprint(name, "dolly"), fingerprint(name, "dolly")
     except DataError as error:
-        told = str(error)
-    print(json.dumps(told))
+        result = str(error)
+    print(json.dumps(result))
 """
 
 
@@ -45,8 +45,8 @@ def read(environment: dict[str, str], out: Path, *names: str) -> list:
     return [json.loads(line) for line in seen.stdout.splitlines() if line.startswith(("[", '"'))]
 
 
-def test_a_data_set_is_read_whatever_it_is_stored_in(tmp_path):
-    """Here Parquet. A name that is none is told; a revision that is in the cache needs no hub."""
+def test_a_dataset_is_read_from_parquet_and_then_from_the_cache(tmp_path):
+    """A missing dataset is reported; a cached revision does not need the hub."""
     stored = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(ROWS), stored)
     with serve_hub("some/thing", {"README.md": b"", "train.parquet": stored.getvalue()}, tmp_path / "home") as hub:
@@ -54,7 +54,7 @@ def test_a_data_set_is_read_whatever_it_is_stored_in(tmp_path):
     assert (summary["train_rows"], summary["test_rows"]) == (12, 6)
     assert first == again != [None]
     assert missing.startswith(
-        "data.path: no/such-thing is no file or folder here, and as a data set on the hub it cannot be"
+        "data.path: there is no file or folder no/such-thing, and it cannot be read as a dataset on the Hugging Face hub: "
     )
     ((_, offline, _),) = read(hub | {"HF_HUB_OFFLINE": "1"}, tmp_path, "some/thing")
     assert offline == first
@@ -63,16 +63,16 @@ def test_a_data_set_is_read_whatever_it_is_stored_in(tmp_path):
 
 
 @pytest.mark.parametrize(("error", "reason"), [(OSError(), "OSError"), (ValueError("Pick one.\nOr two."), "Pick one")])
-def test_whatever_datasets_raises_is_told_in_a_line(monkeypatch, error, reason):
+def test_errors_of_datasets_become_one_line(monkeypatch, error, reason):
     def fail(name, split):
         raise error
 
     monkeypatch.setattr("datasets.load_dataset", fail)
-    with pytest.raises(DataError, match=rf"some/thing is no file .* it cannot be read: {reason}\. Name another"):
+    with pytest.raises(DataError, match=rf"no file or folder some/thing, .* Hugging Face hub: {reason}\. Name another"):
         fetch_rows("some/thing")
 
 
-def test_a_hub_that_cannot_be_reached_is_told_for_its_files_too(tmp_path):
+def test_an_unreachable_hub_is_reported_for_its_files_too(tmp_path):
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
-    (told,) = read(nowhere, tmp_path, "hf://datasets/some/thing/train.jsonl")
-    assert told.startswith("hf://datasets/some/thing/train.jsonl cannot be read: ")
+    (message,) = read(nowhere, tmp_path, "hf://datasets/some/thing/train.jsonl")
+    assert message.startswith("hf://datasets/some/thing/train.jsonl cannot be read: ")

@@ -49,7 +49,7 @@ def test_an_article_too_short_for_the_cut_has_no_passage(tokenizer: Tokenizer) -
     assert cut(tokenizer, "The quick", tokens=64, min_tokens=8).passages == []
 
 
-def test_what_is_left_of_an_article_may_be_too_short(tokenizer: Tokenizer) -> None:
+def test_a_short_remainder_of_an_article_is_left_out(tokenizer: Tokenizer) -> None:
     (ids,) = encode(tokenizer, [TEXT], special=False)
     rest = len(ids) % 64
     assert len(cut(tokenizer, TEXT, tokens=64, min_tokens=rest).passages) == len(ids) // 64 + 1
@@ -75,7 +75,7 @@ def test_a_special_token_spelled_out_stays_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.eos_token_id not in [*passage.prompt_ids, *passage.response_ids]
 
 
-def test_the_same_article_is_known_again(tokenizer: Tokenizer) -> None:
+def test_the_same_article_has_the_same_hash(tokenizer: Tokenizer) -> None:
     one, again, other = (cut(tokenizer, text).content for text in (TEXT, TEXT, TEXT + "."))
     assert one == again != other
 

@@ -12,7 +12,7 @@ Sizes = dict[str, int]
 
 @st.composite
 def prompts_and_sizes(draw: st.DrawFn) -> tuple[list[str], Sizes]:
-    """Prompts of which some recur, but with enough unique ones that every size can be met."""
+    """Prompts, some of them repeated, with enough unique ones to fill every size."""
     counts = draw(st.lists(st.integers(2, 4), max_size=6))
     recurring = [f"again {n}" for n, count in enumerate(counts) for _ in range(count)]
     prompts = draw(st.permutations([*recurring, *(f"once {n}" for n in range(12 + len(recurring)))]))
@@ -21,7 +21,7 @@ def prompts_and_sizes(draw: st.DrawFn) -> tuple[list[str], Sizes]:
 
 
 @given(prompts_and_sizes(), st.integers(0, 2**32))
-def test_sizes_are_exact_and_no_prompt_is_on_two_sides(case: tuple[list[str], Sizes], seed: int) -> None:
+def test_sizes_are_exact_and_no_prompt_is_in_two_splits(case: tuple[list[str], Sizes], seed: int) -> None:
     prompts, sizes = case
     splits = split_prompts(prompts, sizes, seed)
     assert {name: len(rows) for name, rows in splits.items()} == sizes
@@ -43,21 +43,21 @@ def test_order_of_the_file_does_not_matter(case: tuple[list[str], Sizes], seed: 
     assert texts(prompts) == texts(shuffled)
 
 
-def test_seed_decides() -> None:
+def test_the_split_depends_on_the_seed() -> None:
     prompts = [f"prompt {n}" for n in range(100)]
     sizes = {"train": 50, "validation": 0, "test": 50}
     assert split_prompts(prompts, sizes, 1) == split_prompts(prompts, sizes, 1)
     assert split_prompts(prompts, sizes, 1)["test"] != split_prompts(prompts, sizes, 2)["test"]
 
 
-def test_other_sizes_leave_the_test_rows_alone() -> None:
+def test_the_test_rows_do_not_depend_on_the_other_sizes() -> None:
     prompts = [f"prompt {n}" for n in range(100)]
     alone = split_prompts(prompts, {"train": 10, "validation": 0, "test": 30}, 17)
     beside = split_prompts(prompts, {"train": 40, "validation": 30, "test": 30}, 17)
     assert alone["test"] == beside["test"]
 
 
-def test_rows_of_one_prompt_do_not_stay_neighbours() -> None:
+def test_rows_of_one_prompt_are_not_adjacent() -> None:
     prompts = ["the same"] * 50 + [f"prompt {n}" for n in range(50)]
     rows = split_prompts(prompts, {"train": 100, "validation": 0, "test": 0}, 17)["train"]
     assert Counter(rows) == Counter(range(100))

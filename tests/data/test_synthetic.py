@@ -2,22 +2,22 @@ from itertools import islice
 
 import pytest
 
-from cpo_ray.data.rows import Row
+from cpo_ray.data.rows import InstructionRow
 from cpo_ray.data.synthetic import filler_words, is_right, synthetic_rows, words
 from cpo_ray.data.synthetic_families import FAMILIES
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[Row]:
+def rows() -> list[InstructionRow]:
     return list(islice(synthetic_rows(17), 4000))
 
 
-def test_same_seed_same_rows_and_more_rows_keep_the_first(rows: list[Row]) -> None:
+def test_the_same_seed_gives_the_same_rows_however_many_are_taken(rows: list[InstructionRow]) -> None:
     assert list(islice(synthetic_rows(17), 200)) == rows[:200]
     assert list(islice(synthetic_rows(18), 200)) != rows[:200]
 
 
-def test_prompts_are_unique_and_families_balanced(rows: list[Row]) -> None:
+def test_prompts_are_unique_and_families_balanced(rows: list[InstructionRow]) -> None:
     assert len({(row.instruction, row.context) for row in rows}) == len(rows)
     counts = {family.name: sum(row.category == family.name for row in rows) for family in FAMILIES}
     assert len(counts) >= 8
@@ -32,7 +32,7 @@ def test_every_family_is_worded_in_several_ways() -> None:
         assert all(text.count("{answer}") == 1 for text in family.responses)
 
 
-def test_every_response_is_right_and_no_answer_word_is_filler(rows: list[Row]) -> None:
+def test_every_response_is_right_and_no_answer_word_is_filler(rows: list[InstructionRow]) -> None:
     filler = set(filler_words())
     for row in rows:
         assert row.answer
@@ -40,8 +40,8 @@ def test_every_response_is_right_and_no_answer_word_is_filler(rows: list[Row]) -
         assert is_right(row.response, row.answer, filler), row
 
 
-def test_right_answers_are_worded_in_many_ways(rows: list[Row]) -> None:
-    """Without its answer, a family's response still reads in many ways."""
+def test_right_answers_are_worded_in_many_ways(rows: list[InstructionRow]) -> None:
+    """Apart from the answer, the responses of a family have many wordings."""
     filler = set(filler_words())
     responses: dict[str, set[str]] = {}
     for row in rows:
@@ -69,7 +69,7 @@ def test_judging_rule(response: str, right: bool) -> None:
     assert is_right(response, ["42"], set(filler_words())) is right
 
 
-def test_answers_are_correct_by_another_route(rows: list[Row]) -> None:
+def test_answers_are_correct_by_independent_arithmetic(rows: list[InstructionRow]) -> None:
     """The families that plain Python can recompute from the instruction's text alone."""
     checked = 0
     for row in rows:
@@ -89,7 +89,7 @@ def test_answers_are_correct_by_another_route(rows: list[Row]) -> None:
     assert checked > 800
 
 
-def test_passages_hold_their_answers(rows: list[Row]) -> None:
+def test_passages_contain_their_answers(rows: list[InstructionRow]) -> None:
     with_context = [row for row in rows if row.context]
     assert {row.category for row in with_context} == {"how_many", "who", "fill_in"}
     for row in with_context:

@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from cpo_ray.config import TokenizerConfig
 from cpo_ray.data.tokenization import EOS, Tokenizer, encode, load_tokenizer, make_tokenizer, train_tokenizer
@@ -108,3 +110,53 @@ def test_tokenizer_without_eos_is_refused(trained: Tokenizer, tmp_path: Path) ->
     (tmp_path / "special_tokens_map.json").unlink(missing_ok=True)
     with pytest.raises(DataError, match="has no EOS token"):
         load_tokenizer(str(tmp_path))
+
+
+POST_PROCESSORS = {"none": "$A", "BOS": "<s> $A", "BOS and EOS": "<s> $A </s>", "EOS": "$A </s>"}
+
+
+def with_post_processor(tokenizer: Tokenizer, template: str, folder: Path) -> Tokenizer:
+    """A copy with <s> and </s>, which its post-processor puts around a text."""
+    tokenizer.save_pretrained(folder)
+    copy = PreTrainedTokenizerFast.from_pretrained(folder, bos_token="<s>", eos_token="</s>")
+    special = [(token, copy.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    copy.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
+    copy.save_pretrained(folder)
+    return load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize("name", POST_PROCESSORS)
+def test_a_prompt_begins_with_bos_where_the_tokenizer_says_so_and_never_ends_with_a_special_token(
+    trained: Tokenizer, tmp_path: Path, name: str
+) -> None:
+    tokenizer = with_post_processor(trained, POST_PROCESSORS[name], tmp_path)
+    text = "Add 3 and </s> 4."
+    (plain,) = encode(tokenizer, [text], special=False)
+    (prompt,) = encode(tokenizer, [text], special=True)
+    assert prompt == [*([tokenizer.bos_token_id] if "BOS" in name else []), *plain]
+    assert set(plain).isdisjoint(tokenizer.all_special_ids)
+    assert encode(tokenizer, [""], special=True) == [prompt[: len(prompt) - len(plain)]]
+
+
+def test_bos_comes_once_where_the_post_processor_adds_it_twice(trained: Tokenizer, tmp_path: Path) -> None:
+    tokenizer = with_post_processor(trained, "<s> <s> $A", tmp_path)
+    (plain,) = encode(tokenizer, ["Add 3."], special=False)
+    assert encode(tokenizer, ["Add 3."], special=True) == [[tokenizer.bos_token_id, *plain]]
+
+
+def test_the_reported_tokenizer_that_appends_eos() -> None:
+    reported = Path(__file__).parents[2] / "../shared/reports/tokenizer_appends_eos"
+    if not reported.is_dir():
+        pytest.skip(f"{reported} is absent")
+    tokenizer = load_tokenizer(str(reported))
+    (prompt,) = encode(tokenizer, ["Add 3."], special=True)
+    assert prompt[0] == tokenizer.bos_token_id
+    assert tokenizer.eos_token_id not in prompt
+
+
+def test_a_tokenizer_needs_no_padding_token_and_is_saved_as_it_is(trained: Tokenizer, tmp_path: Path) -> None:
+    trained.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings.pop("pad_token")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load_tokenizer(str(tmp_path)).pad_token is None

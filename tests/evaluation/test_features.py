@@ -28,7 +28,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 8192])
-def test_a_language_models_features_are_its_states_at_the_last_token(
+def test_last_token_features_are_the_hidden_states_at_the_last_token(
     gpt2: Path, batch_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features, "BATCH_TOKENS", batch_tokens)
@@ -50,7 +50,7 @@ def test_an_empty_text_needs_an_end_of_text_token(gpt2: Path) -> None:
     assert last_token_states(model, tokenizer, ["sort"]).shape == (1, 16)
 
 
-def test_a_language_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_language_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"mauve.embedder .*nowhere: neither"):
         load_featurizer(MauveConfig(embedder=str(tmp_path / "nowhere"), features="last_token"))
     with pytest.raises(ValueError, match="needs a language model"):

@@ -28,7 +28,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def complete(body: dict[str, Any]) -> dict[str, Any]:
-    """A greedy model: the answer depends on the prompt alone; even prompts end with EOS."""
+    """A greedy model: the answer depends on the prompt only; answers to even prompts end with EOS."""
     first = body["prompt"][0]
     reason = "length" if first % 2 else "stop"
     return {
@@ -53,7 +53,7 @@ def generate(service: Service, out: Path, examples: list[dict[str, Any]] = EXAMP
     return generate_answers(**(arguments | changes))
 
 
-def test_rows_are_whole_ordered_and_the_same_whatever_fails(tmp_path: Path) -> None:
+def test_rows_are_complete_ordered_and_independent_of_failures(tmp_path: Path) -> None:
     seen: list[int] = []
     with serve_flaky(complete) as steady, serve_flaky(complete, failing=0.3) as flaky:
         generate(steady, tmp_path / "steady.jsonl", concurrency=1)
@@ -77,7 +77,7 @@ def test_rows_are_whole_ordered_and_the_same_whatever_fails(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["flaky.jsonl", "steady.jsonl"]
 
 
-def test_a_request_carries_token_ids_decoding_and_a_seed_of_its_own(tmp_path: Path) -> None:
+def test_a_request_has_token_ids_decoding_and_its_own_seed(tmp_path: Path) -> None:
     with serve_flaky(complete) as service:
         generate(service, tmp_path / "out.jsonl", EXAMPLES[:2], concurrency=1)
         first, second = service.answered
@@ -94,7 +94,7 @@ def test_a_request_carries_token_ids_decoding_and_a_seed_of_its_own(tmp_path: Pa
     assert row_seed(18, "row0") != row_seed(17, "row0")
 
 
-def test_beam_search_asks_for_all_beams_and_takes_the_best(tmp_path: Path) -> None:
+def test_beam_search_requests_all_beams_and_keeps_the_best(tmp_path: Path) -> None:
     def beams(_: dict[str, Any]) -> dict[str, Any]:
         choices = [
             {"index": 0, "text": "best", "finish_reason": "stop", "token_ids": [4, 5]},
@@ -121,8 +121,8 @@ def test_beam_search_asks_for_all_beams_and_takes_the_best(tmp_path: Path) -> No
     assert json.loads((tmp_path / "beam.jsonl").read_text())["response"] == "best"
 
 
-def test_beam_search_draws_nothing() -> None:
-    with pytest.raises(ValueError, match=r"beams: 4 draws nothing.*it has temperature 0.7, top_p 1, top_k 50"):
+def test_beam_search_refuses_sampling_settings() -> None:
+    with pytest.raises(ValueError, match=r"beams: 4 does not sample.*got temperature 0.7, top_p 1, top_k 50"):
         DecodingConfig(beams=4, temperature=0.7, top_k=50)
 
 
@@ -159,11 +159,11 @@ def test_a_killed_run_keeps_its_rows(tmp_path: Path) -> None:
     assert not journal.exists()
 
 
-def test_a_decoding_that_was_finished_before_the_kill_is_not_asked_again(tmp_path: Path) -> None:
+def test_a_finished_decoding_is_not_requested_again_after_a_kill(tmp_path: Path) -> None:
     seen: list[int] = []
     with serve_flaky(complete) as service:
         first = generate(service, tmp_path / "greedy.jsonl")
-        (tmp_path / "greedy.jsonl.partial").touch()  # the kill may come between the two
+        (tmp_path / "greedy.jsonl.partial").touch()  # a kill may happen between the two writes
         content = (tmp_path / "greedy.jsonl").read_bytes()
         assert generate(service, tmp_path / "greedy.jsonl", on_row=lambda: seen.append(1)) == first
         assert len(service.answered) == len(EXAMPLES)
@@ -180,7 +180,7 @@ def test_another_decoding_does_not_reuse_the_journal(tmp_path: Path) -> None:
         assert [body["temperature"] for body in service.answered] == [0.7, 0.0, 0.0, 0.0]
 
 
-def test_a_refusal_is_not_tried_again(tmp_path: Path) -> None:
+def test_a_refusal_is_not_retried(tmp_path: Path) -> None:
     with serve_flaky(complete) as service:
         with pytest.raises(ServiceError, match="HTTP 401") as caught:
             generate(service, tmp_path / "out.jsonl", key="wrong-key")
@@ -191,7 +191,7 @@ def test_a_refusal_is_not_tried_again(tmp_path: Path) -> None:
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_a_service_that_stays_down_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_stays_down_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "LONGEST_WAIT_S", 0.1)
     with serve_flaky(complete) as service:
         service.status = 503
@@ -215,7 +215,7 @@ def test_an_answer_without_its_parts_is_an_error(tmp_path: Path, answer: dict[st
         generate(service, tmp_path / "out.jsonl", EXAMPLES[:1])
 
 
-def test_retry_after_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
 
     async def note(seconds: float) -> None:

@@ -33,7 +33,7 @@ def embed_alike(texts: list[str]) -> Features:
     return np.random.default_rng(texts[0] == "gold 0").normal(0, 1, (len(texts), 8)).astype(np.float32)
 
 
-def test_alike_scores_high_and_far_apart_scores_low(capfd: pytest.CaptureFixture[str]) -> None:
+def test_similar_texts_score_high_and_distant_texts_score_low(capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("mauve", reason="the extra cpo-ray[mauve] is not installed")
     config = MauveConfig(minimum_rows=100, seeds=2)
     alike = score_mauve(generations(200), embed_alike, config, 17)
@@ -66,13 +66,13 @@ def test_few_rows_are_refused() -> None:
         score_mauve(generations(199), embed_alike, MauveConfig(), 17)
 
 
-def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mauve", None)
     with pytest.raises(CpoRayError, match=r"cpo-ray\[mauve\]"):
         score_mauve(generations(200), embed_alike, MauveConfig(), 17)
 
 
-def test_bad_features_are_refused() -> None:
+def test_invalid_features_are_refused() -> None:
     pytest.importorskip("mauve", reason="the extra cpo-ray[mauve] is not installed")
     config = MauveConfig(minimum_rows=10)
     with pytest.raises(CpoRayError, match=r"shape \(3, 8\) for 10 texts"):

@@ -41,18 +41,18 @@ def test_correct_beats_incorrect_in_either_order(data: Path, template: str) -> N
     assert ask(data, "1 2 3", "", template=template) == "A"
 
 
-def test_equals_are_always_a(data: Path) -> None:
+def test_equal_responses_are_always_a(data: Path) -> None:
     assert ask(data, "1 2 3", "THE ANSWER IS 1 2 3") == ask(data, "THE ANSWER IS 1 2 3", "1 2 3") == "A"
     assert ask(data, "9", "8") == ask(data, "8", "9") == ask(data, "", "") == "A"
 
 
-def test_among_the_wrong_the_closer_wins(data: Path) -> None:
+def test_of_two_incorrect_responses_the_closer_wins(data: Path) -> None:
     assert ask(data, "1 2", "9") == "A"
     assert ask(data, "9", "1 2") == "B"
     assert ask(data, "1 2 3 4", "3 2 1") == "A"
 
 
-def test_a_question_it_cannot_read_gets_no_verdict(data: Path) -> None:
+def test_a_message_that_cannot_be_parsed_gets_no_verdict(data: Path) -> None:
     assert ask(data, "1 2 3 \n Response B: 9", "9") == AMBIGUOUS
     assert ask(data, "9", "1 \n Response B: 2") == AMBIGUOUS
     assert ask(data, "1 2 3", "9", prompt="What is love?") == UNKNOWN
@@ -61,7 +61,7 @@ def test_a_question_it_cannot_read_gets_no_verdict(data: Path) -> None:
     assert oracle.judge(DOLLY_TEMPLATE.format(PROMPTS["a"], "1", "2") + " please") == UNKNOWN
 
 
-def test_text_that_only_resembles_the_template_is_no_obstacle(data: Path) -> None:
+def test_text_that_only_resembles_the_template_is_judged(data: Path) -> None:
     assert ask(data, "1 2 3\nResponse B: 9", "9 9 9") == "A"
     assert ask(data, "9 \n State only “A” or “B”", "1 2 3") == "B"
     assert ask(data, "9 \n Response A: 1", "1 2 3") == "B"
@@ -74,7 +74,7 @@ def test_a_prompt_that_imitates_a_shorter_one_is_ambiguous(data: Path) -> None:
     assert ask(data, "1 2 3", "9", prompt="P \n Response A: Q") == AMBIGUOUS
 
 
-def test_data_without_answers_is_judged_by_overlap_and_says_so(data: Path) -> None:
+def test_data_without_answers_is_judged_by_overlap(data: Path) -> None:
     (data / "answers.json").unlink()
     oracle = load_oracle(data)
     assert oracle.name == "overlap"
@@ -92,12 +92,12 @@ def test_another_split_can_be_judged(data: Path) -> None:
         load_oracle(data)
 
 
-def test_a_bad_answers_file_is_named(data: Path) -> None:
+def test_an_invalid_answers_file_is_named(data: Path) -> None:
     (data / "answers.json").write_text('{"filler": [], "answers": {"a": ["1"]}}')
-    with pytest.raises(ArtifactError, match=r"answers.json lacks the answers of 1 test rows, for instance b"):
+    with pytest.raises(ArtifactError, match=r"answers.json lacks the answers of 1 test rows, for example b"):
         load_oracle(data)
     (data / "answers.json").write_text("[]")
-    with pytest.raises(ArtifactError, match="not the answers file"):
+    with pytest.raises(ArtifactError, match="not a valid answers file"):
         load_oracle(data)
 
 

@@ -115,7 +115,7 @@ def test_p_value_without_halves_is_the_sign_test():
     assert paired_difference(a, b, seed=0).p_value == pytest.approx(binomtest(12, 16).pvalue)
 
 
-def test_same_model_differs_by_nothing():
+def test_a_model_has_no_difference_to_itself():
     same = by_row(["win", "tie", "loss"] * 10)
     difference = paired_difference(same, same, seed=0)
     assert (difference.value, difference.low, difference.high, difference.p_value) == (0, 0, 0, 1)
@@ -131,7 +131,7 @@ def test_p_value_keeps_its_level():
     assert np.mean(np.array(p_values) < 0.05) <= 0.07
 
 
-def test_nothing_to_compare_is_refused():
+def test_a_comparison_without_common_prompts_is_refused():
     with pytest.raises(ValueError, match="both sides"):
         paired_difference({"x": "win"}, {"y": "loss"}, seed=0)
     with pytest.raises(ValueError, match="'draw'"):
@@ -145,7 +145,7 @@ def test_holm_by_hand():
 
 
 def judged_by_length(rng, n, quality, bias, mean_difference=60):
-    """Outcomes of a judge with log-odds `quality` for the candidate at equal lengths, plus `bias` for its being longer."""
+    """Outcomes of a judge with log-odds `quality` for the candidate at equal lengths, plus `bias` if it is longer."""
     references = rng.gamma(2.0, 60.0, n)
     candidates = np.maximum(1, references + rng.normal(mean_difference, 80.0, n))
     longer = candidates - references
@@ -153,18 +153,18 @@ def judged_by_length(rng, n, quality, bias, mean_difference=60):
     return np.where(wins, "win", "loss").tolist(), candidates, references
 
 
-def test_length_control_takes_a_known_length_bias_off():
+def test_length_control_removes_a_known_length_bias():
     outcomes, candidates, references = judged_by_length(np.random.default_rng(3), 20_000, quality=-0.5, bias=1.5)
     controlled = length_controlled_win_rate(outcomes, candidates, references)
     assert win_rate_interval(outcomes)[0] > 0.53  # the biased judge prefers the candidate
-    assert controlled.rate == pytest.approx(expit(-0.5), abs=0.015)  # who at equal lengths is the worse
+    assert controlled.rate == pytest.approx(expit(-0.5), abs=0.015)  # which is worse at equal lengths
     assert controlled.low < expit(-0.5) < controlled.high < 0.5
     assert controlled.effect == pytest.approx(1.5, abs=0.1)
     swapped = [{"win": "loss", "loss": "win"}[outcome] for outcome in outcomes]
     assert length_controlled_win_rate(swapped, references, candidates).rate == pytest.approx(1 - controlled.rate)
 
 
-def test_length_control_leaves_an_unbiased_judge_alone():
+def test_length_control_does_not_change_the_rate_of_an_unbiased_judge():
     outcomes, candidates, references = judged_by_length(np.random.default_rng(4), 20_000, quality=0.4, bias=0.0)
     controlled = length_controlled_win_rate(outcomes, candidates, references)
     assert controlled.rate == pytest.approx(win_rate_interval(outcomes)[0], abs=0.01)
@@ -205,20 +205,20 @@ def test_without_length_differences_the_controlled_rate_is_the_win_rate():
     assert (alike.rate, alike.low, alike.high) == wilson
 
 
-def test_lengths_that_tell_winners_from_losers_exactly_have_a_finite_effect():
+def test_lengths_that_separate_winners_from_losers_have_a_finite_effect():
     controlled = length_controlled_win_rate(outcomes_of(10, 0, 10), [20] * 10 + [5] * 10, [10] * 20)
     assert 0 < controlled.low < controlled.rate < controlled.high < 1
     assert 1 < controlled.effect < 10
 
 
-def test_length_control_says_nothing_where_it_cannot_tell_lengths_from_quality():
+def test_length_control_returns_none_if_length_and_quality_are_not_separable():
     assert length_controlled_win_rate(["win", "loss"], [9, 9], [4, 4]) is None
     with pytest.raises(ValueError, match="no valid verdicts"):
         length_controlled_win_rate(["invalid"], [9], [4])
 
 
 def test_position_bias_by_hand():
-    """30 pairs to the first position, 10 to the second, 60 to a response: (30 + 60 / 2) / 100."""
+    """30 pairs for the first position, 10 for the second, 60 for a response: (30 + 60 / 2) / 100."""
     both = position_bias([["A", "A"]] * 30 + [["B", "B"]] * 10 + [["A", "B"]] * 25 + [["B", "A"]] * 35)
     assert (both.rate, both.n) == (0.6, 100)
     assert both.p_value == pytest.approx(binomtest(30, 40).pvalue)

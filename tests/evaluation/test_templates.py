@@ -21,12 +21,12 @@ def test_templates_are_the_papers() -> None:
 
 @pytest.mark.skipif(not PAPER.is_file(), reason=f"{PAPER} is not here")
 @pytest.mark.parametrize("template", [DOLLY_TEMPLATE, WIKI_TEMPLATE])
-def test_templates_stand_in_the_paper_letter_by_letter(template: str) -> None:
+def test_templates_are_in_the_paper_verbatim(template: str) -> None:
     assert template.replace("\n", "\\n") in PAPER.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["dolly", "wiki"])
-def test_named_places_are_filled_in_order(name: str) -> None:
+def test_named_placeholders_are_filled_in_order(name: str) -> None:
     built_in = {"dolly": DOLLY_TEMPLATE, "wiki": WIKI_TEMPLATE}[name]
     filled = fill_template(read_template(name), "{response_a}", "{prompt} {}", "\\1 {response_b}")
     assert filled == built_in.format("{response_a}", "{prompt} {}", "\\1 {response_b}")
@@ -35,21 +35,21 @@ def test_named_places_are_filled_in_order(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("{prompt} {response_a}", r"\{response_b\} stands in it 0 times"),
-        ("{prompt} {response_a} {response_b} {prompt}", r"\{prompt\} stands in it 2 times"),
-        ("{prompt} {response_a} {respones_b}", r"no place \{respones_b\}; did you mean \{response_b\}"),
+        ("{prompt} {response_a}", r"\{response_b\} occurs 0 times"),
+        ("{prompt} {response_a} {response_b} {prompt}", r"\{prompt\} occurs 2 times"),
+        ("{prompt} {response_a} {respones_b}", r"unknown placeholder \{respones_b\}; did you mean \{response_b\}"),
     ],
 )
-def test_a_file_without_its_places_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+def test_a_file_with_missing_or_unknown_placeholders_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     file = tmp_path / "mine.txt"
     file.write_text(text)
     with pytest.raises(ConfigError, match=f"mine.txt: .*{complaint}"):
         read_template(str(file))
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="template doly: neither `dolly` nor `wiki`"):
         read_template("doly")
     (tmp_path / "latin").write_bytes(b"\xe9{prompt}")
-    with pytest.raises(ConfigError, match="no UTF-8 file"):
+    with pytest.raises(ConfigError, match="nor a readable UTF-8 file"):
         read_template(str(tmp_path / "latin"))

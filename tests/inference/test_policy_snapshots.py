@@ -5,72 +5,73 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpo_ray.inference.policy_snapshots import PolicyShelf
+from cpo_ray.inference.policy_snapshots import PolicySnapshots
 
 
-def shelf(folder, every=4, steps=20):
+def make_snapshots(folder, every=4, steps=20):
     folder.mkdir(exist_ok=True)
-    return PolicyShelf(folder, every, steps)
+    return PolicySnapshots(folder, every, steps)
 
 
-def put(shelf, *ages):
-    for age in ages:
-        shelf.desk(age).mkdir()
-        shelf.put(age)
+def publish(snapshots, *steps):
+    for step in steps:
+        snapshots.partial_path(step).mkdir()
+        snapshots.publish(step)
 
 
-def test_the_policy_of_a_step_is_one_to_two_periods_old(tmp_path):
-    ages = [shelf(tmp_path).age_at(step) for step in range(20)]
-    assert ages == [0] * 8 + [4] * 4 + [8] * 4 + [12] * 4
-    assert {PolicyShelf(tmp_path, None, 20).age_at(step) for step in range(20)} == {0}
+def test_a_snapshot_is_one_to_two_periods_old(tmp_path):
+    snapshots = make_snapshots(tmp_path)
+    assert [snapshots.snapshot_step(step) for step in range(20)] == [0] * 8 + [4] * 4 + [8] * 4 + [12] * 4
+    assert {PolicySnapshots(tmp_path, None, 20).snapshot_step(step) for step in range(20)} == {0}
 
 
 @given(every=st.integers(1, 9), steps=st.integers(1, 50))
-def test_what_is_put_there_is_what_is_waited_for_and_no_step_waits_for_its_own_future(tmp_path_factory, every, steps):
-    shelf = PolicyShelf(tmp_path_factory.getbasetemp(), every, steps)
-    wanted = {finished for finished in range(steps + 1) if shelf.wanted(finished)}
-    assert wanted == {shelf.age_at(step) for step in range(steps)} - {0}
-    assert all(shelf.age_at(step) <= max(0, step - every) for step in range(steps))
+def test_exactly_the_needed_snapshots_are_due_and_no_step_needs_a_future_one(tmp_path_factory, every, steps):
+    snapshots = PolicySnapshots(tmp_path_factory.getbasetemp(), every, steps)
+    due = {finished for finished in range(steps + 1) if snapshots.is_due(finished)}
+    assert due == {snapshots.snapshot_step(step) for step in range(steps)} - {0}
+    assert all(snapshots.snapshot_step(step) <= max(0, step - every) for step in range(steps))
 
 
-def test_a_step_waits_until_its_policy_is_whole(tmp_path):
-    mine, found = shelf(tmp_path), []
-    assert mine.wait_at(7) == ""
-    waiting = threading.Thread(target=lambda: found.append(mine.wait_at(8)))
+def test_wait_for_returns_once_the_snapshot_is_published(tmp_path):
+    snapshots, found = make_snapshots(tmp_path), []
+    assert snapshots.wait_for(7) == ""
+    waiting = threading.Thread(target=lambda: found.append(snapshots.wait_for(8)))
     waiting.start()
-    mine.desk(4).mkdir()
+    snapshots.partial_path(4).mkdir()
     time.sleep(0.5)
     assert found == []
-    mine.put(4)
+    snapshots.publish(4)
     waiting.join(10)
-    assert found == [str(mine.place(4))]
+    assert found == [str(snapshots.path(4))]
 
 
-def test_what_a_killed_writer_left_is_no_policy(tmp_path):
-    mine = shelf(tmp_path)
-    mine.desk(4).mkdir()
-    assert not mine.place(4).is_dir()
-    (mine.desk(4) / "model").touch()
-    mine.put(4)
-    put(mine, 4)  # a step that is taken again
-    assert list(mine.place(4).iterdir()) == []
+def test_a_partial_snapshot_is_not_published(tmp_path):
+    """As a killed writer leaves it."""
+    snapshots = make_snapshots(tmp_path)
+    snapshots.partial_path(4).mkdir()
+    assert not snapshots.path(4).is_dir()
+    (snapshots.partial_path(4) / "model").touch()
+    snapshots.publish(4)
+    publish(snapshots, 4)  # a step that is taken again
+    assert list(snapshots.path(4).iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("finished", "there", "lacking"),
+    ("finished", "published", "missing"),
     [(0, (), None), (7, (4,), None), (8, (4,), None), (8, (), 4), (13, (8, 12), None), (13, (12,), 8), (20, (), None)],
 )
-def test_a_training_knows_what_it_would_wait_for_in_vain(tmp_path, finished, there, lacking):
-    """The policy of just now (8 after 8 steps) is put there again, so it is not missed."""
-    mine = shelf(tmp_path)
-    put(mine, *there)
-    assert mine.lacking(finished) == lacking
+def test_first_missing_snapshot_of_a_resumed_training(tmp_path, finished, published, missing):
+    """The snapshot of the resumed step itself (8 after 8 steps) is not missing, because it is published again."""
+    snapshots = make_snapshots(tmp_path)
+    publish(snapshots, *published)
+    assert snapshots.first_missing(finished) == missing
 
 
-def test_old_policies_and_those_of_another_life_go(tmp_path):
-    mine = shelf(tmp_path)
-    put(mine, 4, 8, 12)
-    mine.keep(12, 20)  # step 12 samples from the policy of 8 steps
-    assert sorted(place.name for place in tmp_path.iterdir()) == ["after-000008", "after-000012"]
-    mine.keep(0, 8)
-    assert [place.name for place in tmp_path.iterdir()] == ["after-000008"]
+def test_prune_removes_old_and_stale_snapshots(tmp_path):
+    snapshots = make_snapshots(tmp_path)
+    publish(snapshots, 4, 8, 12)
+    snapshots.prune(12, 20)  # step 12 samples from the policy after 8 steps
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["after-000008", "after-000012"]
+    snapshots.prune(0, 8)
+    assert [path.name for path in tmp_path.iterdir()] == ["after-000008"]

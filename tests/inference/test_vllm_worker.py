@@ -4,7 +4,7 @@ from cpo_ray.inference.vllm_worker import repack_tied_layers
 
 
 class Packing:
-    """Does what vLLM does to a layer on CPU: multiply with a copy that was made when the weights were loaded."""
+    """Packs weights as vLLM does on CPU: the layer multiplies with a copy made when the weights were loaded."""
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         layer.packed = layer.weight.detach().clone()
@@ -16,7 +16,7 @@ def prepared(layer: torch.nn.Module) -> torch.nn.Module:
     return layer
 
 
-def test_a_tied_head_gets_the_new_values_and_no_other_layer_is_touched() -> None:
+def test_only_a_tied_head_is_repacked() -> None:
     embedding, body, head = torch.nn.Embedding(7, 3), torch.nn.Linear(3, 3), torch.nn.Linear(3, 7, bias=False)
     head.weight = embedding.weight
     model = torch.nn.ModuleList([prepared(embedding), prepared(body), prepared(head), torch.nn.LayerNorm(3)])
@@ -28,7 +28,7 @@ def test_a_tied_head_gets_the_new_values_and_no_other_layer_is_touched() -> None
     assert not torch.equal(body.packed, body.weight)
 
 
-def test_emptied_weights_are_not_taken_for_tied_ones() -> None:
+def test_empty_weights_do_not_count_as_tied() -> None:
     nothing = torch.nn.Parameter(torch.empty(0))
     layers = [prepared(torch.nn.Linear(2, 2)) for _ in range(2)]
     for layer in layers:

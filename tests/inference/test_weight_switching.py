@@ -4,17 +4,17 @@ from typing import Any
 
 import pytest
 
-from cpo_ray.inference.weight_switching import Turns
+from cpo_ray.inference.weight_switching import WeightSwitcher
 
 
 class Engine:
-    """Knows whether anybody was inside while the weights changed, or met another model's."""
+    """Fails if a request runs during a switch, or with another model's weights."""
 
     def __init__(self, failing: str = "") -> None:
         self.switches: list[str] = []
         self.inside: list[str] = []
         self.failing = failing
-        self.turns = Turns("a", self.switch)
+        self.switcher = WeightSwitcher("a", self.switch)
 
     async def switch(self, model: str) -> None:
         assert self.inside == []
@@ -25,10 +25,10 @@ class Engine:
         assert self.inside == []
 
     async def ask(self, model: str, steps: int = 3) -> str:
-        async with self.turns.turn(model):
+        async with self.switcher.using(model):
             self.inside.append(model)
             for _ in range(steps):
-                assert set(self.inside) == {self.turns.shown} == {model}
+                assert set(self.inside) == {self.switcher.loaded} == {model}
                 await asyncio.sleep(0)
             self.inside.remove(model)
         return model
@@ -43,7 +43,7 @@ def test_requests_for_one_model_run_together() -> None:
     assert asyncio.run(work()) == []
 
 
-def test_each_model_has_its_turn_with_its_own_weights_and_switches_are_few() -> None:
+def test_each_request_runs_with_its_own_weights_and_few_switches() -> None:
     async def work() -> Any:
         engine = Engine()
         asked = list("abcabcabc")
@@ -54,7 +54,7 @@ def test_each_model_has_its_turn_with_its_own_weights_and_switches_are_few() -> 
     assert engine.switches == ["b", "c", "a"]
 
 
-def test_a_steady_stream_for_one_model_starves_no_other() -> None:
+def test_a_steady_stream_for_one_model_does_not_starve_another() -> None:
     async def work() -> Any:
         engine = Engine()
 
@@ -74,12 +74,12 @@ def test_a_steady_stream_for_one_model_starves_no_other() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_clients_that_give_up_leave_no_one_waiting(seed: int) -> None:
+def test_cancelled_requests_block_no_other(seed: int) -> None:
     async def work() -> Any:
         draw, engine = random.Random(seed), Engine()
 
         async def ask(model: str) -> None:
-            async with engine.turns.turn(model):
+            async with engine.switcher.using(model):
                 for _ in range(draw.randrange(6)):
                     await asyncio.sleep(0)
 
@@ -91,19 +91,19 @@ def test_clients_that_give_up_leave_no_one_waiting(seed: int) -> None:
             if draw.random() < 0.5:
                 draw.choice(tasks).cancel()
         await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
-        assert (engine.turns.inside, len(engine.turns.waiting)) == (0, 0)
+        assert (engine.switcher.running, len(engine.switcher.waiting)) == (0, 0)
         return await asyncio.wait_for(engine.ask(draw.choice("abc")), 5)
 
     assert asyncio.run(work()) in set("abc")
 
 
-def test_a_switch_that_fails_is_told_to_all_who_ask_from_then_on() -> None:
+def test_a_failed_switch_is_raised_by_all_later_requests() -> None:
     async def work() -> Any:
         engine = Engine(failing="b")
         first = await asyncio.gather(engine.ask("b"), engine.ask("b"), engine.ask("c"), return_exceptions=True)
         later = await asyncio.gather(engine.ask("a"), return_exceptions=True)
-        return first + later, engine.turns.broken
+        return first + later, engine.switcher.failure
 
-    answers, broken = asyncio.run(work())
-    assert broken is not None
-    assert answers == [broken] * 4
+    answers, failure = asyncio.run(work())
+    assert failure is not None
+    assert answers == [failure] * 4

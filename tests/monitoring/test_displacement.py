@@ -5,7 +5,7 @@ from cpo_ray.monitoring.displacement import displacement
 STEADY = [-0.05 * step for step in range(60)]  # half a nat every ten steps
 
 
-def test_a_steady_fall_raises_the_alarm_and_says_what_to_try():
+def test_a_steady_fall_is_reported_with_remedies():
     warning = displacement(STEADY)
     assert "2.7 nats below the reference's" in warning  # the mean of the last ten: 0.05 * 54.5
     assert "objective.beta" in warning
@@ -24,9 +24,9 @@ def test_a_steady_fall_raises_the_alarm_and_says_what_to_try():
     ],
     ids=["empty", "short", "rising", "slight", "recovered", "level"],
 )
-def test_nothing_else_does(drift):
+def test_nothing_else_is_reported(drift):
     assert displacement(drift) is None
 
 
-def test_old_steps_are_forgiven():
+def test_old_steps_are_ignored():
     assert displacement([5.0] * 20 + STEADY) == displacement(STEADY)

@@ -3,7 +3,7 @@ import logging
 
 import pytest
 
-from cpo_ray.monitoring.console import chatter_to, say
+from cpo_ray.monitoring.console import redirect_output, say
 from cpo_ray.monitoring.events import recording
 
 
@@ -11,9 +11,9 @@ def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_every_line_knows_its_run_and_stage(tmp_path, capsys):
+def test_every_line_has_its_run_and_stage(tmp_path, capsys):
     path = tmp_path / "logs" / "events.jsonl"
-    with chatter_to(tmp_path / "data.log"), recording(path, "demo", "data"):
+    with redirect_output(tmp_path / "data.log"), recording(path, "demo", "data"):
         say("  [green]made[/] data: 3 rows")
         logging.getLogger("some.library").info("small talk")
         logging.getLogger("some.library").warning("blocks are %s", "large")
@@ -33,10 +33,10 @@ def test_every_line_knows_its_run_and_stage(tmp_path, capsys):
     assert "made data: 3 rows" in (tmp_path / "data.log").read_text()
 
 
-def test_a_stage_that_fails_says_how(tmp_path):
+def test_a_failed_stage_is_recorded_with_its_error(tmp_path):
     path = tmp_path / "events.jsonl"
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), chatter_to(tmp_path / "x.log"), recording(path, "demo", "cpo"):
+        with pytest.raises(ZeroDivisionError), redirect_output(tmp_path / "x.log"), recording(path, "demo", "cpo"):
             raise ZeroDivisionError("no rows")
     ends = [line for line in read(path) if "outcome" in line]
     assert [(line["outcome"], line["level"], line["message"]) for line in ends] == [
@@ -44,12 +44,12 @@ def test_a_stage_that_fails_says_how(tmp_path):
     ] * 2
 
 
-def test_a_library_that_takes_the_root_loggers_handlers_takes_nothing_of_ours(tmp_path, capsys):
-    """As `import ray.serve.llm` does, in the middle of a stage."""
+def test_our_lines_are_recorded_if_a_library_removes_the_root_loggers_handlers(tmp_path, capsys):
+    """`import ray.serve.llm` removes them in the middle of a stage."""
     path, root = tmp_path / "events.jsonl", logging.getLogger()
     before = list(root.handlers)
     try:
-        with chatter_to(tmp_path / "x.log"), recording(path, "demo", "generation"):
+        with redirect_output(tmp_path / "x.log"), recording(path, "demo", "generation"):
             root.handlers.clear()
             say("  cpo is up")
     finally:

@@ -6,28 +6,28 @@ from cpo_ray.artifacts import read_jsonl
 from cpo_ray.monitoring.metrics_log import MetricsLog
 
 
-def test_a_torn_line_is_mended_before_the_next(tmp_path):
+def test_an_incomplete_line_is_removed_before_the_next(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"stage": "cpo", "step": 1}\n{"stage": "cpo", "st')
     MetricsLog(path).append({"stage": "cpo", "step": 2})
     assert read_jsonl(path) == [{"stage": "cpo", "step": 1}, {"stage": "cpo", "step": 2}]
 
 
-def test_forgetting_a_stage_keeps_the_others(tmp_path):
+def test_dropping_a_stage_keeps_the_others(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     for stage in ("reference", "cpo"):
         log.append({"stage": stage, "step": 1})
-    log.forget("cpo")
+    log.drop_stage("cpo")
     assert read_jsonl(log.path) == [{"stage": "reference", "step": 1}]
 
 
-def test_a_stage_has_the_lines_of_the_training_that_it_turned_to(tmp_path):
-    """One configuration, then another, then the first again, which has its checkpoints and takes no step."""
+def test_a_stage_has_the_lines_of_its_selected_training(tmp_path):
+    """One configuration, then another, then the first again, which resumes from its checkpoints without a step."""
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.append({"stage": "reference", "step": 1})
     first, other = tmp_path / "checkpoints" / "cpo-1", tmp_path / "checkpoints" / "cpo-2"
     for folder, loss in ((first, 5.0), (other, 1.0)):
-        log.turn_to("cpo", folder)
+        log.select_training("cpo", folder)
         folder.mkdir(parents=True)
         log.append({"stage": "cpo", "step": 1, "loss": loss})
 
@@ -38,13 +38,13 @@ def test_a_stage_has_the_lines_of_the_training_that_it_turned_to(tmp_path):
 
     assert losses() == [(1, 1.0)]
     for _ in range(2):
-        log.turn_to("cpo", first)
+        log.select_training("cpo", first)
         assert losses() == [(1, 5.0)]
     log.append({"stage": "cpo", "step": 2, "loss": 4.0})
-    log.turn_to("cpo", other)
+    log.select_training("cpo", other)
     assert losses() == [(1, 1.0)]
     log = MetricsLog(log.path)
-    log.turn_to("cpo", first)
+    log.select_training("cpo", first)
     assert losses() == [(1, 5.0), (2, 4.0)]
 
 

@@ -27,7 +27,7 @@ class FakeMeter:
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Name -> meter, as if Ray ran here."""
+    """Name -> meter, as if Ray were running in this process."""
     made = {}
 
     def make(name):
@@ -39,17 +39,17 @@ def measured(monkeypatch):
     return made
 
 
-def test_a_bar_measures_its_rate_and_its_queue(measured, capsys):
-    with prometheus.measuring("x", "sampling"), prometheus.bar("sampling", 10, "rows") as bar:
+def test_a_bar_measures_its_rate_and_remaining_units(measured, capsys):
+    with prometheus.metric_labels("x", "sampling"), prometheus.measured_bar("sampling", 10, "rows") as bar:
         bar.advance(4)
-        bar.moveto(3)  # again, after a restart
-        bar.moveto(6)
+        bar.set_completed(3)  # repeated after a restart
+        bar.set_completed(6)
     assert measured["cpo_ray_units_total"].values == [(4, LABELS), (2, LABELS)]
     assert [value for value, _ in measured["cpo_ray_left"].values] == [10, 6, 6, 4, 0]
 
 
 def test_a_training_is_measured(measured):
-    with prometheus.measuring("x", "cpo"):
+    with prometheus.metric_labels("x", "cpo"):
         prometheus.measure_step({"step": 1, "loss": 2.5, "tokens_per_second": 100.0, "memory_gib": 3.0})
         prometheus.measure_step({"step": 1, "validation": {"loss": 2.25}})
     assert measured["cpo_ray_loss"].values == [(2.5, {"run": "x", "stage": "cpo", "unit": "nats"})]
@@ -60,14 +60,14 @@ def test_a_training_is_measured(measured):
 def test_without_ray_nothing_is_measured(monkeypatch, capsys):
     monkeypatch.setattr(prometheus, "_make_meter", lambda name: pytest.fail("there is no Ray"))
     monkeypatch.delitem(sys.modules, "ray", raising=False)
-    with prometheus.bar("data", 1, "rows") as bar:
+    with prometheus.measured_bar("data", 1, "rows") as bar:
         bar.advance()
     prometheus.measure_step({"loss": 1.0})
-    assert "ray" not in sys.modules  # nor is it imported for a number
+    assert "ray" not in sys.modules  # and it is not imported for a metric
     assert "data: 1/1" in capsys.readouterr().out
 
 
-def test_the_dashboard_shows_every_meter_and_none_that_is_not_there():
+def test_the_dashboard_shows_exactly_the_existing_meters():
     dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text())
     shown = set()
     for panel in dashboard["panels"]:

@@ -22,7 +22,7 @@ def events(folder):
     return found
 
 
-def test_numbers_are_named_by_where_they_stand():
+def test_nested_metrics_have_paths_as_names():
     assert flatten(ROW, "training") == {
         "training/loss": 1.5,
         "training/masked": 2.0,
@@ -42,7 +42,7 @@ def test_tensorboard_gets_training_and_validation(tmp_path):
     }
 
 
-def test_nothing_is_written_where_nothing_is_wanted(tmp_path):
+def test_without_trackers_nothing_is_written(tmp_path):
     with track(RunConfig(name="run", tracking={"tensorboard": False}), tmp_path, "cpo") as tracker:
         tracker.log(ROW)
     assert list(tmp_path.iterdir()) == []

@@ -10,9 +10,9 @@ from cpo_ray.monitoring.training_monitor import TrainingMonitor
 
 @pytest.fixture
 def monitored(tmp_path):
-    """A monitor of a training, what the tracker was sent, and where the bar stands."""
+    """A monitor of a training, the tracker's calls, and the bar's calls."""
     tracked, bar = [], []
-    progress = SimpleNamespace(moveto=lambda *state: bar.append(state))
+    progress = SimpleNamespace(set_completed=lambda *state: bar.append(state))
     return (
         TrainingMonitor(
             MetricsLog(tmp_path / "metrics.jsonl"), "cpo", progress, Tracker([lambda *numbers: tracked.append(numbers)])
@@ -22,25 +22,25 @@ def monitored(tmp_path):
     )
 
 
-def test_a_step_is_kept_shown_and_tracked(monitored, tmp_path, capsys):
+def test_a_step_is_logged_shown_and_tracked(monitored, tmp_path, capsys):
     monitor, tracked, bar = monitored
     monitor.on_metrics({"stage": "cpo", "step": 1, "loss": 2.0, "expected_loss": 2.0, "gold_drift": 0.0})
     monitor.on_metrics({"stage": "cpo", "step": 1, "validation": {"loss": 3.0}})
     assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 1]
     assert bar == [(1, "loss 2.0000")]
     assert tracked[1] == ({"validation/loss": 3.0}, 1)
-    said = capsys.readouterr().out
-    assert "first CPO loss 2.0000, must be 2.0000" in said
-    assert "step 1: validation loss 3.0000" in said
+    printed = capsys.readouterr().out
+    assert "first CPO loss 2.0000, must be 2.0000" in printed
+    assert "step 1: validation loss 3.0000" in printed
 
 
-def test_likelihood_displacement_is_warned_of_once(monitored, capsys):
+def test_likelihood_displacement_is_reported_once(monitored, capsys):
     monitor, *_ = monitored
     for step in range(1, 90):
         monitor.on_metrics({"stage": "cpo", "step": step, "loss": 1.0, "gold_drift": -0.1 * step})
     assert capsys.readouterr().out.count("likelihood displacement") == 1
 
 
-def test_the_workers_notices_are_printed(monitored, capsys):
+def test_notices_of_the_workers_are_printed(monitored, capsys):
     monitored[0].on_notice("head size 100 [not supported]; SDPA is used")
     assert "cpo: head size 100 [not supported]; SDPA is used" in capsys.readouterr().out

@@ -31,7 +31,7 @@ def model_name(request):
 
 
 def random_groups(seed, groups=5):
-    """Groups as sampling makes them: gold, truncations, a meanfield-like edit, strangers, a copy of the gold, a cut sample."""
+    """Groups like those of stage `sampling`: gold, truncations, a meanfield-like edit, other responses, a copy, cuts."""
     draw = random.Random(seed)
 
     def tokens(low, high):
@@ -59,7 +59,7 @@ def random_groups(seed, groups=5):
 
 
 def separate_logps(model, prompts, candidates):
-    """The definition: one unpadded forward per candidate, full softmax."""
+    """Log-probs by their definition: one unpadded forward pass per candidate, full softmax."""
     rows = []
     for prompt, group in zip(prompts, candidates, strict=True):
         row = []

@@ -13,17 +13,17 @@ from cpo_ray.objective.masks import BLOCK, tree_block_mask, tree_mask
 from cpo_ray.objective.packing import pack_groups
 from tests.objective.conftest import random_groups, tiny_model
 
-# Without a GPU it runs uncompiled, and says so.
+# Without a GPU, FlexAttention runs uncompiled and warns.
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 
 
-def test_both_masks_say_the_same():
+def test_dense_mask_and_block_mask_are_equal():
     ends = pack_groups(*random_groups(seed=8)).subtree_end_RN
     dense, blocks = tree_mask(ends), tree_block_mask(ends)
     rows, width = ends.shape
     index = torch.arange(width)
-    said = [[[bool(blocks.mask_mod(torch.tensor(r), 0, q, k)) for k in index] for q in index] for r in range(rows)]
-    assert said == dense[:, 0].tolist()
+    visible = [[[bool(blocks.mask_mod(torch.tensor(r), 0, q, k)) for k in index] for q in index] for r in range(rows)]
+    assert visible == dense[:, 0].tolist()
 
 
 @torch.no_grad()  # FlexAttention has no backward pass on CPU
@@ -52,7 +52,7 @@ def test_grouped_query_heads():
 @pytest.mark.e2e
 @torch.no_grad()
 def test_any_number_and_length_of_rows_takes_a_few_compilations():
-    """By default every microbatch has a length of its own. Compiled shape by shape, torch would give up after eight."""
+    """Every microbatch has a different length. Compiled for each shape, torch would stop compiling after eight."""
     counter = CompileCounterWithBackend("aot_eager")
     attend = compile_kernel(counter)
     for rows, blocks in [(4, 1), (3, 2), *((rows, blocks) for rows in (1, 2, 5) for blocks in (1, 3, 4, 6, 7))]:

@@ -14,7 +14,7 @@ from tests.objective.test_packing import groups
 
 @pytest.mark.parametrize("block", [2, 5, 256])
 @given(group=groups)
-def test_branches_say_what_the_mask_says(block, group):
+def test_branches_attend_what_the_mask_allows(block, group):
     ends = grow_tree(group[0], group[1]).subtree_end
     seen = torch.zeros(len(ends), len(ends), dtype=torch.bool)
     for branch in find_branches(ends, block):
@@ -60,7 +60,7 @@ def test_log_probs_and_gradients_by_branches(model_name, checkpointing, monkeypa
         model.train()
     packed = candidate_logps(model, pack_groups(prompts, candidates, row_tokens=150))
     torch.testing.assert_close(packed, separate, rtol=1e-9, atol=1e-9)
-    # Llama's norm computes in float32 whatever the dtype, so its gradients agree to that.
+    # Llama's norm always computes in float32, so its gradients agree only to that precision.
     tolerance = 1e-9 if model_name == "gpt2" else 1e-5
     for mine, theirs in zip(
         torch.autograd.grad((packed * weights).sum(), list(model.parameters())), expected, strict=True
@@ -80,7 +80,7 @@ def test_bf16_by_branches_is_near_float32(monkeypatch):
     torch.testing.assert_close(packed, expected, rtol=2e-2, atol=0.5)
 
 
-def test_small_trees_are_left_to_a_dense_mask(monkeypatch):
+def test_small_trees_use_a_dense_mask(monkeypatch):
     model = tiny_model("llama", torch.float64)
     use_tree_attention(model)
     packed = pack_groups(*random_groups(seed=15))

@@ -11,19 +11,19 @@ from tests.objective.test_packing import groups
 
 
 @given(groups)
-def test_a_group_is_measured_as_its_tree_grows(group):
+def test_the_measured_size_is_that_of_the_tree(group):
     prompt, candidates = group
     tree = grow_tree(prompt, candidates)
     pairs = sum(position + 1 for position in tree.positions)
     assert measure_group(prompt, candidates) == GroupSize(len(tree.tokens), pairs, len(set(tree.sources)))
 
 
-def test_flops_are_those_that_torch_counts(model_name):
-    """One dense row: torch counts the whole square of pairs there."""
+def test_flops_equal_those_that_torch_counts(model_name):
+    """One dense row, for which torch counts the whole square of pairs."""
     prompts, candidates = random_groups(seed=12, groups=1)
     packed = pack_groups(prompts, candidates)
     model, tokens = tiny_model(model_name, torch.float32), packed.tokens
-    model.set_attn_implementation("eager")  # the counter does not know every SDPA kernel of the CPU
+    model.set_attn_implementation("eager")  # the counter does not support every SDPA kernel on CPU
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         source_hidden(model, packed)
     shape = model_shape(model)

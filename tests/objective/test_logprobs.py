@@ -21,7 +21,7 @@ def test_packed_equals_separate_in_float64(model_name, chunk, monkeypatch):
     torch.testing.assert_close(packed, separate, rtol=1e-9, atol=1e-9)
     weights = torch.randn_like(separate)
     expected = gradients(model, (separate * weights).sum())
-    # Llama's norm computes in float32 whatever the dtype, so its gradients agree to that.
+    # Llama's norm always computes in float32, so its gradients agree only to that precision.
     tolerance = 1e-9 if model_name == "gpt2" else 1e-5
     assert (gradients(model, (packed * weights).sum()) - expected).norm() <= tolerance * expected.norm()
 
@@ -36,7 +36,7 @@ def test_packed_equals_separate_in_float32(model_name):
     torch.testing.assert_close(packed.double(), separate, rtol=1e-4, atol=1e-4)
 
 
-def test_packing_with_others_changes_nothing(model_name):
+def test_packing_groups_together_does_not_change_their_log_probs(model_name):
     model = tiny_model(model_name, torch.float64)
     prompts, candidates = random_groups(seed=3, groups=6)
     together = candidate_logps(model, pack_groups(prompts, candidates))
@@ -55,7 +55,7 @@ def test_log_probs_are_float32_under_bf16():
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_logits_are_not_rounded_to_bf16(device):
-    """Near 100, bf16 knows every second half alone: a log-prob of such logits would be off by tenths of a nat."""
+    """Near 100, bf16 has a resolution of one half, so log-probs from rounded logits would be off by tenths of a nat."""
     torch.manual_seed(6)
     hidden, weight = (torch.randn(rows, 64, dtype=torch.bfloat16).to(device) for rows in (20, 50))
     hidden[:, 0], weight[:, 0] = 10, 10
@@ -65,7 +65,7 @@ def test_logits_are_not_rounded_to_bf16(device):
     torch.testing.assert_close(logp.double(), exact, rtol=0, atol=1e-4)
 
 
-def test_gold_logits_predict_the_asked_positions(model_name):
+def test_gold_logits_predict_the_given_positions(model_name):
     model = tiny_model(model_name, torch.float32)
     prompts, candidates = random_groups(seed=5)
     golds = [group[0] for group in candidates]
@@ -78,7 +78,7 @@ def test_gold_logits_predict_the_asked_positions(model_name):
 
 
 def test_edges_are_sampled_from_the_models_distribution(monkeypatch):
-    """Ten thousand evenly spaced numbers pick each token as often as its probability says, to one in ten thousand."""
+    """Ten thousand evenly spaced numbers select each token as often as its probability, to one in ten thousand."""
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 97)
     model = tiny_model("llama", torch.float32)
     packed = pack_groups([[1, 2, 3]], [[[4, 5, 6]]])

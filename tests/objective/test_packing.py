@@ -10,7 +10,7 @@ groups = st.tuples(tokens, st.lists(tokens, min_size=1, max_size=6))
 
 
 def ancestors(tree, node):
-    """Nodes that see `node`'s branch, by the definition of a prefix: read off the mask's rule."""
+    """The nodes that `node` may attend, by the rule of the mask."""
     return [j for j in range(node + 1) if node < tree.subtree_end[j]]
 
 
@@ -23,7 +23,7 @@ def test_every_path_spells_its_candidate(group):
 
 
 @given(groups)
-def test_a_token_sees_exactly_its_prefix(group):
+def test_a_token_attends_exactly_its_prefix(group):
     prompt, candidates = group
     tree = grow_tree(prompt, candidates)
     for path, candidate in zip(tree.paths, candidates, strict=True):
@@ -51,7 +51,7 @@ def test_a_truncation_costs_one_edge_and_no_token():
 
 
 @given(st.lists(st.tuples(tokens, st.tuples(tokens, tokens)), min_size=1, max_size=5, unique_by=lambda g: tuple(g[0])))
-def test_groups_in_one_row_do_not_see_each_other(batch):
+def test_groups_in_one_row_do_not_attend_each_other(batch):
     packed = pack_groups([prompt for prompt, _ in batch], [list(group) for _, group in batch])
     visible = tree_mask(packed.subtree_end_RN)[:, 0]
     expected = sum(len(tree.tokens) for tree in (grow_tree(p, list(g)) for p, g in batch))
@@ -71,13 +71,13 @@ def test_groups_with_the_same_prompt_share_it():
     assert together.edge_target_E[together.member_edge_M].tolist() == gold + other
 
 
-def test_groups_that_outgrow_a_row_together_stay_apart():
+def test_groups_too_long_for_one_row_together_get_separate_trees():
     prompt, first, second = [1, 2, 3], [5, 6, 7, 0], [8, 9, 7, 0]
     packed = pack_groups([prompt, prompt], [[first], [second]], row_tokens=6)
     assert packed.input_ids_RN.tolist() == [[1, 2, 3, 5, 6, 7], [1, 2, 3, 8, 9, 7]]
 
 
-def test_a_row_has_the_length_that_was_asked_for():
+def test_rows_have_the_requested_length():
     packed = pack_groups([[1], [2], [3]], [[[5, 6, 0]], [[7, 0]], [[8, 9, 9, 0]]], row_tokens=5)
     assert packed.input_ids_RN.tolist() == [[3, 8, 9, 9, 0], [1, 5, 6, 2, 7]]
     with pytest.raises(ValueError, match="group 1 needs 3 tokens, but a row has 2"):
@@ -95,12 +95,12 @@ def test_without_padding_the_trees_are_the_same(batch):
     assert sees.sum(1).tolist() == (one_row.position_ids_RN[0] + 1).tolist()
 
 
-def test_targets_may_differ_from_what_stands_there():
+def test_targets_may_differ_from_the_inputs():
     inputs, targets = [[5, 6, 0], [5, 7, 0]], [[1, 2, 3], [1, 4, 3]]
     tree = grow_tree([9], inputs, targets)
     assert tree.tokens == [9, 5, 6, 7]
     assert [[tree.targets[edge] for edge in path] for path in tree.paths] == targets
-    # The inputs begin alike; the targets do not, so no edge past the first difference is shared.
+    # The inputs share their first token but the targets differ, so no edge past the first difference is shared.
     assert tree.paths[0][:1] == tree.paths[1][:1]
     assert tree.paths[0][1] != tree.paths[1][1]
 

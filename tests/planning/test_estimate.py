@@ -7,8 +7,8 @@ from cpo_ray.config.loading import parse_config
 from cpo_ray.errors import ConfigError
 from cpo_ray.planning.estimate import (
     LM_HEAD_BYTES,
-    Shape,
-    Tokens,
+    ModelSize,
+    TokenCounts,
     count_parameters,
     describe_model,
     make_plan,
@@ -39,7 +39,7 @@ def test_the_default_model_by_hand():
     assert describe_model(config(), None, None).parameters == embeddings + 4 * block + norm == 1_435_040
 
 
-SHAPE = Shape(parameters=1_000_000, hidden_size=100, layers=10, vocabulary=1000, known_from="test")
+SHAPE = ModelSize(parameters=1_000_000, hidden_size=100, layers=10, vocabulary=1000, origin="test")
 
 
 def test_memory_in_fp32_by_hand():
@@ -58,7 +58,7 @@ def test_memory_in_bf16_keeps_float32_weights_with_adam():
 
 
 def test_a_truncation_costs_no_tokens():
-    tokens = Tokens(prompt=90, response=10, known_from="test")
+    tokens = TokenCounts(prompt=90, response=10, origin="test")
     assert tokens.group(config()) == 90 + 10 * (12 - 3)
 
 
@@ -71,7 +71,7 @@ def test_work_by_hand():
         generation={"decodings": {"greedy": {}, "nucleus": {"top_p": 0.9}}},
     )
     device = Device("test", memory_gib=1, bf16_tflops=2, fp32_tflops=1, per_node=4)
-    tokens = Tokens(prompt=90, response=10, known_from="test")
+    tokens = TokenCounts(prompt=90, response=10, origin="test")
     work = {item.stage: item for item in stage_work(run, SHAPE, tokens, device, 4)}
     assert {stage: item.tokens for stage, item in work.items()} == {
         "reference": 10 * 4 * 100,
@@ -92,7 +92,7 @@ def test_work_by_hand():
 @pytest.mark.parametrize(("serving", "gpus"), [({}, 4), ({"in_place": True}, 1)])
 def test_generation_is_planned_on_as_many_gpus_as_there_are_engines(serving, gpus):
     device = Device("test", memory_gib=1, bf16_tflops=2, fp32_tflops=1, per_node=4)
-    work = stage_work(config(serving=serving), SHAPE, Tokens(prompt=90, response=10, known_from="test"), device, 4)
+    work = stage_work(config(serving=serving), SHAPE, TokenCounts(prompt=90, response=10, origin="test"), device, 4)
     assert {item.stage: item.gpus for item in work}["generation"] == gpus  # of 5 models on 4 GPUs
 
 
@@ -101,15 +101,15 @@ def test_a_plan_names_its_bottleneck():
     assert plan.bottleneck.stage == "reference"
     assert plan.gpus == 8
     assert plan.gpu_hours == pytest.approx(sum(item.gpu_hours for item in plan.work))
-    assert "maxima" in plan.tokens.known_from
+    assert "maxima" in plan.tokens.origin
 
 
-def test_a_plan_reads_the_data_that_is_there(tmp_path):
+def test_a_plan_uses_the_data_of_the_run(tmp_path):
     summary = {"train_prompt_tokens": 93.5, "train_response_tokens": 81.25, "vocabulary": 2000}
     make_artifact(tmp_path, "data", {}, lambda _: summary)
     plan = make_plan(config(), "cpu", 1, root=tmp_path)
     assert (plan.tokens.prompt, plan.tokens.response) == (93.5, 81.25)
-    assert "means" in plan.tokens.known_from
+    assert "means" in plan.tokens.origin
     assert plan.shape.vocabulary == 2000
 
 
@@ -131,7 +131,7 @@ def test_a_local_model_is_counted_without_its_weights(tmp_path):
     assert (shape.hidden_size, shape.layers, shape.vocabulary) == (32, 2, 64)
 
 
-def test_a_model_that_is_elsewhere_is_guessed_from_its_size(monkeypatch):
+def test_the_shape_of_a_missing_model_is_guessed_from_its_size(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     run = config(model={"path": "nobody/has-this"})
     with pytest.raises(ConfigError, match="--parameters N"):
@@ -146,7 +146,7 @@ def test_a_cpu_device_is_one_core_of_this_machine():
     assert core.memory_gib > 0
 
 
-def test_what_follows_from_a_configuration():
+def test_a_configuration_is_described_in_lines():
     lines = describe_run(config())
     assert lines[0].startswith("K = 12")
     assert "768 candidates" in lines[1]

@@ -1,4 +1,4 @@
-"""A headless Chromium driven through its DevTools protocol: enough to click, type, look, and hear the console."""
+"""A headless Chromium, controlled through its DevTools protocol: clicks, text input, evaluation and console messages."""
 
 import base64
 import contextlib
@@ -25,7 +25,7 @@ FLAGS = [
 
 
 class Page:
-    """One tab. `problems` holds every exception, console error and log entry of level error so far."""
+    """One tab. `problems` collects every exception, console error and log entry of level error."""
 
     def __init__(self, socket):
         self.socket, self.numbers, self.problems, self.requests = socket, itertools.count(1), [], []
@@ -41,9 +41,9 @@ class Page:
                 if "error" in message:
                     raise RuntimeError(f"{method}: {message['error']}")
                 return message["result"]
-            self._hear(message)
+            self._on_event(message)
 
-    def _hear(self, message):
+    def _on_event(self, message):
         method, parameters = message.get("method"), message.get("params", {})
         if method == "Runtime.exceptionThrown" or (
             method == "Runtime.consoleAPICalled" and parameters["type"] in {"error", "assert"}
@@ -91,7 +91,7 @@ class Page:
 
 @contextlib.contextmanager
 def open_browser(profile):
-    """A page of a browser with its own profile folder, ended afterwards."""
+    """Open a page in a browser with its own profile folder; the browser is terminated afterwards."""
     command = [BINARY, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -110,7 +110,7 @@ def _wait_for_port(file, process):
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(f"Chromium ended at once with {process.returncode}")
+            raise RuntimeError(f"Chromium exited at startup with {process.returncode}")
         if file.exists() and file.read_text().strip():
             return file.read_text().split()[0]
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""A run directory as the pipeline leaves it, made in a second: plausible curves, 5 models, 500 test rows."""
+"""A run directory like that of a finished pipeline, written in a second: plausible curves, 5 models, 500 test rows."""
 
 import json
 import math
@@ -34,7 +34,7 @@ CONFIG = {
 
 
 def make_fake_run(root, rows=500, steps=300, decodings=("greedy", "top_p"), models=MODELS, judge="oracle", **changes):
-    """Write the run directory; the first test prompt is hostile. changes: sections laid upon CONFIG."""
+    """Write the run directory; the first test prompt is hostile. changes: sections merged into CONFIG."""
     rng = random.Random(1)
     config = {key: merge(CONFIG.get(key), changes.get(key)) for key in {**CONFIG, **changes}}
     write_json(root / "config.json", config)
@@ -51,7 +51,8 @@ def make_fake_run(root, rows=500, steps=300, decodings=("greedy", "top_p"), mode
     mauve, answers = {}, {}
     for order, (model, rate) in enumerate(models.items()):
         made = _manifest(root / "models" / model, 81.4 if order < 3 else 0.4, {"model.safetensors": 0}, 4 + order)
-        answers[model] = _answers(root, model, rate, tests, decodings, order, judge, data=data, model=made)
+        reads = {"data": data, f"models/{model}": made}
+        answers[f"generations/{model}"] = _answers(root, model, rate, tests, decodings, order, judge, reads)
         mean = round(0.6 + rate / 2 + rng.uniform(-0.02, 0.02), 4)
         scores = {"mean": mean, "deviation": 0.011, "scores": [mean] * 3, "rows": rows}
         mauve[model] = {name: {**scores, "mean": mean - 0.03 * index} for index, name in enumerate(decodings)}
@@ -61,8 +62,8 @@ def make_fake_run(root, rows=500, steps=300, decodings=("greedy", "top_p"), mode
         for model, rate in models.items()
     }
     write_json(root / "reward" / "scores.json", preferred)
-    for stage in ("reward", "mauve"):
-        _manifest(root / stage, 31.0, {"scores.json": 0}, 30, generations=answers)
+    for order, stage in enumerate(("reward", "mauve")):
+        _manifest(root / stage, 31.0, {"scores.json": 0}, 30 + order, reads=answers)
 
 
 def merge(before, after):
@@ -89,13 +90,13 @@ def _example(rng, index):
     }
 
 
-def _manifest(folder, seconds, rows, order, summary=None, **inputs):
+def _manifest(folder, seconds, rows, order, summary=None, reads=()):
     files = {
         name: {"sha256": "0" * 64, "bytes": 1000, **({"rows": count} if count else {})} for name, count in rows.items()
     }
     created = f"2026-01-02T03:{order:02d}:05Z"
     parts = {
-        "inputs": {"seed": 17, **inputs},
+        "inputs": {"config": {"seed": 17}, "reads": dict(reads)},
         "files": files,
         "summary": summary or {},
         "seconds": seconds,
@@ -181,7 +182,7 @@ def _metrics(path, steps):
     path.write_text("".join(json.dumps(line) + "\n" for line in [restarted, *lines]), encoding="utf-8")
 
 
-def _answers(root, name, rate, tests, decodings, order, judge, **inputs):
+def _answers(root, name, rate, tests, decodings, order, judge, reads):
     for decoding in decodings:
         rng = random.Random(zlib.crc32(f"{name}{decoding}".encode()))
         generations, verdicts = [], []
@@ -208,6 +209,8 @@ def _answers(root, name, rate, tests, decodings, order, judge, **inputs):
             path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     judged = {decoding: {"n": len(tests), "judge": judge, **BIASES} for decoding in decodings}
     files = {f"{decoding}.jsonl": len(tests) for decoding in decodings}
-    made = _manifest(root / "generations" / name, 12.5, files, 10 + order, **inputs)
-    _manifest(root / "verdicts" / name, 9.5, files, 20 + order, judged, data=inputs["data"], generations=made)
+    made = _manifest(root / "generations" / name, 12.5, files, 10 + order, reads=reads)
+    _manifest(
+        root / "verdicts" / name, 9.5, files, 20 + order, judged, {"data": reads["data"], f"generations/{name}": made}
+    )
     return made

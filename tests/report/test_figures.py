@@ -4,18 +4,15 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from cpo_ray.report.figures import (
-    PALETTES,
-    Estimate,
-    Labels,
+    IntervalRow,
     Level,
     Series,
     interval_chart,
     line_chart,
     running_mean,
-    standalone,
     thin,
-    ticks,
 )
+from cpo_ray.report.svg import Labels
 
 SVG = "{http://www.w3.org/2000/svg}"
 LABELS = Labels("loss", "Loss <of> & all", "step", "loss (nats)")
@@ -48,7 +45,7 @@ def test_flat_single_and_huge_curves_are_drawn(points):
     assert "nan" not in svg.lower()
 
 
-def test_long_numbers_do_not_run_into_the_label():
+def test_long_tick_labels_do_not_overlap_the_axis_label():
     def first_tick(points):
         root = ET.fromstring(line_chart(LABELS, [Series("a", points, "blue")]))
         ends = [node for node in root.iter(f"{SVG}text") if node.get("text-anchor") == "end"]
@@ -59,23 +56,26 @@ def test_long_numbers_do_not_run_into_the_label():
         assert right - 6.1 * len(text) >= 20, "the label is centred at 13"
 
 
-def test_estimates_stand_under_their_group():
-    estimates = [Estimate("mle", 0.4, 0.3, 0.5, "orange", "greedy"), Estimate("mle", 0.5, 0.4, 0.6, "orange", "top_p")]
-    root = ET.fromstring(interval_chart(LABELS, estimates, Level("even", 0.5)))
+def test_rows_are_drawn_below_the_name_of_their_group():
+    intervals = [
+        IntervalRow("mle", 0.4, 0.3, 0.5, "orange", "greedy"),
+        IntervalRow("mle", 0.5, 0.4, 0.6, "orange", "top_p"),
+    ]
+    root = ET.fromstring(interval_chart(LABELS, intervals, Level("even", 0.5)))
     texts = [node.text for node in root.iter(f"{SVG}text")]
     assert [text for text in texts if text in {"greedy", "top_p", "mle"}] == ["greedy", "mle", "top_p", "mle"]
     assert "greedy, mle 0.400" in root.find(f"{SVG}desc").text
 
 
-def test_a_name_that_is_too_long_is_cut_and_whole_in_the_description():
+def test_a_long_name_is_truncated_but_complete_in_the_description():
     name = "a-model-with-a-name-far-too-long-for-a-chart"
-    root = ET.fromstring(interval_chart(LABELS, [Estimate(name, 0.4, 0.3, 0.5, "blue")], Level("even", 0.5)))
+    root = ET.fromstring(interval_chart(LABELS, [IntervalRow(name, 0.4, 0.3, 0.5, "blue")], Level("even", 0.5)))
     assert any(node.text.endswith("\N{HORIZONTAL ELLIPSIS}") for node in root.iter(f"{SVG}text"))
     assert name in root.find(f"{SVG}desc").text
 
 
 @pytest.mark.parametrize("words", [1, 9, 16])
-def test_a_title_is_as_large_as_fits(words):
+def test_a_long_title_gets_a_smaller_font(words):
     title = "beams " * words
     root = ET.fromstring(line_chart(Labels("x", title, "step"), [Series("a", [(1, 3.0)], "blue")]))
     (size,) = (float(node.get("font-size")) for node in root.iter(f"{SVG}text") if node.text == title)
@@ -84,42 +84,14 @@ def test_a_title_is_as_large_as_fits(words):
 
 
 def test_interval_chart_places_dot_between_its_whiskers():
-    estimates = [Estimate("mle", 0.41, 0.37, 0.45, "orange"), Estimate("cpo", 0.47, 0.43, 0.51, "blue")]
-    root = ET.fromstring(interval_chart(LABELS, estimates, Level("even", 0.5)))
+    intervals = [IntervalRow("mle", 0.41, 0.37, 0.45, "orange"), IntervalRow("cpo", 0.47, 0.43, 0.51, "blue")]
+    root = ET.fromstring(interval_chart(LABELS, intervals, Level("even", 0.5)))
     dots = [float(node.get("cx")) for node in root.iter(f"{SVG}circle")]
     whiskers = [node for node in root.iter(f"{SVG}line") if node.get("stroke-linecap") == "round"]
     for dot, whisker in zip(dots, whiskers, strict=True):
         assert float(whisker.get("x1")) < dot < float(whisker.get("x2"))
     assert dots[0] < dots[1]
     assert "cpo 0.470, from 0.430 to 0.510" in root.find(f"{SVG}desc").text
-
-
-def test_standalone_resolves_every_color():
-    svg = standalone(line_chart(LABELS, [Series("a", [(1, 3.0), (2, 1.5)], "blue")], Level("x", 2)))
-    ET.fromstring(svg)
-    assert "var(" not in svg
-    assert "currentColor" not in svg
-    assert PALETTES["light"]["blue"] in svg
-
-
-def test_palettes_name_the_same_colors_and_are_readable():
-    assert PALETTES["light"].keys() == PALETTES["dark"].keys()
-    for palette in PALETTES.values():
-        for name in ("text", "muted", "accent", "blue", "orange", "green", "pink", "amber", "grey"):
-            for ground in ("surface", "page"):
-                assert _contrast(palette[name], palette[ground]) >= 4.5, (name, ground)
-
-
-def _contrast(first, second):
-    """WCAG 2's contrast ratio."""
-
-    def luminance(color):
-        channels = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
-        linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
-        return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-    dark, light = sorted((luminance(first), luminance(second)))
-    return (light + 0.05) / (dark + 0.05)
 
 
 def test_thinning_keeps_ends_and_spikes():
@@ -140,11 +112,3 @@ def test_running_mean_by_hand():
     points = [(1, 10.0), (2, 4.0), (3, 1.0), (4, 4.0)]
     assert running_mean(points, 3) == [(1, 10.0), (2, 5.0), (3, 3.0), (4, 2.5)]
     assert running_mean(points, 1) == points
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0.33, 0.52, [0.35, 0.4, 0.45, 0.5]), (-50, -3, [-50, -40, -30, -20, -10])],
-)
-def test_ticks_are_round(low, high, expected):
-    assert ticks(low, high) == pytest.approx(expected)

@@ -18,7 +18,11 @@ def config(ranked=True, weight=0.0, **negatives):
         (config(meanfield=4), "MNR"),
         (config(ranked=False, truncation=4), "TN"),
         (config(batch=3, meanfield=5, truncation=3), "MixNR"),
-        (config(ranked=False, batch=3, meanfield=5), "MixN"),
+        (config(ranked=False, autoregressive=0, batch=3, meanfield=5, truncation=3), "MixN"),
+        (config(ranked=False, batch=3, meanfield=5), "3BN+5MN"),
+        (config(autoregressive=3, batch=1, meanfield=2, truncation=1), "3AN+1BN+2MN+1TNR"),
+        (config(shuffled=2, truncation=3, batch=3, meanfield=5), "3BN+5MN+3TN+2shuffledR"),
+        (config(weight=1.0, batch=1, unhelpful=1), "1BN+1UNR + 1 MLE"),
         (config(unhelpful=1), "DPO"),
         (config(ranked=False, unhelpful=4), "UN"),
         (config(shuffled=4), "shuffledR"),
@@ -33,18 +37,20 @@ def test_methods_have_the_paper_s_names(tree, name):
 
 def test_the_other_models():
     assert name_method({}, "mle") == "MLE"
-    assert name_method({"mle": {"scheduled_sampling": {}}}, "mle") == "MLE", "an empty section is not what a run stores"
+    assert name_method({"mle": {"scheduled_sampling": {}}}, "mle") == "MLE", "a run does not store an empty section"
     assert name_method({"mle": {"scheduled_sampling": {"sequences": 3}}}, "mle") == "PSS"
     assert name_method({}, "reference") == "reference"
     assert name_method({}, "somebody-else") == "somebody-else"
 
 
-def test_every_baseline_is_named_as_its_file_says():
+def test_every_baseline_has_the_name_of_its_file():
     for name in ("an", "anr", "bn", "bnr", "mn", "mnr", "tn", "tnr", "mixn", "mixnr"):
         resolved = load_config(shipped_configs()[f"baselines/{name}"]).model_dump(mode="json")
         assert name_method(resolved, "cpo").lower() == name
     online = load_config(shipped_configs()["baselines/anr_online"]).model_dump(mode="json")
     assert name_method(online, "cpo") == "ANR on-policy"
+    demo = load_config(shipped_configs()["demo"]).model_dump(mode="json")
+    assert name_method(demo, "cpo") == "3AN+1BN+2MN+1TNR"
     pss = load_config(shipped_configs()["baselines/pss"]).model_dump(mode="json")
     assert name_method(pss, "mle") == "PSS"
 

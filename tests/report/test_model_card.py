@@ -43,7 +43,7 @@ def test_the_hub_can_read_a_card(root):
     assert scores["mauve"].metric_value == round(row["mauve"], 4)
 
 
-def test_a_card_tells_what_the_model_is_and_how_it_was_made(root):
+def test_a_card_describes_the_model_and_its_training(root):
     card = card_of(root, "merged-0.30")
     for words in (
         "0.3 times the continued-MLE model plus 0.7 times the CPO model (MixNR",
@@ -61,7 +61,7 @@ def test_a_card_tells_what_the_model_is_and_how_it_was_made(root):
     assert "Negatives per prompt" not in card_of(root, "mle")
 
 
-def test_known_data_and_base_are_named_as_the_hub_names_them(tmp_path):
+def test_known_data_and_base_have_their_hub_ids(tmp_path):
     model = {"path": "openai-community/gpt2-xl"}
     data = {"source": "dolly", "path": "/somewhere/databricks-dolly-15k.jsonl"}
     make_fake_run(tmp_path, rows=20, steps=5, decodings=("greedy",), judge="gpt-x", model=model, data=data)
@@ -72,7 +72,7 @@ def test_known_data_and_base_are_named_as_the_hub_names_them(tmp_path):
     assert "a language model's biases" in card
 
 
-def test_a_run_that_was_not_evaluated_says_so(tmp_path):
+def test_the_card_of_a_run_without_evaluation_states_it(tmp_path):
     make_fake_run(tmp_path, rows=5, steps=5, models={})
     (tmp_path / "models" / "cpo").mkdir(parents=True)
     (tmp_path / "config.json").unlink()
@@ -82,7 +82,7 @@ def test_a_run_that_was_not_evaluated_says_so(tmp_path):
     assert "model-index" not in card
 
 
-def test_laying_a_card_into_a_model_leaves_its_fingerprint(root):
+def test_copying_a_card_into_a_model_keeps_its_fingerprint(root):
     def build(out):
         (out / "config.json").write_text("{}")
         return {}
@@ -95,10 +95,10 @@ def test_laying_a_card_into_a_model_leaves_its_fingerprint(root):
     after = find_artifact(root, "models/cpo")
     assert after.fingerprint == before.fingerprint
     assert make_artifact(root, "models/cpo", {"seed": 1}, build).reused
-    assert place_cards(root / "report" / "cards", root / "models") == [], "the same again"
+    assert place_cards(root / "report" / "cards", root / "models") == [], "they are unchanged"
 
 
-def test_cards_of_models_that_are_gone_are_left_in_the_report(root):
+def test_cards_of_deleted_models_stay_in_the_report(root):
     write_report([root], root / "report")
     shutil.rmtree(root / "models" / "cpo")
     placed = place_cards(root / "report" / "cards", root / "models")

@@ -1,4 +1,4 @@
-"""Several runs in one report: who is compared with whom, and the paper's layout."""
+"""Several runs in one report: which models are compared, and the paper's layout."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def written(roots, tmp_path_factory):
     return summary, json.loads((out / "report.json").read_text()), (out / "index.html").read_text(), out
 
 
-def test_each_model_is_compared_with_the_mle_of_its_own_run_and_pss_with_another_s(roots, written):
+def test_a_model_is_compared_with_mle_of_its_own_run_and_pss_with_mle_of_another(roots, written):
     summary, *_ = written
     rows = {row["label"]: row for row in summary["table"]}
     assert rows["anr: cpo"]["difference_to_mle"]["baseline"] == "anr: mle"
@@ -115,7 +115,7 @@ def test_verdicts_of_different_judges_are_not_compared(tmp_path):
     assert rows["b: cpo"]["difference_to_mle"] is None
 
 
-def test_the_page_tells_the_runs_apart(written):
+def test_the_page_distinguishes_the_runs(written):
     *_, page, out = written
     found = Elements(page).found
     ids = [attributes["id"] for _, attributes in found if "id" in attributes]
@@ -133,7 +133,7 @@ def test_the_page_tells_the_runs_apart(written):
     assert re.search("mixnr, MLE .*mixnr, MixNR .*anr, MLE .*anr, ANR", svg)
 
 
-def test_samples_stand_side_by_side(written):
+def test_samples_have_the_answers_of_all_runs(written):
     *_, page, _ = written
     samples = json.loads(Elements(page).script_texts[0])
     assert samples["models"][:2] == ["mixnr: reference", "mixnr: mle"]
@@ -143,13 +143,13 @@ def test_samples_stand_side_by_side(written):
     assert all(len(row["answers"][0]) == 8 for row in samples["rows"])
 
 
-def test_cards_of_several_runs_do_not_meet(written):
+def test_cards_of_several_runs_have_separate_folders(written):
     *_, out = written
     cards = {path.relative_to(out / "cards").as_posix() for path in (out / "cards").rglob("README.md")}
     assert {"1-mixnr/cpo/README.md", "2-anr/cpo/README.md", "3-pss/mle/README.md"} <= cards
 
 
-def test_a_report_leaves_nothing_of_the_one_before_it(roots, tmp_path):
+def test_a_report_removes_the_files_of_an_earlier_report(roots, tmp_path):
     write_report(roots, tmp_path)
     assert (tmp_path / "figures" / "win-rate-negatives.svg").is_file()
     (tmp_path / "figures" / "mine.svg").write_text("not the report's")
@@ -161,7 +161,7 @@ def test_a_report_leaves_nothing_of_the_one_before_it(roots, tmp_path):
     assert "figures/win-rate-negatives.svg" not in kept
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+def test_runs_with_the_same_name_are_distinguished_by_their_folders(tmp_path):
     for folder in ("a", "b"):
         make_fake_run(tmp_path / folder, models={"cpo": 0.5}, **SMALL)
     labels = [run.label for run in read_runs([tmp_path / "a", tmp_path / "b"])]
@@ -170,7 +170,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
         read_runs([tmp_path / "a", tmp_path / "b" / ".." / "a"])
 
 
-def test_a_run_that_stopped_early_stands_beside_a_finished_one(tmp_path, roots):
+def test_an_unfinished_run_can_be_reported_with_a_finished_one(tmp_path, roots):
     (tmp_path / "bare").mkdir()
     summary = write_report([roots[0], tmp_path / "bare"], tmp_path / "out")
     assert "bare: verdicts" in summary["missing"]
@@ -178,7 +178,7 @@ def test_a_run_that_stopped_early_stands_beside_a_finished_one(tmp_path, roots):
     assert "The run bare does not hold" in (tmp_path / "out" / "index.html").read_text()
 
 
-def test_hostile_names_stay_text_and_stay_within_the_report(tmp_path):
+def test_hostile_names_stay_text_and_inside_the_report(tmp_path):
     for folder, name in (("a", "<script>alert(1)</script>"), ("b", "../../../<img src=x>")):
         make_fake_run(tmp_path / "runs" / folder, models={"mle": 0.4, "cpo": 0.5}, name=name, **SMALL)
     write_report([tmp_path / "runs" / "a", tmp_path / "runs" / "b"], tmp_path / "out")
@@ -191,7 +191,7 @@ def test_hostile_names_stay_text_and_stay_within_the_report(tmp_path):
     assert len(list((tmp_path / "out" / "cards").iterdir())) == 2
 
 
-def test_where_all_are_equal_none_is_the_best(tmp_path):
+def test_no_model_is_marked_best_if_all_are_equal(tmp_path):
     make_fake_run(tmp_path / "a", models={"mle": 0.4, "cpo": 0.5}, **SMALL)
     for path in (tmp_path / "a" / "verdicts").rglob("greedy.jsonl"):
         rows = [json.loads(line) | {"outcome": "loss"} for line in path.read_text().splitlines()]

@@ -14,7 +14,7 @@ OWN = {"echoes": 2, "aside": 1}
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """Of a run with two kinds of negatives that the user declared."""
+    """The report of a run with two custom kinds of negatives."""
     root = tmp_path_factory.mktemp("own") / "run"
     make_fake_run(root, rows=30, steps=20, decodings=("greedy",), sampling={"negatives": OWN})
     stats, metrics = root / "groups" / "train" / "stats.json", root / "metrics.jsonl"
@@ -30,7 +30,7 @@ def report(tmp_path_factory):
 
 
 def read_lines(report, chart):
-    """Name -> how its line looks, from the legend."""
+    """Return name -> (colour, dash) of its line in the legend."""
     root = ET.parse(report / "figures" / f"{chart}.svg").getroot()
     samples = [node for node in root.iter(f"{SVG}line") if node.get("stroke-width") == "2.2"]
     names = [node.text for node in root.iter(f"{SVG}text") if node.get("font-size") == "11.5"]
@@ -38,7 +38,7 @@ def read_lines(report, chart):
     return dict(zip(names, looks, strict=True))
 
 
-def test_every_kind_has_a_line_of_its_own_in_every_chart_of_kinds(report):
+def test_every_kind_has_its_own_line_in_every_chart_of_kinds(report):
     seen = {}
     for chart in ("cpo-logp", "sampling-length", "sampling-similarity"):
         lines = read_lines(report, chart)
@@ -53,7 +53,7 @@ def test_no_two_kinds_look_the_same():
     assert len(set(styles.values())) == len(styles) == 20 + len(KIND_STYLES)
 
 
-def test_the_page_names_a_kind_of_the_users_own_with_its_statistics(report):
+def test_the_page_shows_the_statistics_of_a_custom_kind(report):
     page = (report / "index.html").read_text(encoding="utf-8")
     for kind, count in OWN.items():
         assert f'<th scope="row">{kind}</th><td>{3000 * count:,}</td>' in page

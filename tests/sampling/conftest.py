@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from tests.sampling.small_world import make_tokenizer, write_data, write_reference
+from tests.sampling.tiny_reference import make_tokenizer, write_data, write_reference
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
-    """The models are tiny: one thread is faster than two that wait for each other."""
+    """The models are tiny: one thread is faster than two that synchronise."""
     torch.set_num_threads(1)
 
 

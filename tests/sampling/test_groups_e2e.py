@@ -1,4 +1,4 @@
-"""The whole stage with real Ray Data, vLLM, transformers and MiniLM on a tiny model."""
+"""The whole stage with real Ray Data, vLLM, transformers and MiniLM, on a tiny model."""
 
 import json
 import os
@@ -16,78 +16,29 @@ from transformers import AutoModelForCausalLM
 
 from cpo_ray.artifacts import Artifact, Manifest, read_table, write_table
 from cpo_ray.cluster.session import ray_cluster
-from cpo_ray.config import ClusterConfig, RunConfig
+from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import ConfigError, DataError
 from cpo_ray.inference import client
 from cpo_ray.records import GROUP_SCHEMA
 from cpo_ray.sampling.groups import make_groups
-from cpo_ray.sampling.reranking import rank_again
+from cpo_ray.sampling.reranking import rerank
 from tests.engines import engine_processes
 from tests.flaky_server import KEY, serve_flaky
-from tests.sampling.small_world import CONTEXT, MAX_RESPONSE, ROWS
+from tests.sampling.group_settings import API, KIND_MODULE, KINDS, make_config
+from tests.sampling.tiny_reference import CONTEXT, MAX_RESPONSE, ROWS
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.e2e
 
-ROUNDED = 1.1e-5  # similarities have five decimals: noise may round two alike ones apart
-USABLE = ROWS - 1  # one has no truncation negative
-KINDS = [
-    "gold",
-    *["autoregressive"] * 2,
-    *["batch"] * 3,
-    *["meanfield"] * 2,
-    *["truncation"] * 2,
-    "unhelpful",
-    "shouted",
-]
-COUNTS = {"autoregressive": 2, "batch": 3, "meanfield": 2, "truncation": 2, "unhelpful": 1, "shouted": 1}
-API = {"url": "http://127.0.0.1:9/v1", "model": "some-llm"}  # the fixture `api` sets the URL
-
-
-def make_config(**sampling):
-    return RunConfig.model_validate(
-        {
-            "name": "test",
-            "data": {"max_prompt_tokens": 40, "max_response_tokens": MAX_RESPONSE, "on_bad_row": "quarantine"},
-            "model": {"context": CONTEXT},
-            "sampling": {
-                "negatives": COUNTS,
-                "kinds": {"shouted": "toy_shouting:shouted"},
-                "unhelpful": API,
-                "batch_rows": 16,
-                "shard_rows": 32,
-                "engine": {"kv_cache_gib": 0.25, "max_sequences": 64},
-            }
-            | sampling,
-        }
-    )
-
-
-TOY = """
-import time
-from pathlib import Path
-
-
-def shouted(source, rng):
-    return source.response.upper()
-
-
-def mute(source, rng):
-    return []
-
-
-def patient(source, rng):
-    while source.id.endswith("{last}") and not Path(__file__).with_name("gate").exists():
-        time.sleep(0.1)
-    return shouted(source, rng)
-"""
+ROUNDED = 1.1e-5  # similarities have five decimals: noise may change the last one
+USABLE = ROWS - 1  # one row has no truncation negative
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """Kinds of negatives in a package of its own, on PYTHONPATH as a user's is. One holds the last row back: see `gate`."""
+def kind_module(tmp_path_factory):
+    """The user's kinds in a module on PYTHONPATH. The kind `patient` waits for the file `gate` at the last row."""
     folder = tmp_path_factory.mktemp("packages")
-    (folder / "toy_shouting.py").write_text(TOY.format(last=f"{ROWS - 1:x}"))
+    (folder / "shouting_kinds.py").write_text(KIND_MODULE.format(last=f"{ROWS - 1:x}"))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
@@ -96,7 +47,7 @@ def toy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def api():
-    """An LLM of few words, which fails for some requests."""
+    """An LLM with a fixed answer, which fails for some requests."""
     answer = {"choices": [{"message": {"role": "assistant", "content": "the apples are a pear"}}]}
     with serve_flaky(lambda _: answer, failing=0.1) as service, pytest.MonkeyPatch.context() as patch:
         patch.setitem(API, "url", service.url)
@@ -106,7 +57,7 @@ def api():
 
 
 @pytest.fixture(scope="module")
-def ray(toy, api):
+def ray(kind_module, api):
     with ray_cluster(ClusterConfig(object_store_gib=0.3)) as cluster:
         cluster.ensure()
         import ray
@@ -115,7 +66,7 @@ def ray(toy, api):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, data, reference, ray):
+def finished(tmp_path_factory, data, reference, ray):
     out, progress = tmp_path_factory.mktemp("groups"), []
     started = time.monotonic()
     summary = make_groups(make_config(), data, reference, out, progress.append)
@@ -123,11 +74,14 @@ def made(tmp_path_factory, data, reference, ray):
     return out, summary, progress
 
 
-def test_groups_have_the_schema_the_order_and_the_promised_candidates(made, data, tokenizer, api):
-    out, summary, progress = made
+def test_groups_have_the_schema_the_order_and_the_configured_candidates(finished, data, tokenizer, api):
+    out, summary, progress = finished
     table = read_table(out)
     assert table.schema.equals(GROUP_SCHEMA)
-    assert sorted(p.name for p in out.glob("*")) == [*(f"part-0000{i}.parquet" for i in range(3)), "stats.json"]
+    shards = [f"part-0000{i}.parquet" for i in range(3)]
+    assert sorted(p.name for p in out.glob("*")) == [*shards, "selected", "stats.json"]
+    selected = read_table(out / "selected").select(["id", "prompt_ids"])
+    assert selected.equals(table.select(["id", "prompt_ids"]))
     examples = [row for row in read_table(data / "train").to_pylist() if row["id"] != f"{40:016x}"]
     assert sum(progress) == summary["rows"] == USABLE == len(table)
     assert summary["unhelpful"]["asked"] == len(api.answered) == USABLE
@@ -157,9 +111,9 @@ def test_groups_have_the_schema_the_order_and_the_promised_candidates(made, data
         assert negatives[10] == [*tokenizer.encode(example["response"].upper())[: MAX_RESPONSE - 1], eos]
 
 
-def test_reference_scores_equal_separate_forwards(made, reference):
+def test_reference_scores_equal_separate_forward_passes(finished, reference):
     model = AutoModelForCausalLM.from_pretrained(reference)
-    for group in read_table(made[0]).to_pylist()[::7]:
+    for group in read_table(finished[0]).to_pylist()[::7]:
         prompt = group["prompt_ids"]
         for candidate, score in zip(group["candidate_ids"], group["ref_logps"], strict=True):
             with torch.no_grad():
@@ -167,9 +121,9 @@ def test_reference_scores_equal_separate_forwards(made, reference):
             assert score == pytest.approx(logps.gather(1, torch.tensor(candidate)[:, None]).sum().item(), abs=1e-3)
 
 
-def test_samples_come_from_the_reference(made, reference):
-    """The mean log-prob of samples is the model's own: near minus its entropy, unlike that of random tokens."""
-    stats = json.loads((made[0] / "stats.json").read_text())
+def test_samples_come_from_the_reference(finished, reference):
+    """Samples have a mean log-prob near minus the model's entropy, much higher than that of random tokens."""
+    stats = json.loads((finished[0] / "stats.json").read_text())
     assert set(stats) == set(KINDS)
     assert stats["autoregressive"]["count"] == 2 * USABLE
     for kind in KINDS[1:]:
@@ -179,8 +133,8 @@ def test_samples_come_from_the_reference(made, reference):
     assert per_token["autoregressive"] > per_token["gold"] + 0.5
 
 
-def test_a_rerun_makes_only_the_missing_shard_and_the_same_rows(made, data, reference):
-    out, _, _ = made
+def test_a_rerun_makes_only_the_missing_shard_with_the_same_rows(finished, data, reference):
+    out, _, _ = finished
     counted = json.loads((out / "stats.json").read_text())
     before, second = read_table(out), out / "part-00001.parquet"
     untouched = {p: p.stat().st_mtime_ns for p in out.glob("*.parquet") if p != second}
@@ -202,9 +156,9 @@ def test_a_rerun_makes_only_the_missing_shard_and_the_same_rows(made, data, refe
     }
 
 
-def test_another_embedder_ranks_again_and_draws_nothing(made, reference, tmp_path):
-    """The groups stand there with ranks of another embedder: only those change, to what this one says."""
-    out, summary, _ = made
+def test_another_embedder_only_ranks_again(finished, reference, tmp_path):
+    """Groups with the ranks of another embedder: only ranks and similarities change, to those of this embedder."""
+    out, summary, _ = finished
     expected, before = read_table(out), tmp_path / "before"
     for shard in out.glob("*.parquet"):
         table = pq.read_table(shard)
@@ -213,18 +167,20 @@ def test_another_embedder_ranks_again_and_draws_nothing(made, reference, tmp_pat
             table = table.set_column(place, table.schema.field(name), pa.array([wrong] * len(table), table[name].type))
         write_table(before / shard.name, table)
     (before / "stats.json").write_bytes((out / "stats.json").read_bytes())
+    write_table(before / "selected" / "part-00000.parquet", read_table(out / "selected"))
     artifact = Artifact("groups/train", before, Manifest({}, {}, summary, 0.0, ""))
     done: list[int] = []
     shard = min(before.glob("*.parquet"))
-    for name in (shard.name, "part-00077.parquet"):  # left by a run that was killed, with other bounds
+    for name in (shard.name, "part-00077.parquet"):  # left by a killed run with other bounds
         write_table(tmp_path / "after" / name, pq.read_table(shard).slice(0, 3))
-    assert rank_again(make_config(), artifact, reference, tmp_path / "after", done.append) == summary
+    assert rerank(make_config(), artifact, reference, tmp_path / "after", done.append) == summary
     after = read_table(tmp_path / "after")
     assert sum(done) == len(after)
     same = [name for name in GROUP_SCHEMA.names if name != "similarity"]
     assert after.select(same).equals(expected.select(same))
     flat = [pa.compute.list_flatten(table["similarity"]).to_pylist() for table in (after, expected)]
     assert flat[0] == pytest.approx(flat[1], abs=ROUNDED)
+    assert read_table(tmp_path / "after" / "selected").equals(read_table(out / "selected"))
     stats = [json.loads((folder / "stats.json").read_text()) for folder in (tmp_path / "after", out)]
     assert stats[0]["batch"]["redraws"] == stats[1]["batch"]["redraws"]
 
@@ -249,10 +205,8 @@ def assert_same_groups(one, other):
         assert flat[0] == pytest.approx(flat[1], abs=tolerance)
 
 
-def test_neither_the_number_of_actors_nor_a_kill_in_the_middle_changes_a_row(
-    by_one_actor_each, data, reference, tmp_path
-):
-    """One actor of each sort, or three that are stopped after the first shard and begin again."""
+def test_neither_the_number_of_actors_nor_an_interruption_changes_a_row(by_one_actor_each, data, reference, tmp_path):
+    """One actor of each kind, or three that are stopped after the first shard and started again."""
     out, three = tmp_path / "three", {"scorers": {"minimum": 3}, "rankers": {"minimum": 3}}
 
     def stop(_):
@@ -267,45 +221,47 @@ def test_neither_the_number_of_actors_nor_a_kill_in_the_middle_changes_a_row(
 
 @pytest.mark.chaos
 def test_a_full_object_store_changes_no_row(by_one_actor_each, data, reference, ray, tmp_path):
-    """What others hold in it, twice its size, goes to the disk and comes back."""
+    """Other objects of twice the store's size are spilled to disk and restored."""
     held = [ray.put(np.full(50 * 2**20, number, np.uint8)) for number in range(12)]
     assert_same_groups(by_one_actor_each, make_mixed(data, reference, tmp_path / "full"))
     assert [int(ray.get(thing)[-1]) for thing in held] == list(range(12))
 
 
-def test_the_engine_is_gone_when_the_stage_is_over(made, ray):
+def test_no_engine_is_left_after_the_stage(finished, ray):
     assert eventually(lambda: engine_processes() == [])
     assert eventually(lambda: ray.available_resources().get("CPU") == 8)
 
 
-def test_what_a_kind_gets_wrong_reaches_the_user_as_our_error(made, data, reference, tmp_path):
-    """Raised inside a Ray task, seen as a ConfigError."""
+def test_an_invalid_negative_of_a_kind_raises_a_config_error(finished, data, reference, tmp_path):
+    """It is raised in a Ray task and reaches the driver as a ConfigError."""
     counts = {"batch": 3, "meanfield": 0, "truncation": 0, "unhelpful": 0, "mute": 1}
-    config = make_config(rows=16, negatives=counts, kinds={"mute": "toy_shouting:mute"})
-    with pytest.raises(ConfigError, match=r"sampling\.negatives\.mute: the negative for row .* is no continuation"):
+    config = make_config(rows=16, negatives=counts, kinds={"mute": "shouting_kinds:mute"})
+    with pytest.raises(
+        ConfigError, match=r"sampling\.negatives\.mute: the negative for row .* is not a valid continuation"
+    ):
         make_groups(config, data, reference, tmp_path, lambda _: None)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_row_without_enough_others_is_refused_before_any_actor_starts(data, reference, tmp_path):
+def test_too_few_rows_for_batch_negatives_raise_an_error_before_any_actor_starts(data, reference, tmp_path):
     with pytest.raises(DataError, match="have 2 different responses"):
         make_groups(make_config(rows=3), data, reference, tmp_path, lambda _: None)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.chaos
-def test_a_killed_engine_is_started_again(made, data, reference, toy, tmp_path):
-    """Kill vLLM's own process before its last unit: the actor ends, Ray Data starts another and the stage finishes."""
+def test_a_killed_engine_is_restarted(finished, data, reference, kind_module, tmp_path):
+    """vLLM's process is killed before its last unit: the actor exits, Ray Data replaces it and the stage finishes."""
     killed: list[int] = []
 
     def kill_once(_):
         if not killed:
             killed.append(engine_processes()[0].pid)
             os.kill(killed[0], signal.SIGKILL)
-            (toy / "gate").touch()
+            (kind_module / "gate").touch()
 
     held_back = make_config(
-        engine={"kv_cache_gib": 0.25, "max_sequences": 1}, kinds={"shouted": "toy_shouting:patient"}
+        engine={"kv_cache_gib": 0.25, "max_sequences": 1}, kinds={"shouted": "shouting_kinds:patient"}
     )
     summary = make_groups(held_back, data, reference, tmp_path, kill_once)
     assert len(killed) == 1

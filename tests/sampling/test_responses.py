@@ -1,4 +1,4 @@
-"""Text that becomes a candidate is tokenized as the data stage tokenizes the truth."""
+"""Text that becomes a candidate is tokenized as the data stage tokenizes the ground truth."""
 
 import pytest
 
@@ -13,19 +13,19 @@ def tokenizer():
     return train_tokenizer(["count the apples", "two pears and ten apples"], 300)
 
 
-def test_a_response_is_tokens_of_the_data_stage_cut_and_ended(tokenizer):
-    made = encode_responses(tokenizer, TEXTS, 16)
-    for text, plain, tokens in zip(TEXTS, encode(tokenizer, TEXTS, special=False), made, strict=True):
+def test_a_response_is_tokenized_as_in_the_data_stage_cut_and_ended_with_eos(tokenizer):
+    encoded = encode_responses(tokenizer, TEXTS, 16)
+    for text, plain, tokens in zip(TEXTS, encode(tokenizer, TEXTS, special=False), encoded, strict=True):
         assert tokens == [*plain[:15], tokenizer.eos_token_id], text
         assert tokens.count(tokenizer.eos_token_id) == 1
     assert encode_responses(tokenizer, [], 16) == []
 
 
-def test_tokens_are_counted_whole(tokenizer):
+def test_tokens_of_whole_texts_are_counted(tokenizer):
     assert count_tokens(tokenizer, TEXTS) == [len(ids) for ids in encode(tokenizer, TEXTS, special=False)]
 
 
-def test_a_tokenizer_is_loaded_once_a_process(tokenizer, tmp_path):
+def test_a_tokenizer_is_loaded_once_per_process(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = load_tokenizer(tmp_path)
     assert load_tokenizer(tmp_path) is loaded

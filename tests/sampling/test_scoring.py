@@ -1,4 +1,4 @@
-"""Scores and meanfield negatives against plain forwards of a tiny model."""
+"""Scores and meanfield negatives, compared with separate forward passes of a tiny model."""
 
 import copy
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cpo_ray.config import RunConfig
+from cpo_ray.config import RunConfig, SamplingConfig
 from cpo_ray.errors import TrainingError
 from cpo_ray.objective.architectures import layout_of
 from cpo_ray.sampling import scoring
-from cpo_ray.sampling.scoring import add_meanfield, batches, score, settle
-from cpo_ray.sampling.units import begin_unit, read_units, write_units
+from cpo_ray.sampling.scoring import add_meanfield, batch_by_cost, choose_layout, score
+from cpo_ray.sampling.units import empty_unit, read_units, write_units
 from tests.objective.tiny_models import tiny_architecture
 
 EOS = 1
@@ -28,7 +28,7 @@ def model():
 
 @pytest.fixture
 def config():
-    return RunConfig.model_validate({"name": "test", "sampling": {"negatives": {"meanfield": 3}}})
+    return SamplingConfig.model_validate({"negatives": {"meanfield": 3}})
 
 
 def make_groups(rows=6):
@@ -57,7 +57,7 @@ def make_groups(rows=6):
 
 
 def as_unit(groups):
-    return {**begin_unit(0, 17), "groups": groups}
+    return {**empty_unit(0, 17), "groups": groups}
 
 
 def plain_logp(model, prompt, continuation):
@@ -66,7 +66,7 @@ def plain_logp(model, prompt, continuation):
     return sum(logps[len(prompt) + t - 1, token].item() for t, token in enumerate(continuation))
 
 
-def test_scores_equal_separate_forwards_in_the_order_of_kinds(model, config):
+def test_scores_equal_separate_forward_passes_in_the_order_of_kinds(model, config):
     groups = make_groups()
     add_meanfield(model, as_unit(groups), config)
     score(model, groups)
@@ -77,7 +77,7 @@ def test_scores_equal_separate_forwards_in_the_order_of_kinds(model, config):
         assert group["ref_logps"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_meanfield_does_not_depend_on_the_rows_beside_it(model, config, monkeypatch):
+def test_meanfield_does_not_depend_on_other_rows_of_the_batch(model, config, monkeypatch):
     together, alone, in_small_batches = make_groups(), make_groups(), make_groups()
     add_meanfield(model, as_unit(together), config)
     for group in alone:
@@ -87,7 +87,7 @@ def test_meanfield_does_not_depend_on_the_rows_beside_it(model, config, monkeypa
     assert together == alone == in_small_batches
 
 
-def test_meanfield_work_is_noted_and_repeats_nothing_that_the_group_has(model, config):
+def test_meanfield_work_is_counted_and_no_candidate_is_repeated(model, config):
     unit = as_unit(make_groups())
     add_meanfield(model, unit, config)
     (work,) = unit["work"]
@@ -116,10 +116,11 @@ def test_a_reference_that_is_not_finite_is_named_with_row_candidate_and_layer(mo
         score(model, groups)
 
 
-def test_the_first_unit_settles_the_layout_of_the_reference_and_of_later_policies(config, tmp_path, caplog):
+def test_the_first_unit_settles_the_layout_of_the_reference_and_of_later_policies(tmp_path, caplog):
     """A reference of state spaces: a line says once that its continuations have rows of their own."""
     for name in ("reference", "policy"):
         tiny_architecture("mamba").save_pretrained(tmp_path / name)
+    config = RunConfig.model_validate({"sampling": {"negatives": {"meanfield": 3}}})
     scorer = scoring.Scorer(config, tmp_path / "reference")
     units = []
     for policy in ("", "", str(tmp_path / "policy")):
@@ -135,9 +136,9 @@ def test_a_reference_that_cannot_be_scored_is_refused(model):
     model = copy.deepcopy(model)
     model.model.norm.register_forward_hook(lambda module, _, hidden: hidden + torch.randn_like(hidden))
     with pytest.raises(TrainingError, match="LlamaForCausalLM: in rows of their own, packed log-probs differ"):
-        settle(model, make_groups())
+        choose_layout(model, make_groups())
 
 
-def test_batches_keep_within_the_budget_and_lose_nothing():
-    assert list(batches([0.5, 2.0, 0.25, 0.4, 0.3], 1.0)) == [[2, 4, 3], [0], [1]]
-    assert list(batches([], 1.0)) == []
+def test_batches_stay_within_the_budget_and_contain_every_index():
+    assert list(batch_by_cost([0.5, 2.0, 0.25, 0.4, 0.3], 1.0)) == [[2, 4, 3], [0], [1]]
+    assert list(batch_by_cost([], 1.0)) == []

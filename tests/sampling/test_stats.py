@@ -1,4 +1,4 @@
-"""What stats.json says, counted by hand."""
+"""The numbers of stats.json, compared with counts by hand."""
 
 import json
 
@@ -8,14 +8,14 @@ import pytest
 
 from cpo_ray.artifacts import make_artifact, write_json, write_table
 from cpo_ray.records import GROUP_SCHEMA
-from cpo_ray.sampling.stats import Tally, count_candidates, warnings, with_redraws
+from cpo_ray.sampling.stats import DrawCounts, count_candidates, warnings, with_redraws
 
 EOS = 0
 GOLD = [1, 2, 3, EOS]
 
 
 def group(**candidates):
-    """candidates: kind -> its token lists."""
+    """candidates: kind -> its candidates, as token ids."""
     ids = [GOLD, *(tokens for lists in candidates.values() for tokens in lists)]
     return {
         "id": "a",
@@ -55,7 +55,7 @@ def test_counts_by_hand(shards):
     assert stats["gold"]["equal_to_gold"] == stats["gold"]["redraws"] == 0
 
 
-def test_distributions_stand_against_the_gold(shards):
+def test_distributions_are_relative_to_the_gold(shards):
     stats = count_candidates(shards)
     batch = stats["batch"]
     assert (batch["length"]["min"], batch["length"]["median"], batch["length"]["max"]) == (2, 3, 6)
@@ -70,42 +70,46 @@ def test_distributions_stand_against_the_gold(shards):
             == kind["count"]
             == sum(kind["similarity"]["histogram"]["counts"])
         )
-        assert kind["length"]["histogram"] | {"counts": []} == {"low": 0, "high": 6, "counts": []}  # one axis for all
+        assert kind["length"]["histogram"] | {"counts": []} == {
+            "low": 0,
+            "high": 6,
+            "counts": [],
+        }  # same bins for all
     assert json.loads(json.dumps(stats, allow_nan=False)) == stats
 
 
 def test_counts_do_not_depend_on_the_shards(shards):
     both = pa.concat_tables(shards)  # keeps the first shard's metadata
     together = count_candidates([both])
-    apart = count_candidates([*shards, shard()])
-    for kind, facts in apart.items():
-        assert {**facts, "redraws": 0, "redraw_rate": 0} == {**together[kind], "redraws": 0, "redraw_rate": 0}
-    assert count_candidates([table.slice(0, 1) for table in shards]) == apart
+    separate = count_candidates([*shards, shard()])
+    for kind, numbers in separate.items():
+        assert {**numbers, "redraws": 0, "redraw_rate": 0} == {**together[kind], "redraws": 0, "redraw_rate": 0}
+    assert count_candidates([table.slice(0, 1) for table in shards]) == separate
     assert count_candidates([]) == {}
 
 
-def test_redraws_survive_the_disk_and_change_no_column(shards, tmp_path):
+def test_redraws_survive_a_round_trip_to_disk_and_change_no_column(shards, tmp_path):
     write_table(tmp_path / "part.parquet", shards[0])
     table = pq.read_table(tmp_path / "part.parquet")
     assert table.schema.equals(GROUP_SCHEMA)
     assert count_candidates([table]) == count_candidates(shards[:1])
 
 
-def test_a_shard_without_redraws_in_it_has_none():
+def test_a_shard_without_redraws_in_its_metadata_counts_none():
     table = pa.Table.from_pylist([group(batch=[[4, EOS]])], schema=GROUP_SCHEMA)
     assert count_candidates([table])["batch"]["redraws"] == 0
 
 
-def test_work_adds_up():
-    tally = Tally()
-    tally.add([{"kind": "batch", "redraws": 1, "tokens": 10, "seconds": 2.0}])
-    tally.add([{"kind": "batch", "redraws": 0, "tokens": 20, "seconds": 1.0}])
-    tally.add([{"kind": "unhelpful", "redraws": 4, "tokens": 5, "seconds": 0.0}])
-    assert tally.speeds == {"batch": 10.0}
-    assert tally.redraws == {"batch": 1, "unhelpful": 4}
+def test_work_is_summed_by_kind():
+    counts = DrawCounts()
+    counts.add([{"kind": "batch", "redraws": 1, "tokens": 10, "seconds": 2.0}])
+    counts.add([{"kind": "batch", "redraws": 0, "tokens": 20, "seconds": 1.0}])
+    counts.add([{"kind": "unhelpful", "redraws": 4, "tokens": 5, "seconds": 0.0}])
+    assert counts.speeds == {"batch": 10.0}
+    assert counts.redraws == {"batch": 1, "unhelpful": 4}
 
 
-def test_a_reference_that_knows_its_prompts_by_heart_is_told(shards):
+def test_warnings_report_left_out_rows_cut_prompts_and_repeated_draws(shards):
     lines = warnings(count_candidates(shards), {"empty prompt": 2}, 3)
     assert lines[0] == "2 rows were left out: empty prompt"
     assert lines[1].startswith("3 prompts lost their first tokens")
@@ -115,7 +119,7 @@ def test_a_reference_that_knows_its_prompts_by_heart_is_told(shards):
     assert warnings(count_candidates([shard(group(batch=[[4, EOS]]))]), {}, 0) == []
 
 
-def test_speeds_are_no_part_of_an_artifacts_content(tmp_path):
+def test_speeds_do_not_change_the_fingerprint_of_an_artifact(tmp_path):
     def build(speed):
         return lambda out: write_json(out / "stats.json", {"speed": speed}) or {}
 

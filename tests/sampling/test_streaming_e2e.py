@@ -1,4 +1,4 @@
-"""Sampling while training goes on: real Ray Data, and real Ray Train at the other end."""
+"""Sampling during training, with real Ray Data and real Ray Train."""
 
 import json
 import threading
@@ -17,18 +17,18 @@ from cpo_ray.objective.logprobs import candidate_logps
 from cpo_ray.objective.packing import pack_groups
 from cpo_ray.sampling.streaming import open_stream, write_recorded
 from cpo_ray.training import trainer
-from cpo_ray.training.batch_order import Batches
+from cpo_ray.training.batch_order import BatchOrder
 from cpo_ray.training.task import Task
 from tests.engines import engine_processes
-from tests.sampling.made_rows import make_table
-from tests.sampling.small_world import CONTEXT, MAX_RESPONSE, ROWS
-from tests.training.world import tampered
+from tests.sampling.example_rows import make_table
+from tests.sampling.tiny_reference import CONTEXT, MAX_RESPONSE, ROWS
+from tests.training.world import worker_with_kills
 
 pytestmark = pytest.mark.e2e
 
 STEPS, PROMPTS, SEED = 8, 16, 17  # an epoch is six steps
 COUNTS = {"batch": 3, "meanfield": 2, "truncation": 2}
-DRAWN = ("id", "candidate_kind", "candidate_ids", "rank")
+DRAWN_COLUMNS = ("id", "candidate_kind", "candidate_ids", "rank")
 
 
 def make_config(**sampling):
@@ -65,7 +65,7 @@ def stream(data, reference, cluster, tmp_path_factory):
 
     def order(rows):
         assert rows == ROWS - 1
-        return Batches(rows, PROMPTS, SEED).at
+        return BatchOrder(rows, PROMPTS, SEED).at
 
     def open_one(folder="stream", **sampling):
         return open_stream(make_config(**sampling), data, reference, root / folder, order)
@@ -75,13 +75,13 @@ def stream(data, reference, cluster, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def streamed(stream):
-    """A stream, and all its steps."""
-    mine = stream()
-    return mine, dict(mine.groups(0))
+    """A stream and the groups of all its steps."""
+    opened = stream()
+    return opened, dict(opened.groups(0))
 
 
 def other_model(reference, folder):
-    """A model of the same shape and tokenizer with other weights."""
+    """A model with the reference's shape and tokenizer, but other weights."""
     model = AutoModelForCausalLM.from_pretrained(reference)
     for parameter in model.parameters():
         parameter.data = parameter.data.flip(0)
@@ -92,13 +92,13 @@ def candidates(group, kind):
     return [ids for ids, name in zip(group["candidate_ids"], group["candidate_kind"], strict=True) if name == kind]
 
 
-def test_each_step_has_its_rows_fresh_negatives_and_the_same_ones_after_a_restart(streamed, data):
-    mine, steps = streamed
+def test_each_step_has_its_rows_and_fresh_negatives_and_a_restart_repeats_them(streamed, data):
+    opened, steps = streamed
     assert list(steps) == list(range(STEPS))
     ids = [row_id for row_id in read_table(data / "train")["id"].to_pylist() if row_id != f"{40:016x}"]
     times_seen = {}
     for step, groups in steps.items():
-        assert [group["id"] for group in groups] == [ids[row] for row in Batches(ROWS - 1, PROMPTS, SEED).at(step)]
+        assert [group["id"] for group in groups] == [ids[row] for row in BatchOrder(ROWS - 1, PROMPTS, SEED).at(step)]
         for group in groups:
             times_seen.setdefault(group["id"], []).append(group)
     twice = [groups for groups in times_seen.values() if len(groups) == 2]
@@ -107,23 +107,28 @@ def test_each_step_has_its_rows_fresh_negatives_and_the_same_ones_after_a_restar
     fresh = [one["candidate_ids"][1:] != two["candidate_ids"][1:] for one, two in twice]
     assert sum(fresh) == len(fresh)
 
-    again = dict(mine.groups(5))
+    again = dict(opened.groups(5))
     assert list(again) == [5, 6, 7]
     for step, groups in again.items():
         for one, two in zip(groups, steps[step], strict=True):
-            assert [one[name] for name in DRAWN] == [two[name] for name in DRAWN]
+            assert [one[name] for name in DRAWN_COLUMNS] == [two[name] for name in DRAWN_COLUMNS]
             assert one["ref_logps"] == pytest.approx(two["ref_logps"], abs=1e-5)
 
 
-def test_what_was_streamed_can_be_looked_at(streamed, tmp_path):
-    mine, steps = streamed
+def test_recorded_units_become_a_groups_artifact(streamed, tmp_path):
+    opened, steps = streamed
     groups = [group for step in range(STEPS) for group in steps[step]]
     out = tmp_path / "groups"
-    summary = write_recorded(mine, out)
-    assert summary["rows"] == len(groups) == STEPS * PROMPTS  # of so few steps all are kept
+    summary = write_recorded(opened, out)
+    assert summary["rows"] == len(groups) == STEPS * PROMPTS  # with so few steps all are recorded
     assert summary["of steps"] == list(range(1, STEPS + 1))
     assert "1 rows were left out: one-token response" in summary["warnings"][0]
     assert read_table(out)["id"].to_pylist() == [group["id"] for group in groups]
+    selected = read_table(out / "selected")  # all rows, also those that no step takes
+    assert len(selected) == ROWS - 1
+    for step in range(STEPS):
+        ids = selected["id"].take(BatchOrder(ROWS - 1, PROMPTS, SEED).at(step)).to_pylist()
+        assert ids == [group["id"] for group in steps[step]]
     stats = json.loads((out / "stats.json").read_text())
     assert {kind: entry["count"] for kind, entry in stats.items()} == {
         kind: count * len(groups) for kind, count in ({"gold": 1} | COUNTS).items()
@@ -132,29 +137,29 @@ def test_what_was_streamed_can_be_looked_at(streamed, tmp_path):
 
 
 def test_a_refreshed_stream_samples_from_the_policy_and_scores_with_the_reference(streamed, stream, reference):
-    """Steps 4 and 5 from another model, by the engine that was there before; 6 and 7 from one that equals the reference."""
+    """The same engine samples steps 4 and 5 from another model, 6 and 7 from one that equals the reference."""
     _, from_reference = streamed
     engine = {"kv_cache_gib": 0.25, "max_sequences": 16}
-    mine = stream("refreshed", refresh_steps=2, negatives=COUNTS | {"autoregressive": 1}, engine=engine)
-    arrived, over, engines = {}, threading.Event(), set()
+    opened = stream("refreshed", refresh_steps=2, negatives=COUNTS | {"autoregressive": 1}, engine=engine)
+    arrived, finished, engines = {}, threading.Event(), set()
 
-    def listen():
-        for step, groups in mine.groups(0):
+    def collect():
+        for step, groups in opened.groups(0):
             arrived[step] = groups
             engines.update(process.pid for process in engine_processes())
-        over.set()
+        finished.set()
 
-    listener = threading.Thread(target=listen)
-    listener.start()
-    other_model(reference, mine.shelf.desk(2))
-    mine.shelf.put(2)
+    collector = threading.Thread(target=collect)
+    collector.start()
+    other_model(reference, opened.snapshots.partial_path(2))
+    opened.snapshots.publish(2)
     while len(arrived) < 6:
-        assert listener.is_alive()
-        assert not over.wait(0.2)
-    assert not over.wait(3)  # steps 6 and 7 wait for the policy of step 4
-    AutoModelForCausalLM.from_pretrained(reference).save_pretrained(mine.shelf.desk(4))
-    mine.shelf.put(4)
-    listener.join(120)
+        assert collector.is_alive()
+        assert not finished.wait(0.2)
+    assert not finished.wait(3)  # steps 6 and 7 wait for the policy of step 4
+    AutoModelForCausalLM.from_pretrained(reference).save_pretrained(opened.snapshots.partial_path(4))
+    opened.snapshots.publish(4)
+    collector.join(120)
     assert sorted(arrived) == list(range(STEPS))
     assert len(engines) == 1
 
@@ -170,7 +175,7 @@ def test_a_refreshed_stream_samples_from_the_policy_and_scores_with_the_referenc
         for one, two in zip(arrived[step], from_reference[step], strict=True):
             assert one["ref_logps"][0] == pytest.approx(two["ref_logps"][0], abs=1e-5)
 
-    policy = AutoModelForCausalLM.from_pretrained(mine.shelf.place(2))
+    policy = AutoModelForCausalLM.from_pretrained(opened.snapshots.path(2))
     for step, groups in arrived.items():
         samples = [(group["prompt_ids"], *candidates(group, "autoregressive")) for group in groups]
         under_policy = candidate_logps(policy, pack_groups([p for p, _ in samples], [[s] for _, s in samples]))
@@ -178,8 +183,8 @@ def test_a_refreshed_stream_samples_from_the_policy_and_scores_with_the_referenc
         assert (under_policy.sum() > under_reference) == (step in (4, 5))
 
 
-def test_a_step_whose_rows_are_too_much_alike_is_told_before_anything_starts(reference, cluster, tmp_path):
-    """Every sixth row has the same response: no sixteen in a row are alike, but the third step takes those alone."""
+def test_a_step_with_too_few_distinct_responses_raises_an_error_before_any_actor_starts(reference, cluster, tmp_path):
+    """Every sixth row has the same response: consecutive rows are fine, but the third step takes only those."""
     table = make_table([[5, 0] if number % 6 == 0 else [6 + number, 0] for number in range(6 * PROMPTS)])
     write_table(tmp_path / "train" / "part-00000.parquet", table)
     config = make_config(negatives={"batch": 3, "meanfield": 0, "truncation": 0})
@@ -192,14 +197,14 @@ def test_a_step_whose_rows_are_too_much_alike_is_told_before_anything_starts(ref
     open_stream(config, tmp_path, reference, tmp_path / "stream", alike_at(STEPS))
 
 
-def test_what_is_wrong_with_a_kind_is_told_before_anything_starts(stream):
+def test_an_error_in_a_kind_is_raised_before_any_actor_starts(stream):
     with pytest.raises(ConfigError, match="no_such_module"):
         stream(negatives={"own": 1}, kinds={"own": "no_such_module:draw"})
 
 
 @pytest.mark.chaos
-def test_a_killed_worker_changes_no_bit_of_the_final_weights(stream, reference, cluster, tmp_path, monkeypatch):
-    """Two workers, a policy every second step; one is killed at step 5 and the stream opened again."""
+def test_a_killed_worker_does_not_change_the_final_weights(stream, reference, cluster, tmp_path, monkeypatch):
+    """Two workers, a policy snapshot every second step. One worker is killed at step 5 and the stream is started again."""
 
     def train(name):
         config = make_config(refresh_steps=2)
@@ -217,23 +222,25 @@ def test_a_killed_worker_changes_no_bit_of_the_final_weights(stream, reference, 
             stream=stream(f"stream-{name}", refresh_steps=2),
         )
         losses, notices = {}, []
-        hear = partial(hear_step, losses)
+        on_metrics = partial(record_loss, losses)
         (tmp_path / name).mkdir()
-        trainer.train_model(task, cluster, tmp_path / f"{name}-checkpoints", tmp_path / name, hear, notices.append)
+        trainer.train_model(
+            task, cluster, tmp_path / f"{name}-checkpoints", tmp_path / name, on_metrics, notices.append
+        )
         assert sorted(losses) == list(range(1, STEPS + 1))
         return load_file(tmp_path / name / "model.safetensors"), notices
 
     undisturbed, notices = train("undisturbed")
     assert notices == []
-    (tmp_path / "blows").mkdir()
-    # Steps so long that the checkpoints of the second and fourth are in the storage by then.
-    monkeypatch.setattr(trainer, "train_worker", tampered({("step", 5): 1}, tmp_path / "blows", pause=1.0))
+    (tmp_path / "kills").mkdir()
+    # Steps are long enough for the checkpoints of steps 2 and 4 to be stored by then.
+    monkeypatch.setattr(trainer, "train_worker", worker_with_kills({("step", 5): 1}, tmp_path / "kills", pause=1.0))
     disturbed, notices = train("disturbed")
     assert notices
-    assert all(notice.startswith("workers were lost: going on from step ") for notice in notices)
-    assert [blow.name for blow in (tmp_path / "blows").iterdir()] == ["step-5"]
+    assert all(notice.startswith("workers were lost: resuming from step ") for notice in notices)
+    assert [kill.name for kill in (tmp_path / "kills").iterdir()] == ["step-5"]
     assert all(torch.equal(undisturbed[name], disturbed[name]) for name in undisturbed)
 
 
-def hear_step(losses, metrics):
+def record_loss(losses, metrics):
     losses[metrics["step"]] = metrics["loss"]

@@ -1,4 +1,4 @@
-"""Units: selection of rows, negatives without a model, order of candidates."""
+"""Units: negatives that need no model, and the order of candidates."""
 
 import numpy as np
 import pyarrow as pa
@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpo_ray.errors import ConfigError, DataError
+from cpo_ray.errors import DataError
 from cpo_ray.sampling.selection import select_rows
-from cpo_ray.sampling.units import add, put_in_order, read_units, windows, write_units
-from tests.sampling.made_rows import EOS, draw, make_config, make_table, responses
+from cpo_ray.sampling.units import add_candidates, read_units, sort_candidates, windows, write_units
+from tests.sampling.example_rows import EOS, draw, make_config, make_table, responses
 
 
-def test_a_unit_draws_from_its_own_rows_whatever_else_is_drawn():
+def test_a_unit_draws_from_its_own_rows_and_is_reproducible():
     config, table = make_config(), make_table(responses(24))
     whole = draw(table, 8, config)
     again = draw(make_table(responses(24)), 8, config)
@@ -33,27 +33,12 @@ def test_a_last_short_unit_exchanges_with_the_rows_before_it():
     assert all(negative in window for negative in group["candidate_ids"][1:4])
 
 
-def test_too_few_different_responses_name_the_row():
+def test_too_few_distinct_responses_raise_an_error_with_the_row():
     table = make_table([*responses(1) * 7, *responses(3)[1:]])
     with pytest.raises(DataError, match=f"row {0:016x}: .* have 1 different responses"):
         draw(table, 0, make_config())
     with pytest.raises(DataError, match=f"row {0:016x}: .* have 1 different responses"):
         select_rows(table, make_config(), context=32, eos=EOS)  # before any actor starts
-
-
-def test_the_rows_of_other_batches_are_looked_at_where_those_are_drawn():
-    """Ten rows of one response and ten of others: halves will not do, every second row will."""
-    table, config = make_table([*responses(1) * 10, *responses(10)]), make_config()
-    with pytest.raises(DataError, match=f"row {0:016x}: .* have 0 different responses"):
-        select_rows(table, config, 32, EOS, lambda rows: [(range(10), 0), (range(10, rows), 10)])
-    evenly = [(range(0, 20, 2), 0), (range(1, 20, 2), 1)]
-    assert len(select_rows(table, config, 32, EOS, lambda _: evenly).table) == 20
-
-
-def test_fewer_rows_than_batch_negatives_need_are_refused_before_anything_starts():
-    with pytest.raises(DataError, match=r"have 2 different responses, .* Raise sampling\.batch_rows or lower"):
-        select_rows(make_table(responses(3)), make_config(), context=32, eos=EOS)
-    assert len(select_rows(make_table(responses(4)), make_config(), context=32, eos=EOS).table) == 4
 
 
 def test_every_row_is_in_one_unit_and_every_unit_has_a_full_batch():
@@ -70,7 +55,7 @@ def test_every_row_is_in_one_unit_and_every_unit_has_a_full_batch():
     order=st.randoms(use_true_random=False),
 )
 def test_groups_do_not_depend_on_shards_actors_or_order(rows, alphabet, length, seed, order):
-    """Units drawn in any order, from a table in other chunks, after an Arrow round trip: the same groups."""
+    """Units drawn in any order, from a table with other chunks, after an Arrow round trip, have the same groups."""
     golds = [
         [*tokens, EOS] for tokens in np.random.default_rng(seed).integers(1, 1 + alphabet, (rows, length)).tolist()
     ]
@@ -91,14 +76,14 @@ def test_groups_do_not_depend_on_shards_actors_or_order(rows, alphabet, length, 
             assert all(negative != gold for negative in group["candidate_ids"][4:])
 
 
-def test_candidates_are_sorted_by_kind_and_keep_their_order():
+def test_candidates_are_sorted_by_kind_and_keep_their_order_within_a_kind():
     unit = draw(make_table(responses(8)), 0, make_config())
     group = unit["groups"][0]
     before = dict(zip(map(tuple, group["candidate_ids"]), group["candidate_kind"], strict=True))
-    add(group, "of_mine", [[7, 7, EOS]])
-    add(group, "meanfield", [[9, 9, EOS]])
-    add(group, "autoregressive", [[8, 8, EOS], [8, EOS]])
-    put_in_order(group)
+    add_candidates(group, "of_mine", [[7, 7, EOS]])
+    add_candidates(group, "meanfield", [[9, 9, EOS]])
+    add_candidates(group, "autoregressive", [[8, 8, EOS], [8, EOS]])
+    sort_candidates(group)
     assert group["candidate_kind"] == [
         "gold", "autoregressive", "autoregressive", "batch", "batch", "batch", "meanfield", "truncation", "truncation",
         "of_mine",
@@ -106,52 +91,3 @@ def test_candidates_are_sorted_by_kind_and_keep_their_order():
     assert group["candidate_ids"][1:3] == [[8, 8, EOS], [8, EOS]]
     for tokens, kind in zip(group["candidate_ids"], group["candidate_kind"], strict=True):
         assert before.get(tuple(tokens), kind) == kind
-
-
-def test_prompts_beyond_the_context_keep_their_end_and_are_counted():
-    table = pa.concat_tables([make_table(responses(4)), make_table(responses(8)[4:], prompt=range(1, 31))])
-    selection = select_rows(table, make_config(), context=32, eos=EOS)
-    assert (selection.prompt_tokens, selection.truncated_prompts, selection.left_out) == (24, 4, {})
-    unit = draw(selection.table, 0, make_config(), selection.prompt_tokens)
-    assert unit["groups"][0]["prompt_ids"] == [5, 6, 7]
-    assert unit["groups"][-1]["prompt_ids"] == list(range(7, 31))
-
-
-@pytest.mark.parametrize(
-    ("bad", "reason"),
-    [
-        ([4, EOS], "one-token response"),
-        ([EOS], "empty response"),
-        ([], "empty response"),
-        ([4, 5], "without the tokenizer's EOS"),
-        ([4] * 8 + [EOS], "longer than data.max_response_tokens"),
-    ],
-)
-def test_rows_that_cannot_become_groups_follow_on_bad_row(bad, reason):
-    table = make_table([*responses(3), bad, *responses(8)[4:]])
-    with pytest.raises(DataError, match=f"training row {3:016x} .number 3.*{reason}"):
-        select_rows(table, make_config(), context=32, eos=EOS)
-    selection = select_rows(table, make_config(on_bad_row="quarantine"), context=32, eos=EOS)
-    assert list(selection.left_out.values()) == [1]
-    assert reason in next(iter(selection.left_out))
-    assert len(selection.table) == 7
-
-
-def test_selection_takes_the_first_rows_and_sees_slices_right():
-    table = make_table([[4, EOS], *responses(10)]).slice(1)
-    selection = select_rows(table, make_config(rows=5), context=32, eos=EOS)
-    assert selection.table["id"].to_pylist() == [f"{row:016x}" for row in range(1, 6)]
-
-
-def test_selection_refuses_an_empty_prompt_a_small_context_and_nothing():
-    with pytest.raises(DataError, match="empty prompt"):
-        select_rows(make_table(responses(4), prompt=()), make_config(), context=32, eos=EOS)
-    with pytest.raises(ConfigError, match="leaves no room for a prompt"):
-        select_rows(make_table(responses(4)), make_config(), context=8, eos=EOS)
-    with pytest.raises(DataError, match="no training row is left"):
-        select_rows(make_table([[4, EOS]]), make_config(on_bad_row="quarantine"), context=32, eos=EOS)
-
-
-def test_a_one_token_response_is_fine_without_truncation_negatives():
-    config = make_config(negatives={"batch": 1, "meanfield": 0, "truncation": 0})
-    assert len(select_rows(make_table([[4, EOS], [5, EOS]]), config, context=32, eos=EOS).table) == 2

@@ -1,4 +1,4 @@
-"""The engine's actor on Ray Data with real vLLM: weights change while it runs, and nothing of it outlives it."""
+"""The vLLM actor on Ray Data with real vLLM: weights change at run time, and no process survives the actor."""
 
 import os
 import signal
@@ -15,9 +15,9 @@ from cpo_ray.cluster.session import ray_cluster
 from cpo_ray.config import ClusterConfig
 from cpo_ray.sampling.dataset import with_engine
 from cpo_ray.sampling.reference_model import Reference
-from cpo_ray.sampling.units import begin_unit, read_units, write_units
+from cpo_ray.sampling.units import empty_unit, read_units, write_units
 from tests.engines import engine_processes
-from tests.sampling.made_rows import EOS, make_config
+from tests.sampling.example_rows import EOS, make_config
 
 pytestmark = pytest.mark.e2e
 VOCABULARY, CONTEXT, LONGEST, ROWS = 90, 64, 8, 4
@@ -32,7 +32,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Two GPT-2s of one shape, whose LM heads are tied to their embeddings."""
+    """Two GPT-2 models of the same shape, with LM heads tied to the embeddings."""
     folders = [tmp_path_factory.mktemp(name) for name in ("reference", "policy")]
     for seed, folder in zip((3, 10), folders, strict=True):
         torch.manual_seed(seed)
@@ -40,7 +40,7 @@ def models(tmp_path_factory):
         shape = {"vocab_size": VOCABULARY, "n_positions": CONTEXT, "n_embd": 64, "n_layer": 2, "n_head": 2}
         model = GPT2LMHeadModel(
             GPT2Config(**shape, **special, initializer_range=0.3)
-        )  # one token is the likeliest by far
+        )  # one token is by far the most likely
         model.save_pretrained(folder)
     return folders
 
@@ -61,11 +61,11 @@ def unit(number, policy=""):
         | {"candidate_text": [], "similarity": [], "rank": [], "ref_logps": []}
         for row, prompt in enumerate(prompts(number))
     ]
-    return {**begin_unit(number, 17), "policy": str(policy), "groups": groups}
+    return {**empty_unit(number, 17), "policy": str(policy), "groups": groups}
 
 
 def greedy(folder, number):
-    """What the model says is likeliest, token by token."""
+    """Greedy continuations by the model."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     answers = []
     for prompt in prompts(number):
@@ -78,7 +78,7 @@ def greedy(folder, number):
 
 
 def sample(units, reference, gate, on_unit, **engine):
-    """The units as they come out, top-k 1. The last one is held back by the file `gate` until `on_unit` has seen one."""
+    """The units, sampled with top-k 1. The last unit waits for the file `gate`, which follows the first call of `on_unit`."""
     config = make_config(
         negatives={"autoregressive": 1, "batch": 0, "meanfield": 0, "truncation": 0},
         batch_rows=ROWS,
@@ -111,7 +111,7 @@ def sampled(unit):
 
 
 def test_each_unit_is_sampled_from_its_policy_by_one_engine_that_keeps_running(models, tmp_path):
-    """The third policy in line is the first again; the reference comes back, too."""
+    """Both the policy and the reference are loaded again after the other."""
     reference, policy = models
     policies = ["", policy, "", policy, policy, "", "", policy]
     seen = set()
@@ -130,8 +130,8 @@ def test_each_unit_is_sampled_from_its_policy_by_one_engine_that_keeps_running(m
 
 
 @pytest.mark.parametrize("victim", ["core", pytest.param("actor", marks=pytest.mark.chaos)])
-def test_actor_and_engine_end_together_and_others_take_over(models, tmp_path, victim):
-    """SIGKILL leaves the actor, or vLLM's process below it, no time for anything."""
+def test_actor_and_engine_exit_together_and_are_replaced(models, tmp_path, victim):
+    """SIGKILL of the actor, or of vLLM's child process, leaves no time to clean up."""
     killed = []
 
     def kill_once():

@@ -1,4 +1,4 @@
-"""Bodies of requests that are right, nearly right, or nothing of the sort: for the gate, and for what stands behind it."""
+"""Hypothesis strategies for request bodies: valid, almost valid, and invalid."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-VOCABULARY = 1024  # of the model that is asked; some token ids are beyond it
+VOCABULARY = 1024  # of the requested model; some token ids are outside it
 
 Strategy = st.SearchStrategy[Any]
 
@@ -29,7 +29,7 @@ TEXT = st.text(max_size=12) | st.sampled_from(
     ["", " ", "\0", "😀" * 40, "<|endoftext|>", "e\u0301\u202e\ufeff", "x" * 900]
 )
 
-WELL_FORMED: dict[str, Strategy] = {  # of both routes
+WELL_FORMED: dict[str, Strategy] = {  # fields of both routes
     "max_tokens": st.integers(1, 12),
     "n": st.integers(1, 3),
     "temperature": st.floats(0, 2),
@@ -65,7 +65,7 @@ OF_CHAT: dict[str, Strategy] = {
     "top_logprobs": st.integers(0, 20),
     "max_completion_tokens": st.integers(1, 12),
 }
-UNKNOWN = (  # fields of OpenAI's API, of vLLM's, and of nobody's, that the endpoint does not take
+UNKNOWN = (  # fields of OpenAI's API, of vLLM's, and invented ones, that the endpoint refuses
     "best_of", "suffix", "response_format", "tools", "tool_choice", "functions", "parallel_tool_calls", "store",
     "metadata", "modalities", "service_tier", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
     "structured_outputs", "prompt_embeds", "prompt_logprobs", "bad_words", "logits_processors", "priority",
@@ -85,13 +85,13 @@ FIELDS = frozenset({"model", "prompt", "messages", *WELL_FORMED, *OF_COMPLETIONS
 
 
 def requests(models: Sequence[str]) -> Strategy:
-    """Pairs of a route and a body. `models` are served; some bodies ask for another."""
+    """Pairs of a route and a body. `models` are served; some bodies name another model."""
     return st.one_of(
-        st.tuples(st.just(COMPLETIONS), _right(_completion(models), WELL_FORMED | OF_COMPLETIONS)),
-        st.tuples(st.just(CHAT), _right(_chat(models), WELL_FORMED | OF_CHAT)),
-        st.tuples(st.just(COMPLETIONS), _nearly(_completion(models))),
-        st.tuples(st.just(CHAT), _nearly(_chat(models))),
-        st.tuples(st.sampled_from([COMPLETIONS, CHAT]), _wrong()),
+        st.tuples(st.just(COMPLETIONS), _valid(_completion(models), WELL_FORMED | OF_COMPLETIONS)),
+        st.tuples(st.just(CHAT), _valid(_chat(models), WELL_FORMED | OF_CHAT)),
+        st.tuples(st.just(COMPLETIONS), _almost_valid(_completion(models))),
+        st.tuples(st.just(CHAT), _almost_valid(_chat(models))),
+        st.tuples(st.sampled_from([COMPLETIONS, CHAT]), _invalid()),
     )
 
 
@@ -102,20 +102,22 @@ def _completion(models: Sequence[str]) -> Strategy:
 
 def _chat(models: Sequence[str]) -> Strategy:
     role = st.sampled_from(["system", "developer", "user", "user", "user", "assistant"])
-    message = st.fixed_dictionaries({"role": role, "content": TEXT}, optional={"name": st.text(min_size=1, max_size=5)})
+    parts = st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": TEXT}), min_size=1, max_size=3)
+    optional = {"name": st.text(min_size=1, max_size=5), "type": st.just("text")}
+    message = st.fixed_dictionaries({"role": role, "content": TEXT | parts}, optional=optional)
     messages = st.lists(message, min_size=1, max_size=3)
-    few = st.integers(1, 12)  # as many as fit, without it
+    few = st.integers(1, 12)  # the default is as many as fit
     return st.fixed_dictionaries({"model": st.sampled_from(models), "messages": messages, "max_tokens": few})
 
 
-def _right(start: Strategy, fields: dict[str, Strategy]) -> Strategy:
-    """Every field well-formed by itself; together they may still make no sense."""
+def _valid(start: Strategy, fields: dict[str, Strategy]) -> Strategy:
+    """Every field is valid by itself; the combination may not be."""
     items = st.one_of(*(st.tuples(st.just(name), values) for name, values in fields.items()))
     return st.builds(lambda body, more: _encode(body | dict(more)), start, st.lists(items, max_size=5))
 
 
-def _nearly(start: Strategy) -> Strategy:
-    """A right body with one or two fields of any name and any value."""
+def _almost_valid(start: Strategy) -> Strategy:
+    """A valid body plus one or two fields of any name and value."""
     names = st.sampled_from(sorted(FIELDS | {*UNKNOWN}))
     values = (
         JSON | SCALARS | ODD_TOKENS | st.lists(ODD_TOKENS, max_size=3) | CONSTRAINTS | st.integers(1, 300).map(_nest)
@@ -124,8 +126,8 @@ def _nearly(start: Strategy) -> Strategy:
     return st.builds(lambda body, more: _encode(body | dict(more)), start, items)
 
 
-def _wrong() -> Strategy:
-    """JSON that is no request, and what is not JSON."""
+def _invalid() -> Strategy:
+    """JSON that is not a request, and bytes that are not JSON."""
     deep = st.sampled_from([b"[" * 60_000, b'{"model":' * 20_000, b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}"])
     torn = st.sampled_from([b"", b"{", b'{"model": "\\ud800"}', b"\xff\xfe{}", b'{"a":1}{"b":2}', b"NaN", b"0" * 5000])
     return JSON.map(_encode) | st.binary(max_size=60) | deep | torn

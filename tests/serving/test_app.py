@@ -44,9 +44,13 @@ def test_engine_options_keep_the_stored_dtype(model: Path, tmp_path: Path) -> No
         engine_options(tmp_path, CONFIG, max_model_len=256, gpus_per_engine=0)
 
 
-def test_what_a_models_directory_does_not_say_is_named(model: Path, tmp_path: Path) -> None:
+def test_a_missing_or_invalid_config_key_is_named(model: Path, tmp_path: Path) -> None:
     assert (read_context(model), read_vocabulary(model)) == (256, 1024)
-    for content, complaint in (("[]", "not a JSON object"), ("{", "config.json"), ("{}", "does not say")):
+    for content, complaint in (
+        ("[]", "not a JSON object"),
+        ("{", "config.json"),
+        ("{}", "has no vocab_size|has neither"),
+    ):
         (tmp_path / "config.json").write_text(content)
         for read in (read_context, read_vocabulary):
             with pytest.raises(ServiceError, match=complaint):
@@ -58,7 +62,15 @@ def test_models_that_differ_cannot_share_an_engine(model: Path, tmp_path: Path) 
     description = json.loads((longer / "config.json").read_text())
     (longer / "config.json").write_text(json.dumps(description | {"rms_norm_eps": 0.1}))
     up = serve_models({"a": model, "b": longer}, SHARED, 256, 0)
-    with pytest.raises(ArtifactError, match="cannot take turns in one engine"), up:
+    with pytest.raises(ArtifactError, match="cannot share one engine"), up:
+        pass
+
+
+def test_a_model_with_two_sets_of_weights_is_not_served(model: Path, tmp_path: Path) -> None:
+    twice = shutil.copytree(model, tmp_path / "twice")
+    shutil.copyfile(twice / "model.safetensors", twice / "model-00001-of-00002.safetensors")
+    up = serve_models({"a": twice}, CONFIG, 256, 0)
+    with pytest.raises(ArtifactError, match=r"twice holds two sets of weights"), up:
         pass
 
 
@@ -71,7 +83,7 @@ def test_nothing_to_serve_and_open_hosts_are_refused(model: Path, monkeypatch: p
         pass
 
 
-def test_a_port_that_is_taken_is_told_before_serve_starts(model: Path) -> None:
+def test_a_taken_port_is_reported_before_serve_starts(model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         taken = CONFIG.model_copy(update={"port": port})
@@ -84,7 +96,7 @@ def test_a_port_that_is_taken_is_told_before_serve_starts(model: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_serve_is_told_how_many_engines_there_may_be(cluster: Any, model: Path) -> None:
+def test_serve_gets_the_configured_number_of_engines(cluster: Any, model: Path) -> None:
     def engines(**keys: Any) -> dict[str, Any]:
         config = ServingConfig.model_validate(keys)
         ingress = build_application({"a": model, "b.1": model}, config, 256, 0)._bound_deployment
@@ -102,7 +114,7 @@ def test_serve_is_told_how_many_engines_there_may_be(cluster: Any, model: Path) 
 
 
 @pytest.mark.e2e
-def test_models_share_an_engine_behind_a_key_and_answer_as_transformers_does(
+def test_models_share_an_engine_in_place_behind_a_key_and_answer_as_transformers_does(
     cluster: Any, model: Path, other: Path, tmp_path: Path
 ) -> None:
     from ray import serve
@@ -114,15 +126,15 @@ def test_models_share_an_engine_behind_a_key_and_answer_as_transformers_does(
         _check_health_and_metrics(endpoint)
         for name in ("tiny-0.50", "tiny-1.00", "tiny-0.50"):
             _check_greedy_answers(endpoint, name, models[name])
-        _check_that_mixed_questions_take_turns(endpoint, models)
-        _check_small_things_about_answers(endpoint)
-        _check_that_clients_who_leave_block_nobody(endpoint)
-        _check_that_odd_requests_harm_no_engine(endpoint)
+        _check_that_mixed_requests_get_their_own_model(endpoint, models)
+        _check_stop_seed_and_beams(endpoint)
+        _check_that_disconnected_clients_block_no_other(endpoint)
+        _check_that_extreme_requests_harm_no_engine(endpoint)
         _check_beam_search(endpoint, model, tmp_path)
         with pytest.raises(ServiceError, match="already runs"), serve_models({"tiny": model}, CONFIG, 256, 0):
             pass
-        _check_that_a_killed_replica_loses_and_doubles_nothing(endpoint, other, tmp_path)
-        _check_that_draining_lets_the_last_ones_finish(endpoint)
+        _check_that_a_killed_replica_loses_and_repeats_no_answer(endpoint, other, tmp_path)
+        _check_that_draining_finishes_running_requests(endpoint)
     assert not serve.status().proxies
     with pytest.raises(httpx.ConnectError):
         httpx.get(endpoint.url, trust_env=False)
@@ -179,7 +191,7 @@ def _check_greedy_answers(endpoint: Endpoint, name: str, model: Path) -> None:
         assert answer["usage"]["completion_tokens"] == len(expected)
 
 
-def _check_that_mixed_questions_take_turns(endpoint: Endpoint, models: dict[str, Path]) -> None:
+def _check_that_mixed_requests_get_their_own_model(endpoint: Endpoint, models: dict[str, Path]) -> None:
     asked = [(name, index) for index in range(len(PROMPTS)) for name in models] * 2
 
     def ask(question: tuple[str, int]) -> list[int]:
@@ -192,10 +204,10 @@ def _check_that_mixed_questions_take_turns(endpoint: Endpoint, models: dict[str,
         assert list(threads.map(ask, asked)) == [expected[name][index] for name, index in asked]
 
 
-def _check_small_things_about_answers(endpoint: Endpoint) -> None:
+def _check_stop_seed_and_beams(endpoint: Endpoint) -> None:
     stopped = _post(endpoint, {"prompt": [1], "max_tokens": 5, "allowed_token_ids": [0]})
     assert stopped["choices"][0]["finish_reason"] == "stop"
-    assert stopped["usage"]["completion_tokens"] == 1  # the EOS: `generation` takes it off
+    assert stopped["usage"]["completion_tokens"] == 1  # the EOS, which stage `generation` removes
     drawn = [
         _post(endpoint, {"prompt": [1], "max_tokens": 8, "seed": seed})["choices"][0]["text"] for seed in (1, 1, 2)
     ]
@@ -204,7 +216,7 @@ def _check_small_things_about_answers(endpoint: Endpoint) -> None:
     assert len(beams) == 3
 
 
-def _check_that_clients_who_leave_block_nobody(endpoint: Endpoint) -> None:
+def _check_that_disconnected_clients_block_no_other(endpoint: Endpoint) -> None:
     headers = {"Authorization": f"Bearer {endpoint.key}"}
     body = {"model": "tiny-0.50", "prompt": [1], "max_tokens": 240, "ignore_eos": True, "n": 8, "temperature": 1}
     for _ in range(3):
@@ -214,8 +226,8 @@ def _check_that_clients_who_leave_block_nobody(endpoint: Endpoint) -> None:
     assert eventually(lambda: httpx.get(f"{endpoint.root}/health", headers=headers).json()["under_way"] == 0)
 
 
-def _check_that_odd_requests_harm_no_engine(endpoint: Endpoint) -> None:
-    """What the gate lets through is still odd: the longest prompts, the last token ids, every knob at its end."""
+def _check_that_extreme_requests_harm_no_engine(endpoint: Endpoint) -> None:
+    """Requests that the gateway accepts but that are extreme: longest prompts, last token ids, every parameter at its bound."""
     headers = {"Authorization": f"Bearer {endpoint.key}"}
     extremes: dict[str, list[Any]] = {
         "prompt": ["", "x" * 3000, [1023] * 255, [1023] * 256, [[1], [2, 3]], ["a", "b"], "😀" * 20],
@@ -251,12 +263,14 @@ def _check_that_odd_requests_harm_no_engine(endpoint: Endpoint) -> None:
             statuses[answer.status_code] += 1
             assert answer.status_code in {200, 400}, (body, answer.text)
         chat = {"model": "tiny-0.50", "messages": [{"role": "user", "content": "hello"}]}
-        assert client.post(f"{endpoint.url}/chat/completions", json=chat).status_code == 400  # it has no chat template
+        assert (
+            client.post(f"{endpoint.url}/chat/completions", json=chat).status_code == 400
+        )  # the tokenizer has no chat template
     assert statuses[200] > 10
     assert len(_post(endpoint, {"prompt": [1], "max_tokens": 2})["choices"]) == 1
 
 
-def _check_that_a_killed_replica_loses_and_doubles_nothing(endpoint: Endpoint, model: Path, tmp_path: Path) -> None:
+def _check_that_a_killed_replica_loses_and_repeats_no_answer(endpoint: Endpoint, model: Path, tmp_path: Path) -> None:
     prompts = [[5 + n, 6, 7] for n in range(120)]
     examples = [
         {"id": str(n), "prompt": "p", "response": "r", "prompt_ids": prompt} for n, prompt in enumerate(prompts)
@@ -279,11 +293,11 @@ def _check_that_a_killed_replica_loses_and_doubles_nothing(endpoint: Endpoint, m
     for row, expected in zip(rows[:: len(rows) // 12], _greedy(model, prompts[:: len(rows) // 12]), strict=True):
         assert row["tokens"] == len(expected) - (row["finish_reason"] == "stop")
         assert row["response"]
-        assert _decode(model, expected).startswith(row["response"])  # vLLM leaves out the last, torn character
+        assert _decode(model, expected).startswith(row["response"])  # vLLM omits an incomplete last character
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in victims)
 
 
-def _check_that_draining_lets_the_last_ones_finish(endpoint: Endpoint) -> None:
+def _check_that_draining_finishes_running_requests(endpoint: Endpoint) -> None:
     with ThreadPoolExecutor(1) as thread:
         last = thread.submit(_post, endpoint, {"prompt": [1], "max_tokens": 200, "ignore_eos": True})
         headers = {"Authorization": f"Bearer {endpoint.key}"}
@@ -296,7 +310,7 @@ def _check_that_draining_lets_the_last_ones_finish(endpoint: Endpoint) -> None:
 
 
 def _check_beam_search(endpoint: Endpoint, model: Path, tmp_path: Path) -> None:
-    """Against a search in plain torch, for a penalty under which the length matters."""
+    """Compare with a beam search in plain torch, with a length penalty that matters."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     reference, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
@@ -315,7 +329,7 @@ def _check_beam_search(endpoint: Endpoint, model: Path, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def _search(model: Any, prompt: list[int], width: int, steps: int, penalty: float) -> list[int]:
-    """The best of beam search: the answer's tokens, without EOS (0)."""
+    """The best answer of beam search: its tokens, without EOS (0)."""
 
     def score(beam: tuple[float, list[int]]) -> float:
         return beam[0] / len(beam[1]) ** penalty

@@ -1,4 +1,4 @@
-"""Two thousand odd requests to a real engine behind the real endpoint: none is a 5xx, and the engine is none the worse."""
+"""Two thousand odd requests to a real engine behind the real endpoint: no 5xx, and the engine still works."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ def endpoint(cluster: Any, model: Path) -> Iterator[Endpoint]:
         yield up
 
 
-def test_two_thousand_odd_bodies_meet_a_real_engine_and_it_answers_as_before(endpoint: Endpoint) -> None:
+def test_a_real_engine_answers_as_before_after_two_thousand_odd_bodies(endpoint: Endpoint) -> None:
     before, processes = greedy_answers(endpoint), replica_and_engine()
     seen, odd = asyncio.run(send_all(endpoint, draw_requests(BODIES)))
     assert odd == []
@@ -53,19 +53,19 @@ def test_two_thousand_odd_bodies_meet_a_real_engine_and_it_answers_as_before(end
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
-def test_a_model_that_is_served_here_can_be_the_judge(endpoint: Endpoint, tmp_path: Path, api: Literal["chat"]) -> None:
+def test_a_served_model_can_be_the_judge(endpoint: Endpoint, tmp_path: Path, api: Literal["chat"]) -> None:
     config = JudgeConfig(url=endpoint.url, model=MODEL, api=api, max_invalid_fraction=1.0)
     pairs = [Pair(id=str(n), prompt=f"sort {n}", response="one two", reference="two") for n in range(3)]
     out = tmp_path / "verdicts.jsonl"
     summary = judge_answers(pairs, endpoint.url, endpoint.key, config, 17, out, lambda: None)
     assert (summary["n"], summary["judge"]) == (3, MODEL)
-    said = [answer for line in out.read_text().splitlines() for answer in json.loads(line)["answers"]]
-    assert len(said) == 6
-    assert not any("refused the request" in answer for answer in said)
+    answers = [answer for line in out.read_text().splitlines() for answer in json.loads(line)["answers"]]
+    assert len(answers) == 6
+    assert not any("refused the request" in answer for answer in answers)
 
 
 def draw_requests(count: int) -> list[tuple[str, bytes]]:
-    """The same ones every time."""
+    """The same requests in every run."""
     drawn: list[tuple[str, bytes]] = []
 
     @settings(max_examples=count, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
@@ -78,7 +78,7 @@ def draw_requests(count: int) -> list[tuple[str, bytes]]:
 
 
 async def send_all(endpoint: Endpoint, drawn: list[tuple[str, bytes]]) -> tuple[Counter[int], list[Any]]:
-    """Statuses of the last tries, and what should not have come. A full queue (429) is asked again."""
+    """Final statuses, and unexpected answers. A 429 is retried."""
     seen: Counter[int] = Counter()
     odd: list[Any] = []
     waiting = iter(drawn)
@@ -92,7 +92,7 @@ async def send_all(endpoint: Endpoint, drawn: list[tuple[str, bytes]]) -> tuple[
                 answer = await client.post(endpoint.root + route, content=body)
             seen[answer.status_code] += 1
             refused = answer.status_code in {400, 404, 413} and answer.json()["error"]["message"]
-            if not refused and not (answer.status_code == 200 and read_faults(answer.text) == []):
+            if not refused and not (answer.status_code == 200 and read_errors(answer.text) == []):
                 odd.append((route, body[:2000], answer.status_code, answer.text))
 
     async with httpx.AsyncClient(headers=headers, timeout=120, trust_env=False) as client, asyncio.TaskGroup() as group:
@@ -101,8 +101,8 @@ async def send_all(endpoint: Endpoint, drawn: list[tuple[str, bytes]]) -> tuple[
     return seen, odd
 
 
-def read_faults(text: str) -> list[Any]:
-    """Errors in an answer, or in a stream that had begun with a 200."""
+def read_errors(text: str) -> list[Any]:
+    """Errors in an answer, or in a stream that started with a 200."""
     events = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")] or [text]
     answers = [json.loads(event) for event in events if event != "[DONE]"]
     return [answer for answer in answers if "error" in answer or answer.get("object") == "error"]
@@ -120,6 +120,6 @@ def greedy_answers(endpoint: Endpoint) -> list[Any]:
 
 
 def replica_and_engine() -> set[tuple[int, float]]:
-    """The replica and vLLM's process below it, by pid and start."""
+    """The replica and its vLLM process, by pid and start time."""
     (engine,) = engine_processes()
     return {(process.pid, process.create_time()) for process in (engine, engine.parent())}

@@ -11,9 +11,10 @@ import httpx
 import pytest
 import requests
 
-from cpo_ray.config.loading import load_config, parse_config
+from cpo_ray.config.loading import parse_config
 from cpo_ray.errors import ClusterError, ConfigError, RunInUseError
 from cpo_ray.submission import jobs, report_archive
+from cpo_ray.submission.upload import job_command
 from tests.ray_nodes import HEAD_IP, WORKER_IP, two_nodes
 
 ROOT = Path(__file__).parents[2]
@@ -23,52 +24,6 @@ KEY = "judge-key-that-nobody-may-see"
 
 def config(**sections):
     return parse_config({"name": "x", **sections}, "test")
-
-
-def test_the_jobs_command_is_quoted():
-    command = jobs.job_command(config(), "/mnt/my runs", first="cpo", last="mle", accept_changes=True)
-    assert command == "python jobs/pipeline.py x.yaml --run-dir '/mnt/my runs' --from cpo --until mle --accept-changes"
-    plain = jobs.job_command(config(), None, first=None, last=None, accept_changes=False)
-    assert plain == "python jobs/pipeline.py x.yaml"
-
-
-def test_what_is_uploaded_is_code_and_the_resolved_configuration(tmp_path):
-    package = tmp_path / "mine"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / ".env").write_text("KEY=1")
-    run = load_config(TINY, ("training.steps=7",))
-    with jobs.upload_folder(run, [package]) as folder:
-        assert {path.name for path in folder.iterdir()} == {"cpo_ray", "jobs", "mine", "tiny.yaml", "REVISION"}
-        assert load_config(folder / "tiny.yaml") == run
-        names = {path.name for path in folder.rglob("*")}
-        assert not {".env", "__pycache__", ".git"} & names
-    assert not folder.exists()
-
-
-def test_a_name_is_sent_once(tmp_path):
-    (tmp_path / "jobs").mkdir()
-    for include, reason in ((tmp_path / "jobs", "name is taken"), (tmp_path / "no", "is not there")):
-        with pytest.raises(ConfigError, match=reason), jobs.upload_folder(config(), [include]):
-            pass
-
-
-def test_secrets_are_known_by_their_names_and_their_size():
-    run = config(judge={"key_variable": "MY_JUDGE"})
-    environment = {"MY_JUDGE": KEY, "HF_TOKEN": "hf-123456789", "DB_PASSWORD": "short", "PATH": "/usr/local/bin"}
-    assert set(jobs.known_secrets(environment, run)) == {"MY_JUDGE", "HF_TOKEN"}
-    every = {"AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "CLIENT_SECRET_2", "OPENAI_API_KEY"}
-    every |= {"CPO_RAY_UNHELPFUL_KEY", "CPO_RAY_API_KEY"}
-    assert set(jobs.known_secrets(dict.fromkeys(every, KEY), run)) == every
-
-
-def test_a_secret_in_the_command_or_in_a_file_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="command holds the value of MY_JUDGE"):
-        jobs.refuse_secrets(f"python x --key {KEY}", tmp_path, {"MY_JUDGE": KEY})
-    (tmp_path / "notes.txt").write_text(f"remember {KEY}")
-    with pytest.raises(ConfigError, match=r"notes.txt holds the value of MY_JUDGE") as refusal:
-        jobs.refuse_secrets("python x", tmp_path, {"MY_JUDGE": KEY})
-    assert KEY not in str(refusal.value)
 
 
 class FakeClient:
@@ -111,7 +66,7 @@ def test_a_log_is_followed_across_a_broken_connection(monkeypatch, status, code,
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that pass only where a test or a wait says so."""
+    """A clock that advances only when the test or a sleep advances it."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(jobs.time, "monotonic", lambda: clock.now)
     monkeypatch.setattr(jobs.time, "sleep", lambda seconds: setattr(clock, "now", clock.now + seconds))
@@ -124,7 +79,7 @@ def clock(monkeypatch):
 
 
 def breaks(times, answer=None):
-    """A call whose first `times` answers are lost with the connection; then `answer`, or what it raises."""
+    """A call that fails `times` times with a broken connection, then returns `answer` or raises it."""
     seen = iter(range(times))
 
     def call(*_, **__):
@@ -137,8 +92,8 @@ def breaks(times, answer=None):
     return call
 
 
-def test_the_time_of_a_log_is_no_time_out_of_reach(clock):
-    """One connection carries it all: it breaks after two hours, of which the last one was silent."""
+def test_a_long_log_does_not_count_as_an_outage(clock):
+    """One connection carries the log: it breaks after two hours, the last of them without output."""
     client, written = FakeClient(["one\n", "two\n", "three\n"]), []
 
     def write(text):
@@ -149,7 +104,7 @@ def test_the_time_of_a_log_is_no_time_out_of_reach(clock):
     assert "".join(written) == "one\ntwo\nthree\n"
 
 
-def test_a_cluster_that_stays_away_is_given_up(clock):
+def test_an_unreachable_cluster_is_given_up_after_the_limit(clock):
     client = FakeClient(["one\n", "two\n", "three\n"])
 
     async def tail_job_logs(job):
@@ -160,22 +115,22 @@ def test_a_cluster_that_stays_away_is_given_up(clock):
         raise requests.ConnectionError("Connection refused")
 
     client.tail_job_logs = tail_job_logs
-    with pytest.raises(ClusterError, match=r"cannot be reached for 600 s.*goes on.*the same command follows it"):
+    with pytest.raises(ClusterError, match=r"unreachable for 600 s.*keeps running.*the same command follows it"):
         jobs.follow(client, "job", lambda _: None)
     assert 4200 < clock.now < 4210
 
 
-def test_the_end_of_a_job_is_asked_for_again_too(clock):
+def test_asking_for_the_jobs_end_is_retried(clock):
     client = FakeClient(["one\n"], "FAILED", 2)
     client.get_job_info = breaks(2, client.get_job_info("job"))
     client.get_job_status = breaks(2, SimpleNamespace(is_terminal=lambda: True))
     assert jobs.follow(client, "job", lambda _: None).code == 2
     client.get_job_info = breaks(1000)
-    with pytest.raises(ClusterError, match="cannot be reached"):
+    with pytest.raises(ClusterError, match="unreachable"):
         jobs.follow(client, "job", lambda _: None)
 
 
-def test_a_report_comes_home_across_broken_connections(clock, tmp_path):
+def test_a_report_is_fetched_across_broken_connections(clock, tmp_path):
     report = tmp_path / "report"
     report.mkdir()
     (report / "index.html").write_text("<p>all of it</p>")
@@ -190,11 +145,11 @@ def test_a_report_comes_home_across_broken_connections(clock, tmp_path):
     assert (tmp_path / "home" / "index.html").read_text() == "<p>all of it</p>"
     client.get_job_status = breaks(1000)
     client.submit_job = breaks(0)
-    with pytest.raises(ClusterError, match="cannot be reached"):
+    with pytest.raises(ClusterError, match="unreachable"):
         jobs.fetch_report(client, "job", config(), None, tmp_path / "home")
 
 
-def test_a_cluster_that_has_just_started_is_waited_for(monkeypatch):
+def test_submitting_waits_for_a_cluster_that_is_starting(monkeypatch):
     monkeypatch.setattr(jobs, "POLL_S", 0)
     client, answers = FakeClient([]), ["500: No available agent to submit job", None, "400: no such folder"]
 
@@ -213,7 +168,7 @@ def test_a_cluster_that_has_just_started_is_waited_for(monkeypatch):
 
 @pytest.fixture
 def busy():
-    """A cluster that keeps what it is sent, and a way to send."""
+    """A cluster that records the jobs it gets, with a function to send them."""
     client = FakeClient([])
 
     def submit_job(submission_id, metadata, **_):
@@ -223,7 +178,7 @@ def busy():
 
     def send(*, until=None, run_dir=None, **sections):
         run = config(**sections)
-        command = jobs.job_command(run, run_dir, first=None, last=until, accept_changes=False)
+        command = job_command(run, run_dir, first=None, last=until, accept_changes=False)
         return jobs.send(client, run, command, [], run_dir)
 
     client.submit_job, client.ended, client.send = submit_job, set(), send
@@ -231,7 +186,7 @@ def busy():
     return client
 
 
-def test_a_run_that_is_under_way_is_followed_not_started_twice(busy):
+def test_a_running_job_is_followed_not_started_twice(busy):
     job, new = busy.send(until="data", run_dir="/mnt/a")
     assert new
     assert busy.send(until="data", run_dir="/mnt/a") == (job, False)
@@ -239,14 +194,14 @@ def test_a_run_that_is_under_way_is_followed_not_started_twice(busy):
     assert busy.send(until="data", run_dir="/mnt/a")[1]
 
 
-def test_another_job_on_the_same_run_is_refused_with_what_differs(busy):
+def test_another_job_on_the_same_run_is_refused_with_the_differences(busy):
     job, _ = busy.send(until="data", run_dir="/mnt/a")
     with pytest.raises(
-        RunInUseError, match=rf"{job} is at work.*\n  configuration: \w+ there, \w+ here\n.*job stop {job}"
+        RunInUseError, match=rf"{job} is running on.*\n  configuration: \w+ running, \w+ new\n.*job stop {job}"
     ):
         busy.send(until="data", run_dir="/mnt/a", seed=99)
     with pytest.raises(
-        RunInUseError, match=r"another job:\n  command: .*--until data there, .*--run-dir /mnt/a here\nWait"
+        RunInUseError, match=r"another job:\n  command: .*--until data running, .*--run-dir /mnt/a new\nWait"
     ):
         busy.send(run_dir="/mnt/a")
     assert len(busy.jobs) == 2
@@ -260,12 +215,9 @@ def test_another_run_directory_is_another_run(busy):
 
 @pytest.fixture
 def dashboard(monkeypatch):
-    """Connects to it once it has answers: (status, body)."""
-    for name in (
-        "RAY_AUTH_MODE",
-        "RAY_API_SERVER_ADDRESS",
-    ):  # for the commands after this one too: not left behind here
-        monkeypatch.setenv(name, "token" if name == "RAY_AUTH_MODE" else "")
+    """A server that answers every GET with `answer`: (status, body)."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # `connect` sets both variables; monkeypatch restores them
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
 
     class Answers(http.server.BaseHTTPRequestHandler):
@@ -286,16 +238,16 @@ def dashboard(monkeypatch):
         thread.join()
 
 
-def test_nobody_at_the_address(dashboard, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")  # which Ray's client prefers to what it is given
-    with pytest.raises(ClusterError, match=r"nobody answers at http://127\.0\.0\.1:9: is the tunnel open"):
+def test_an_address_where_nothing_answers(dashboard, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")  # which Ray's client prefers to its argument
+    with pytest.raises(ClusterError, match=r"nothing answers at http://127\.0\.0\.1:9: open the tunnel"):
         jobs.connect("http://127.0.0.1:9")
 
 
 @pytest.mark.parametrize(
     "answer", [(200, b"hello"), (200, b"[]"), (200, b"{}"), (404, b"no such page"), (502, b"bad gateway")]
 )
-def test_what_is_not_ray_is_said(dashboard, answer):
+def test_a_server_that_is_not_ray_is_reported(dashboard, answer):
     dashboard.answer = answer
     with pytest.raises(
         ClusterError, match=r"what answers at http://127\.0\.0\.1:\d+ is not Ray's dashboard.*port 8265"
@@ -304,14 +256,14 @@ def test_what_is_not_ray_is_said(dashboard, answer):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8265", "localhost", "ray://head:10001"])
-def test_an_address_is_a_url(dashboard, address):
+def test_an_address_must_be_a_url(dashboard, address):
     with pytest.raises(ConfigError, match=r"is not the URL of a dashboard: give one as http://127\.0\.0\.1:8265"):
         jobs.connect(address)
 
 
 @pytest.fixture(scope="module")
 def folder():
-    """Short, because sockets lie in it."""
+    """A short path, because Ray's sockets are in it."""
     path = Path(tempfile.mkdtemp(prefix="two"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
@@ -338,7 +290,7 @@ def submit(nodes, cwd, *options, environment=None):
 
 @pytest.fixture(scope="module")
 def submitted(nodes, folder):
-    """A run whose first stages were a job, and a client that may ask about it."""
+    """The output of a submitted job that ran the first stages, and a client with the token."""
     seen = submit(nodes, folder, "--until", "data")
     assert seen.returncode == 0, seen.stdout + seen.stderr
     headers = {"Authorization": f"Bearer {Path(nodes.environment['RAY_AUTH_TOKEN_PATH']).read_text()}"}
@@ -347,7 +299,7 @@ def submitted(nodes, folder):
 
 
 @pytest.mark.e2e
-def test_a_job_runs_there_and_its_log_is_told_here(submitted, folder):
+def test_a_job_runs_on_the_cluster_and_its_log_is_printed_here(submitted, folder):
     output, _ = submitted
     assert "submitted" in output.splitlines()[0]
     assert "data: read, split and tokenize the examples" in output
@@ -363,7 +315,7 @@ def test_the_cluster_has_two_nodes(submitted):
 
 
 @pytest.mark.e2e
-def test_the_judges_key_shows_nowhere(submitted, folder):
+def test_the_judges_key_is_not_exposed(submitted, folder):
     output, client = submitted
     (job,) = client.get("/api/jobs/").json()
     shown = [output, client.get(f"/api/jobs/{job['submission_id']}/logs").text, str(job)]
@@ -377,8 +329,8 @@ def test_the_judges_key_shows_nowhere(submitted, folder):
 
 
 @pytest.mark.e2e
-def test_a_job_has_the_judges_key_from_the_head_and_ends_with_its_own_code(nodes, submitted, folder):
-    """Without the key this job would end with 2 before it looks for what it is to judge."""
+def test_a_job_gets_the_judges_key_from_the_head_and_its_exit_code_is_returned(nodes, submitted, folder):
+    """Without the key this job would exit with 2 before it looks for answers to judge."""
     judge = ["--set", "judge.url=http://127.0.0.1:9/v1", "--set", "judge.model=m", "--accept-changes"]
     seen = submit(nodes, folder, "--from", "judging", "--until", "judging", *judge)
     assert seen.returncode == 1
@@ -387,8 +339,8 @@ def test_a_job_has_the_judges_key_from_the_head_and_ends_with_its_own_code(nodes
 
 
 @pytest.mark.e2e
-def test_a_finished_runs_report_comes_home(nodes, submitted, folder):
-    """In a process of its own: Ray remembers the first token that a process has used."""
+def test_a_finished_runs_report_is_fetched(nodes, submitted, folder):
+    """In a separate process, because Ray caches the first token that a process uses."""
     report = folder / "runs" / "tiny" / "report"
     report.mkdir()
     (report / "index.html").write_text("<p>all of it</p>" * 1000)
@@ -408,13 +360,13 @@ from cpo_ray.config.loading import load_config
 address, config, target = sys.argv[1:]
 client = jobs.connect(address)
 job = next(each.submission_id for each in client.list_jobs() if each.metadata)
-for _ in range(2):  # again: in place of the first
+for _ in range(2):  # the second replaces the first
     jobs.fetch_report(client, job, load_config(Path(config)), None, Path(target))
 """
 
 
 @pytest.mark.e2e
-def test_strangers_stay_out(nodes, folder):
+def test_clients_without_the_token_are_rejected(nodes, folder):
     with httpx.Client(base_url=nodes.dashboard, trust_env=False, timeout=30) as client:
         for page in ("/api/jobs/", "/nodes?view=summary", "/api/v0/actors", "/api/cluster_status", "/api/v0/logs"):
             assert client.get(page).status_code == 401, page

@@ -27,16 +27,16 @@ def same(left, right):
     return all((left / name).read_bytes() == (right / name).read_bytes() for name in files)
 
 
-def test_a_folder_goes_through_a_log_with_other_lines_in_it(report, tmp_path):
+def test_a_folder_is_restored_from_a_log_with_other_lines(report, tmp_path):
     log = f"Runtime env is setting up.\n{report_archive.pack(report)}\nbye\n"
     target = tmp_path / "here"
     target.mkdir()
-    (target / "of the last time.html").write_text("old")
+    (target / "of the last run.html").write_text("old")
     report_archive.unpack(log, target)
     assert same(report, target)
 
 
-def test_the_command_finds_the_run_as_the_job_does(report, tmp_path, monkeypatch):
+def test_the_command_uses_the_jobs_run_directory(report, tmp_path, monkeypatch):
     command = [sys.executable, "-m", "cpo_ray.submission.report_archive", "demo", str(report.parent)]
     seen = subprocess.run(command, capture_output=True, text=True, check=True)
     report_archive.unpack(seen.stdout, tmp_path / "here")
@@ -46,25 +46,26 @@ def test_the_command_finds_the_run_as_the_job_does(report, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("cut", [10, -200])
-def test_a_log_that_is_cut_short_is_no_parcel(report, tmp_path, cut):
-    with pytest.raises(ArtifactError, match="no whole parcel"):
+def test_a_truncated_archive_is_refused(report, tmp_path, cut):
+    with pytest.raises(ArtifactError, match="no complete report archive"):
         report_archive.unpack(report_archive.pack(report)[:cut], tmp_path / "here")
     assert not (tmp_path / "here").exists()
 
 
-def test_a_parcel_stays_within_its_folder(tmp_path):
+def test_an_archive_cannot_write_outside_its_folder(tmp_path):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         archive.addfile(tarfile.TarInfo("../outside"), io.BytesIO(b""))
     content = buffer.getvalue()
-    text = f"BEGIN PARCEL {hashlib.sha256(content).hexdigest()}\n{base64.b64encode(content).decode()}\nEND PARCEL"
+    encoded = base64.b64encode(content).decode()
+    text = f"BEGIN REPORT ARCHIVE {hashlib.sha256(content).hexdigest()}\n{encoded}\nEND REPORT ARCHIVE"
     with pytest.raises(tarfile.OutsideDestinationError):
         report_archive.unpack(text, tmp_path / "a" / "here")
     assert not (tmp_path / "a" / "outside").exists()
 
 
-def test_what_is_missing_or_too_large_is_refused(report, tmp_path, monkeypatch):
-    with pytest.raises(ArtifactError, match="is not there"):
+def test_a_missing_or_too_large_folder_is_refused(report, tmp_path, monkeypatch):
+    with pytest.raises(ArtifactError, match="does not exist"):
         report_archive.pack(tmp_path / "no")
     monkeypatch.setattr(report_archive, "LARGEST", 10)
     with pytest.raises(ArtifactError, match="rsync-down"):

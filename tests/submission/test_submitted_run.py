@@ -1,4 +1,4 @@
-"""A whole run as a job on two nodes, whose head is lost on the way, against the same run on this machine alone."""
+"""A whole run as a job on two nodes, whose head is lost during the run, compared with the same run on this machine."""
 
 import json
 import shutil
@@ -15,11 +15,11 @@ pytestmark = pytest.mark.chaos
 
 TINY = ROOT / "tests" / "tiny.yaml"
 CLI = Path(sys.executable).with_name("cpo-ray")
-# What an engine answers may depend on what it is asked together with: no sampled negatives, one question at a time.
-ALONE = ["--set", "sampling.negatives.autoregressive=0", "--set", "generation.concurrency=1"]
+# An engine's answer may depend on its batch: no sampled negatives, one question at a time.
+UNBATCHED = ["--set", "sampling.negatives.autoregressive=0", "--set", "generation.concurrency=1"]
 LOST_IN = "mle"
-# Times, speeds and places, which are another machine's.
-APART = (
+# Keys that differ between machines: times, speeds and places.
+IGNORED = (
     "seconds",
     "data_seconds",
     "created",
@@ -37,7 +37,7 @@ APART = (
 
 @pytest.fixture(scope="module")
 def folder():
-    """Short, because sockets lie in it."""
+    """A short path, because Ray's sockets are in it."""
     path = Path(tempfile.mkdtemp(prefix="sub"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
@@ -45,7 +45,7 @@ def folder():
 
 @pytest.fixture(scope="module")
 def local(folder):
-    command = [CLI, "run", TINY, "--run-dir", folder / "local", *ALONE]
+    command = [CLI, "run", TINY, "--run-dir", folder / "local", *UNBATCHED]
     seen = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
     assert seen.returncode == 0, seen.stdout + seen.stderr
     return json.loads((folder / "local" / "report" / "report.json").read_text())
@@ -53,16 +53,16 @@ def local(folder):
 
 @pytest.fixture(scope="module")
 def submitted(folder):
-    """What the second job said, and the report that came home."""
-    root = folder / "there"
+    """The output of the second job, and the report that was fetched."""
+    root = folder / "cluster"
     with cluster(folder / "1") as nodes, submit(nodes, root, folder) as job:
         assert any(line.startswith(f"{LOST_IN}: ") for line in job.stdout)
-        assert any(line.startswith(f"  {LOST_IN}: ") for line in job.stdout)  # at work
+        assert any(line.startswith(f"  {LOST_IN}: ") for line in job.stdout)  # the stage is running
         job.kill()
     with cluster(folder / "2") as nodes, submit(nodes, root, folder) as job:
-        said, _ = job.communicate()
-        assert job.returncode == 0, said
-    return said, json.loads((folder / "reports" / "tiny" / "report.json").read_text())
+        output, _ = job.communicate()
+        assert job.returncode == 0, output
+    return output, json.loads((folder / "reports" / "tiny" / "report.json").read_text())
 
 
 def cluster(place):
@@ -81,7 +81,7 @@ def submit(nodes, root, folder):
         root,
         "--reports",
         folder / "reports",
-        *ALONE,
+        *UNBATCHED,
     ]
     return subprocess.Popen(
         list(map(str, command)),
@@ -94,25 +94,25 @@ def submit(nodes, root, folder):
 
 
 def numbers(value, path=""):
-    """Every number of the report that is not a time, a speed or a place."""
+    """Every number of the report except times, speeds and places."""
     if isinstance(value, dict):
         return {
-            k: v for key, item in value.items() if key not in APART for k, v in numbers(item, f"{path}.{key}").items()
+            k: v for key, item in value.items() if key not in IGNORED for k, v in numbers(item, f"{path}.{key}").items()
         }
     if isinstance(value, list):
         return {k: v for i, item in enumerate(value) for k, v in numbers(item, f"{path}.{i}").items()}
     return {path: value} if isinstance(value, int | float) else {}
 
 
-def test_a_lost_head_costs_what_was_under_way(submitted):
-    said, _ = submitted
+def test_a_lost_head_only_costs_the_running_stage(submitted):
+    output, _ = submitted
     for name in ("data", "models/reference", "groups/train", "models/cpo"):
-        assert f"reused {name}: same inputs" in said
-    assert f"made models/{LOST_IN}" in said
+        assert f"reused {name}: same inputs" in output
+    assert f"made models/{LOST_IN}" in output
 
 
 def test_the_report_has_the_numbers_of_a_local_run(submitted, local):
-    there, here = numbers(submitted[1]), numbers(local)
-    assert there.keys() == here.keys()
+    remote, here = numbers(submitted[1]), numbers(local)
+    assert remote.keys() == here.keys()
     assert sum(".table." in name for name in here) > 10
-    assert there == pytest.approx(here, rel=1e-4, abs=1e-6, nan_ok=True)
+    assert remote == pytest.approx(here, rel=1e-4, abs=1e-6, nan_ok=True)

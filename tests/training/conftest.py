@@ -13,7 +13,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def alone():
-    """This process as the only training worker: everything of the loop but Ray."""
+    """This process as the only training worker: the whole loop, without Ray."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"DS_ACCELERATOR": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
             patch.setenv(name, value)

@@ -3,30 +3,36 @@ import json
 import pytest
 from ray.train import Checkpoint
 
-from cpo_ray.training.checkpoint import CURSOR, _seal, best_first, find_fault, take_model
+from cpo_ray.training.checkpoint import (
+    CURSOR,
+    _write_seal,
+    copy_first_intact_model,
+    find_fault,
+    sort_by_validation_loss,
+)
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """As two workers write it: each its shard and its seal, the first the cursor."""
+    """A checkpoint of two workers: each writes its shard and its seal, the first also the cursor."""
     for rank in range(2):
         (tmp_path / "engine").mkdir(exist_ok=True)
-        mine = tmp_path / f"worker-{rank}"
-        mine.mkdir()
-        (mine / "shard.pt").write_bytes(bytes([rank]) * 100)
+        folder = tmp_path / f"worker-{rank}"
+        folder.mkdir()
+        (folder / "shard.pt").write_bytes(bytes([rank]) * 100)
         if rank == 0:
-            (mine / CURSOR).write_text(json.dumps({"finished": 5, "workers": 2}))
-        _seal(mine, rank)
-        for file in mine.iterdir():
+            (folder / CURSOR).write_text(json.dumps({"finished": 5, "workers": 2}))
+        _write_seal(folder, rank)
+        for file in folder.iterdir():
             name = f"engine/{rank}.pt" if file.name == "shard.pt" else file.name
             file.rename(tmp_path / name)
         seal = tmp_path / f"seal-0000{rank}.json"
         seal.write_text(seal.read_text().replace("shard.pt", f"engine/{rank}.pt"))
-        mine.rmdir()
+        folder.rmdir()
     return tmp_path
 
 
-def test_a_whole_checkpoint_has_no_fault(checkpoint):
+def test_an_intact_checkpoint_has_no_fault(checkpoint):
     assert find_fault(checkpoint) is None
     assert [find_fault(checkpoint, part, 3) for part in range(3)] == [None] * 3
 
@@ -44,7 +50,7 @@ def test_a_missing_file_is_named(checkpoint, name, fault):
     assert find_fault(checkpoint) == fault
 
 
-def test_a_cut_file_is_named(checkpoint):
+def test_a_truncated_file_is_named(checkpoint):
     file = checkpoint / "engine" / "0.pt"
     file.write_bytes(file.read_bytes()[:-1])
     assert find_fault(checkpoint) == "engine/0.pt has changed since it was written"
@@ -52,7 +58,7 @@ def test_a_cut_file_is_named(checkpoint):
 
 @pytest.mark.parametrize("name", [CURSOR, "seal-00001.json"])
 @pytest.mark.parametrize("content", [b"", b'{"fin', b"\xff\x00", b"[5]"])
-def test_a_cursor_or_a_seal_that_is_torn_is_a_fault(checkpoint, name, content):
+def test_an_incomplete_cursor_or_seal_is_a_fault(checkpoint, name, content):
     (checkpoint / name).write_bytes(content)
     assert find_fault(checkpoint).startswith(f"{name} is not JSON")
 
@@ -63,33 +69,33 @@ def test_each_worker_checks_its_share(checkpoint):
     assert find_fault(checkpoint, 1, 2) == "engine/1.pt is missing"
 
 
-def keep(folder, step, loss):
-    """A checkpoint of one worker with a model, as Ray Train keeps it."""
+def store(folder, step, loss):
+    """A checkpoint of one worker with a model, as Ray Train stores it."""
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "weights").write_text(folder.name)
     (folder / CURSOR).write_text(json.dumps({"finished": step, "workers": 1}))
-    _seal(folder, 0)
+    _write_seal(folder, 0)
     return Checkpoint.from_directory(folder), {"finished": step, "validation_loss": loss}
 
 
-def test_the_best_model_is_never_a_damaged_one(tmp_path):
-    """Step 15 was damaged, passed over and made again; both stand there with the same loss, the older first."""
-    kept = [
-        keep(tmp_path / name, step, loss) for name, step, loss in (("5", 5, 1.9), ("15", 15, 1.5), ("again", 15, 1.5))
+def test_a_damaged_checkpoint_is_not_the_best_model(tmp_path):
+    """Step 15 was damaged, skipped and saved again; both checkpoints have the same loss, the older is listed first."""
+    stored = [
+        store(tmp_path / name, step, loss) for name, step, loss in (("5", 5, 1.9), ("15", 15, 1.5), ("again", 15, 1.5))
     ]
     damaged = tmp_path / "15" / "model" / "weights"
     damaged.write_text("")
     out, notices = tmp_path / "out", []
     out.mkdir()
-    assert take_model(best_first(kept), out, notices.append)
+    assert copy_first_intact_model(sort_by_validation_loss(stored), out, notices.append)
     assert ((out / "weights").read_text(), notices) == ("again", [])
 
     (tmp_path / "again" / "seal-00000.json").write_text("")
-    assert take_model(best_first(kept), out, notices.append)
+    assert copy_first_intact_model(sort_by_validation_loss(stored), out, notices.append)
     assert (out / "weights").read_text() == "5"
     assert [notice.partition(":")[0] for notice in notices] == [
         "the checkpoint of step 15 is damaged (seal-00000.json is not JSON, or not a seal)",
         "the checkpoint of step 15 is damaged (model/weights has changed since it was written)",
     ]
     (tmp_path / "5" / CURSOR).unlink()
-    assert not take_model(best_first(kept), out, notices.append)
+    assert not copy_first_intact_model(sort_by_validation_loss(stored), out, notices.append)

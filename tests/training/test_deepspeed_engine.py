@@ -10,7 +10,7 @@ from cpo_ray.config import TrainingConfig
 from cpo_ray.training.deepspeed_engine import deepspeed_config, extension_folder, load_extension, parameter_groups
 
 
-def test_our_section_in_deepspeed_s_words():
+def test_the_training_section_becomes_deepspeed_s_configuration():
     training = TrainingConfig(
         zero_stage=2, precision="bf16", clip_norm=0.5, betas=(0.9, 0.95), prompts_per_microbatch=8
     )
@@ -23,25 +23,25 @@ def test_our_section_in_deepspeed_s_words():
     assert config["gradient_accumulation_steps"] == 2
 
 
-def test_matrices_decay_and_biases_and_norms_do_not():
+def test_only_matrices_have_weight_decay():
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
-    decaying, others = parameter_groups(module, 0.05)
-    assert ([p.dim() for p in decaying["params"]], decaying["weight_decay"]) == ([2], 0.05)
-    assert ([p.dim() for p in others["params"]], others["weight_decay"]) == ([1, 1, 1], 0.0)
+    with_decay, without_decay = parameter_groups(module, 0.05)
+    assert ([p.dim() for p in with_decay["params"]], with_decay["weight_decay"]) == ([2], 0.05)
+    assert ([p.dim() for p in without_decay["params"]], without_decay["weight_decay"]) == ([1, 1, 1], 0.0)
 
 
-def test_a_lock_that_a_killed_build_left_behind_holds_nobody_up(tmp_path, monkeypatch):
+def test_the_stale_lock_of_a_killed_build_is_removed(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setenv("PATH", os.environ["PATH"])
-    left_behind = extension_folder() / "deepspeed_shm_comm" / "lock"
-    assert tmp_path in left_behind.parents
-    left_behind.parent.mkdir(parents=True)
-    left_behind.touch()
+    stale_lock = extension_folder() / "deepspeed_shm_comm" / "lock"
+    assert tmp_path in stale_lock.parents
+    stale_lock.parent.mkdir(parents=True)
+    stale_lock.touch()
     built_in = []
 
     def build():
-        assert not left_behind.exists()  # torch would wait for it here
+        assert not stale_lock.exists()  # torch would wait for it forever
         built_in.append(os.environ["TORCH_EXTENSIONS_DIR"])
         assert shutil.which("ninja") == str(Path(sys.executable).with_name("ninja"))  # not the system's
 
@@ -50,6 +50,6 @@ def test_a_lock_that_a_killed_build_left_behind_holds_nobody_up(tmp_path, monkey
     load_extension.cache_clear()
     load_extension()
     load_extension.cache_clear()
-    communication.build_shm_op()  # as deepspeed.initialize does: nothing is built, no file is taken
-    assert built_in == [str(left_behind.parents[1])]
+    communication.build_shm_op()  # as deepspeed.initialize does: nothing is built, no lock is taken
+    assert built_in == [str(stale_lock.parents[1])]
     assert str(extension_folder()) == built_in[0]  # also for a child of this process

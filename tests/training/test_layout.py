@@ -9,13 +9,14 @@ import torch
 from cpo_ray.artifacts import write_table
 from cpo_ray.config import ObjectiveConfig
 from cpo_ray.objective.architectures import Layout, layout_of
+from cpo_ray.objective.pretrained import load_model, train_mode
 from cpo_ray.training import layout
 from cpo_ray.training.deepspeed_engine import start_engine
 from cpo_ray.training.layout import describe_row, extreme_groups, settle_on_workers
-from cpo_ray.training.loader import Stored
+from cpo_ray.training.loader import StoredLoader
 from cpo_ray.training.loop import training_steps
-from cpo_ray.training.models import load_model, train_mode
-from cpo_ray.training.task import Refusal, Rows
+from cpo_ray.training.rows import TrainingRows
+from cpo_ray.training.task import Refusal
 from tests.objective.tiny_models import tiny_architecture
 from tests.training.world import make_task, write_groups
 
@@ -92,7 +93,7 @@ def test_any_architecture_starts_at_log_k_and_trains(name, stage, checkpointing,
     engine = start_engine(task, lines.append)
     assert len(lines) == (name == "lfm2")
     assert layout_of(engine.module.model).separate is None or "Lfm2ShortConv" in lines[0] or "Conv1d" in lines[0]
-    steps = list(training_steps(engine, Stored(Rows.read(task.rows, task), task), task, finished=0))
+    steps = list(training_steps(engine, StoredLoader(TrainingRows.read(task.rows, task), task), task, finished=0))
     assert steps[0].metrics["loss"] == pytest.approx(math.lgamma(8), abs=2e-3)
     assert all(0 < step.metrics["grad_norm"] < 1e3 for step in steps)
 
@@ -102,14 +103,14 @@ def test_any_architecture_starts_at_log_k_and_trains(name, stage, checkpointing,
 def test_a_loss_that_is_not_finite_names_row_candidate_and_layer(world):
     task = make_task(world, workers=1, steps=1)
     engine = start_engine(task, pytest.fail)
-    rows = Rows.read(task.rows, task)
+    rows = TrainingRows.read(task.rows, task)
     assert describe_row(engine, rows, 3) == "row-3"
     with torch.no_grad():
         engine.module.model.model.layers[1].mlp.down_proj.weight.fill_(torch.nan)
     with pytest.raises(
         Refusal, match=r"row-\d+ \(candidate 0, gold; first not finite: Linear \(model.layers.1.mlp.down_proj\)\)"
     ):
-        list(training_steps(engine, Stored(rows, task), task, finished=0))
+        list(training_steps(engine, StoredLoader(rows, task), task, finished=0))
 
 
 @pytest.mark.e2e

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cpo_ray.training.memory import out_of_memory, peak_memory_gib
+from cpo_ray.training.memory import oom_advice, peak_memory_gib
 from tests.training.world import make_task
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
@@ -9,8 +9,8 @@ CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can
 
 
 @pytest.mark.parametrize("error", [CUDA, CPU], ids=["cuda", "cpu"])
-def test_it_says_which_of_batch_k_and_length_to_lower(tmp_path, error):
-    advice = out_of_memory(error, make_task(tmp_path, prompts_per_microbatch=4, zero_stage=2))
+def test_the_advice_names_batch_k_and_length(tmp_path, error):
+    advice = oom_advice(error, make_task(tmp_path, prompts_per_microbatch=4, zero_stage=2))
     assert advice.startswith("out of memory: ")
     assert "more" not in advice.splitlines()[0].split(". Lower")[0]
     assert (
@@ -20,18 +20,18 @@ def test_it_says_which_of_batch_k_and_length_to_lower(tmp_path, error):
     ) in advice
 
 
-def test_what_is_used_already_is_not_advised(tmp_path):
+def test_options_already_in_use_are_not_advised(tmp_path):
     task = make_task(tmp_path, objective=False, activation_checkpointing=True, zero_stage=3, precision="bf16")
-    advice = out_of_memory(CUDA, task)
+    advice = oom_advice(CUDA, task)
     assert advice.endswith("data.max_prompt_tokens and data.max_response_tokens")
     assert "candidates" not in advice
 
 
-def test_other_errors_are_not_about_memory(tmp_path):
-    assert out_of_memory(RuntimeError("shapes differ"), make_task(tmp_path)) is None
+def test_there_is_no_advice_for_other_errors(tmp_path):
+    assert oom_advice(RuntimeError("shapes differ"), make_task(tmp_path)) is None
 
 
-def test_the_peak_is_of_this_process():
+def test_the_peak_is_that_of_this_process():
     before = peak_memory_gib(torch.device("cpu"))
     torch.ones(2**28 // 4 + 2**26)  # 512 MiB, touched
     assert 0 < before <= peak_memory_gib(torch.device("cpu"))

@@ -36,19 +36,19 @@ INFINIBAND = "n:1:2 [0] NCCL INFO Using network IB\n"
         ("", None, False),
     ],
 )
-def test_what_nccl_chose_is_read_from_its_log(log, transport, slow):
+def test_the_transport_is_read_from_nccl_s_log(log, transport, slow):
     assert find_transport(log) == transport
     assert (transport_warning(transport, 2) is not None) == slow
     assert transport_warning(transport, 1) is None  # within a machine it uses NVLink
 
 
-def test_the_warning_says_what_to_look_at():
+def test_the_warning_names_what_to_check():
     warning = transport_warning("Socket", 2)
     for words in ("Socket", "efa", "aws-ofi-nccl", "fi_info"):
         assert words in warning
 
 
-def test_settings_leave_the_users_alone():
+def test_settings_of_the_user_are_kept():
     ours = nccl_environment({})
     assert ours["FI_EFA_USE_DEVICE_RDMA"] == "1"
     assert "NCCL_DEBUG" not in nccl_environment({"NCCL_DEBUG": "WARN"})
@@ -61,10 +61,10 @@ def test_a_worker_reads_its_own_log(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     monkeypatch.setattr(network.socket, "gethostname", lambda: "node-1.internal")
-    told = []
-    network.warn_of_slow_network(told.append)
-    assert told == []  # no log, no word
+    notices = []
+    network.warn_about_slow_network(notices.append)
+    assert notices == []  # there is no log
     (tmp_path / log_path("nccl-%h-%p.log", "node-1", network.os.getpid())).write_text(SOCKET)
-    network.warn_of_slow_network(told.append)
-    assert len(told) == 1
-    assert "2 machines" in told[0]
+    network.warn_about_slow_network(notices.append)
+    assert len(notices) == 1
+    assert "2 machines" in notices[0]

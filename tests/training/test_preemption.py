@@ -1,4 +1,4 @@
-"""A machine that is about to go away: a checkpoint before it does, and the training goes on elsewhere."""
+"""A preempted machine: training saves a checkpoint before it goes away, and resumes elsewhere."""
 
 import contextlib
 import json
@@ -15,38 +15,38 @@ import psutil
 import pytest
 import ray.train
 
-from cpo_ray.training.preemption import ASK_EVERY_S, Departures
+from cpo_ray.training.preemption import POLL_EVERY_S, PreemptionWatch
 from tests.ray_nodes import RAY, ROOT, head, node
 
 STEPS = 30
 FIRST_IP, SECOND_IP = "127.0.0.3", "127.0.0.4"
 
 
-def test_each_machine_is_told_once(monkeypatch):
+def test_each_machine_is_counted_once(monkeypatch):
     answers = [None, SimpleNamespace(preempted_node_ids=["a"]), SimpleNamespace(preempted_node_ids=["a", "b", "c"])]
     monkeypatch.setattr(ray.train, "get_preemption_info", lambda: answers[0])
-    departures = Departures()
-    told = []
+    watch = PreemptionWatch()
+    counts = []
     while answers:
-        told += [departures.ask(), departures.ask()]
+        counts += [watch.count_new(), watch.count_new()]
         del answers[0]
-    assert told == [0, 0, 1, 0, 2, 0]
+    assert counts == [0, 0, 1, 0, 2, 0]
 
 
-def test_it_is_not_asked_at_every_step(monkeypatch):
+def test_it_is_not_due_at_every_step(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    departures = Departures()
+    watch = PreemptionWatch()
     due = []
-    for now[0] in (0.1, 0.2, ASK_EVERY_S, ASK_EVERY_S + 0.2, 9.0):
-        due.append(departures.due())
+    for now[0] in (0.1, 0.2, POLL_EVERY_S, POLL_EVERY_S + 0.2, 9.0):
+        due.append(watch.is_due())
     assert due == [True, False, False, True, True]
 
 
 @pytest.mark.parametrize("lost", [False, pytest.param(True, marks=pytest.mark.chaos)])
 @pytest.mark.e2e
-def test_a_spot_notice_costs_only_what_came_after_it(world, lost):
-    """Without the notice no checkpoint would be there, and every step would be taken again where the machine is lost."""
+def test_a_spot_notice_costs_only_the_steps_after_it(world, lost):
+    """Without the notice there would be no checkpoint, and losing the machine would repeat every step."""
     folder = Path(tempfile.mkdtemp(prefix="spot"))
     with head(folder, "--num-cpus=0") as nodes, contextlib.ExitStack() as machines:
 
@@ -58,16 +58,18 @@ def test_a_spot_notice_costs_only_what_came_after_it(world, lost):
         driver = machines.enter_context(running_driver(world, folder, nodes))
         driver.read_until("'step': 4,")
         drain(nodes, FIRST_IP)
-        notice = driver.read_until("of the workers' machines will go away soon")
+        notice = driver.read_until("of the workers' machines will be preempted soon")
         if lost:
             join("b", SECOND_IP)
-            lose(first)
+            kill(first)
         driver.read_to_the_end()
     saved = int(
-        re.fullmatch(r"1 of the workers' machines will go away soon: saved at step (\d+), going on\n", notice)[1]
+        re.fullmatch(
+            r"1 of the workers' machines will be preempted soon: saved at step (\d+), training continues\n", notice
+        )[1]
     )
     again = [line for line in driver.lines if "workers were lost" in line]
-    assert again == ([f"workers were lost: going on from step {saved}\n"] if lost else [])
+    assert again == ([f"workers were lost: resuming from step {saved}\n"] if lost else [])
     steps = driver.steps()
     assert set(steps) == set(range(1, STEPS + 1))
     assert [steps.count(step) for step in range(1, saved + 1)] == [1] * saved
@@ -77,13 +79,13 @@ def test_a_spot_notice_costs_only_what_came_after_it(world, lost):
 
 
 class Driver:
-    """A training in a process of its own. What it prints is read as it comes."""
+    """A training in a process of its own, whose output is read line by line."""
 
     def __init__(self, process):
         self.process, self.lines = process, []
 
     def read_until(self, words):
-        """The next line that holds these words."""
+        """The next line that contains these words."""
         for line in self.process.stdout:
             self.lines.append(line)
             if words in line:
@@ -95,30 +97,30 @@ class Driver:
         assert self.process.wait() == 0, "".join(self.lines)
 
     def steps(self):
-        """The numbers of the steps it told of, in order."""
+        """The numbers of the steps that it printed, in order."""
         return [int(re.search(r"'step': (\d+)", line)[1]) for line in self.lines if "'loss'" in line]
 
 
 @contextlib.contextmanager
 def running_driver(world, folder, nodes):
-    """Half a second a step, and no checkpoint but the last."""
+    """A training of half a second per step, without a checkpoint before the last step."""
     settings = {"steps": STEPS, "checkpoint_every": STEPS}
     command = [sys.executable, "-m", "tests.training.driver", world, folder, "[]", "0.5", json.dumps(settings)]
     environment = nodes.environment | {"RAY_ADDRESS": nodes.gcs, "PYTHONUNBUFFERED": "1"}
     environment["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "1"
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    overdue = threading.Timer(400, process.kill)  # or a training that waits for ever would hang the tests
-    overdue.start()
+    timeout = threading.Timer(400, process.kill)  # a training that waits forever must not hang the tests
+    timeout.start()
     try:
         yield Driver(process)
     finally:
-        overdue.cancel()
+        timeout.cancel()
         process.kill()
         process.wait()
 
 
 def drain(nodes, ip):
-    """What a spot notice becomes: `ray drain-node` on the machine that got it."""
+    """Drain a node with `ray drain-node`, as after a spot notice."""
     code = "import ray, sys; ray.init(); print(*[n['NodeID'] for n in ray.nodes() if n['NodeManagerAddress'] == sys.argv[1]])"
     environment = nodes.environment | {"RAY_ADDRESS": nodes.gcs}
     asked = subprocess.run(
@@ -129,7 +131,7 @@ def drain(nodes, ip):
     subprocess.run(command, env=environment, check=True)
 
 
-def lose(machine):
-    """All its processes at once."""
+def kill(machine):
+    """Kill all its processes at once."""
     for process in [*psutil.Process(machine.pid).children(recursive=True), machine]:
         process.kill()

@@ -13,7 +13,7 @@ def test_warm_up_rises_to_the_peak():
     assert rates(warmup_steps=4, schedule="constant") == [0.25, 0.5, 0.75, 1.0, *[1.0] * 6]
 
 
-def test_schedules_end_where_they_say():
+def test_schedules_end_at_the_configured_rate():
     assert rates(schedule="linear") == pytest.approx([1 - i / 10 for i in range(10)])
     cosine = rates(schedule="cosine", final_learning_rate=0.1)
     assert cosine[0] == 1.0

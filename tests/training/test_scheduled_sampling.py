@@ -9,7 +9,7 @@ GOLDS = [[10, 11, 12, 0], [20, 21, 0]]
 
 
 def numbered(packed, uniform_ES):
-    """As if the model always said 100 plus the token that is right: the target at each edge."""
+    """A model that always samples 100 plus the target at each edge."""
     sampled_ES = torch.zeros(uniform_ES.shape, dtype=torch.long)
     sampled_ES[packed.member_edge_M] = (100 + torch.tensor([t for gold in GOLDS for t in gold]))[:, None]
     return sampled_ES
@@ -19,7 +19,7 @@ def draws(sequences=3):
     return [uniform_draws(5, 0, row, sequences, len(gold)) for row, gold in enumerate(GOLDS)]
 
 
-def test_replaced_tokens_are_the_models_and_the_last_stays():
+def test_replaced_tokens_are_sampled_and_the_last_is_kept():
     copies = sample_copies(numbered, PROMPTS, GOLDS, draws(), 0.5)
     for gold, group, draw in zip(GOLDS, copies, draws(), strict=True):
         for copy, chance in zip(group, draw[0], strict=True):
@@ -33,13 +33,13 @@ def test_probability_one_replaces_all_but_the_last():
     assert copies == [[[110, 111, 112, 0]] * 3, [[120, 121, 0]] * 3]
 
 
-def test_a_draw_belongs_to_its_row_and_step():
+def test_draws_depend_on_seed_step_and_row():
     assert np.array_equal(uniform_draws(5, 2, 7, 3, 4), uniform_draws(5, 2, 7, 3, 4))
     for other in (uniform_draws(6, 2, 7, 3, 4), uniform_draws(5, 3, 7, 3, 4), uniform_draws(5, 2, 8, 3, 4)):
         assert not np.array_equal(uniform_draws(5, 2, 7, 3, 4), other)
 
 
-def test_copies_are_inputs_and_the_gold_the_target():
+def test_copies_are_the_inputs_and_the_gold_is_the_target():
     packed = pack_copies(PROMPTS, GOLDS, [[[110, 11, 12, 0]] * 3, [[20, 121, 0]] * 3])
     plain = pack_groups(PROMPTS, [[gold] for gold in GOLDS])
     assert 110 in packed.input_ids_RN.flatten().tolist()

@@ -2,26 +2,26 @@ import pytest
 import torch
 
 from cpo_ray.config import ObjectiveConfig
-from cpo_ray.training.step_metrics import Tally, step_metrics
+from cpo_ray.training.step_metrics import StepSums, step_metrics
 
 OBJECTIVE = ObjectiveConfig(ranked=False, beta=2.0)
 
 
-def add_groups(tally, drifts, valid):
-    """A microbatch of groups of a gold and two negatives, whose policy is `drifts` above the reference."""
+def add_groups(sums, drifts, valid):
+    """A microbatch of groups with a gold and two negatives, whose log-probs are `drifts` above the reference's."""
     ref = torch.full((len(drifts), 3), -5.0)
     ranks, kinds = torch.arange(3).expand(len(drifts), 3), [["gold", "batch", "autoregressive"]] * len(drifts)
     rows = list(range(len(drifts)))
     policy = ref + torch.tensor(drifts)
-    tally.add_cpo(torch.zeros(len(drifts)), policy, ref, torch.tensor(valid), ranks, kinds, rows, OBJECTIVE)
+    sums.add_cpo(torch.zeros(len(drifts)), policy, ref, torch.tensor(valid), ranks, kinds, rows, OBJECTIVE)
 
 
 def metrics_of(*microbatches, sampled_from_step=0):
     """One worker's metrics, without the all-reduce."""
-    tally = Tally(torch.device("cpu"), ["gold", "batch", "autoregressive"])
+    sums = StepSums(torch.device("cpu"), ["gold", "batch", "autoregressive"])
     for drifts, valid in microbatches:
-        add_groups(tally, drifts, valid)
-    return step_metrics(dict(zip(tally.place, tally.sums.tolist(), strict=True)), OBJECTIVE, sampled_from_step)
+        add_groups(sums, drifts, valid)
+    return step_metrics(dict(zip(sums.index, sums.sums.tolist(), strict=True)), OBJECTIVE, sampled_from_step)
 
 
 FIRST, SECOND, ALONE = [1.0, 0.0, 0.5], [2.0, -1.0, 0.0], [9.0, 9.0, 9.0]

@@ -1,4 +1,4 @@
-"""Real Ray Train, real DeepSpeed, real worker processes, and what a bad night does to them."""
+"""Real Ray Train, real DeepSpeed and real worker processes, with injected failures."""
 
 import errno
 import json
@@ -24,10 +24,10 @@ from transformers import AutoTokenizer
 from cpo_ray.cluster.session import ray_cluster
 from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import Preempted, TrainingError
+from cpo_ray.objective.pretrained import load_model
 from cpo_ray.training import trainer
 from cpo_ray.training.checkpoint import scratch_prefix
-from cpo_ray.training.models import load_model
-from tests.training.world import make_task, tampered, write_groups
+from tests.training.world import make_task, worker_with_kills, write_groups
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.e2e
@@ -44,43 +44,43 @@ def cluster():
         yield config
 
 
-def train(world, cluster, out, *, on_step=lambda _: None, notices=None, **settings):
-    """Losses by step; the model goes to `out`, the checkpoints beside it. What is there already is continued from."""
+def train(world, cluster, out, *, on_metrics=lambda _: None, notices=None, **settings):
+    """Train the model into `out`, with the checkpoints beside it, and return losses by step. Resumes from what is there."""
     losses = {}
 
-    def hear(metrics):
+    def record(metrics):
         if "loss" in metrics:
             losses[metrics["step"]] = metrics["loss"]
-        on_step(metrics)
+        on_metrics(metrics)
 
     out.mkdir(exist_ok=True)
-    tell = pytest.fail if notices is None else notices.append
+    on_notice = pytest.fail if notices is None else notices.append
     task = make_task(world, **{"steps": STEPS, **settings})
-    trainer.train_model(task, cluster, out.with_name(f"{out.name}-checkpoints"), out, hear, tell)
+    trainer.train_model(task, cluster, out.with_name(f"{out.name}-checkpoints"), out, record, on_notice)
     return losses
 
 
 def assert_same_weights(one, other):
-    """To the bit."""
+    """Bit for bit."""
     one, other = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def checkpoints(out):
-    """Those that are kept: optimizer steps done -> folder."""
+    """The stored checkpoints: optimizer steps done -> folder."""
     cursors = out.with_name(f"{out.name}-checkpoints").glob("checkpoint_*/cursor.json")
     return {json.loads(cursor.read_text())["finished"]: cursor.parent for cursor in cursors}
 
 
 def training_workers():
     """Ray Train's worker processes of this test's cluster."""
-    mine = psutil.Process().children(recursive=True)
-    return [process for process in mine if any("RayTrainWorker" in word for word in words(process))]
+    own = psutil.Process().children(recursive=True)
+    return [process for process in own if any("RayTrainWorker" in argument for argument in command_line(process))]
 
 
-def words(process):
-    """Its command line; none where it has just ended."""
+def command_line(process):
+    """Its arguments; none if it has just ended."""
     try:
         return process.cmdline()
     except psutil.NoSuchProcess:
@@ -88,7 +88,7 @@ def words(process):
 
 
 def scratch(trainings):
-    """Temporary folders of these trainings. Others may be under way on this machine."""
+    """Temporary folders of these trainings. Others may be running on this machine."""
     temporary = Path(tempfile.gettempdir())
     return [left for folder in trainings for left in temporary.glob(f"{scratch_prefix(str(folder))}*")]
 
@@ -97,15 +97,15 @@ def scratch(trainings):
 def undisturbed(world, cluster, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "model"
 
-    def hear_before_it_is_saved(metrics):
-        """Or a driver that is killed now leaves a checkpoint without the metrics that led to it."""
+    def checkpoints_wait_for_metrics(metrics):
+        """Otherwise a driver that is killed now leaves a checkpoint without the metrics of its steps."""
         time.sleep(0.1)
         assert not [finished for finished in checkpoints(out) if finished >= metrics["step"]]
 
-    return out, train(world, cluster, out, on_step=hear_before_it_is_saved)
+    return out, train(world, cluster, out, on_metrics=checkpoints_wait_for_metrics)
 
 
-def test_an_ordinary_model_comes_out(undisturbed):
+def test_training_writes_a_hugging_face_model(undisturbed):
     out, losses = undisturbed
     assert list(losses) == list(range(1, STEPS + 1))
     assert losses[STEPS] < losses[1]
@@ -113,7 +113,7 @@ def test_an_ordinary_model_comes_out(undisturbed):
     assert AutoTokenizer.from_pretrained(out).eos_token == "<|endoftext|>"
 
 
-def test_no_topology_changes_the_losses(world, cluster, undisturbed, tmp_path):
+def test_losses_do_not_depend_on_workers_or_zero_stage(world, cluster, undisturbed, tmp_path):
     """ZeRO 0 to 3 on two workers and on one, and from two to one after five steps, tied and untied heads, ten steps each."""
     tasks = {
         f"{head} zero-{stage}": make_task(world, head=head, zero_stage=stage, steps=10)
@@ -126,27 +126,27 @@ def test_no_topology_changes_the_losses(world, cluster, undisturbed, tmp_path):
 
         from cpo_ray.training.checkpoint import TAG, Saved, load_checkpoint
         from cpo_ray.training.deepspeed_engine import start_engine
-        from cpo_ray.training.loader import Stored
+        from cpo_ray.training.loader import StoredLoader
         from cpo_ray.training.loop import training_steps
-        from cpo_ray.training.task import Rows
+        from cpo_ray.training.rows import TrainingRows
 
         two = dist.get_world_size() == 2
         losses = {}
         for name, task in tasks.items():
-            rows, checkpoint = Rows.read(task.rows, task), Path(folder) / name
+            rows, checkpoint = TrainingRows.read(task.rows, task), Path(folder) / name
             engine = start_engine(task, print)
             losses[name] = []
-            for step in training_steps(engine, Stored(rows, task), task, 0):
+            for step in training_steps(engine, StoredLoader(rows, task), task, 0):
                 losses[name].append(step.metrics["loss"])
                 if two and step.number == 5:
                     engine.save_checkpoint(str(checkpoint), tag=TAG)
             if two:
                 continue
             saved = Saved(Checkpoint.from_directory(checkpoint), finished=5, workers=2)
-            engine = start_engine(task, print, universal=saved.reshards(task.training.zero_stage))
+            engine = start_engine(task, print, universal=saved.needs_resharding(task.training.zero_stage))
             load_checkpoint(engine, saved)
             losses[f"{name} from two"] = [
-                step.metrics["loss"] for step in training_steps(engine, Stored(rows, task), task, saved.finished)
+                step.metrics["loss"] for step in training_steps(engine, StoredLoader(rows, task), task, saved.finished)
             ]
         if dist.get_rank() == 0:
             (Path(folder) / f"{dist.get_world_size()}.json").write_text(json.dumps(losses))
@@ -168,74 +168,74 @@ def test_no_topology_changes_the_losses(world, cluster, undisturbed, tmp_path):
             assert plain == pytest.approx(first_ten, abs=1e-4), name
 
 
-def test_three_killed_workers_change_nothing(world, cluster, undisturbed, tmp_path, monkeypatch):
-    """Between checkpoints, right after one that may still be on its way, and in the middle of writing one."""
-    struck = {("step", 8): 1, ("step", 11): 0, ("checkpoint", 15): 1}
-    monkeypatch.setattr(trainer, "train_worker", tampered(struck, tmp_path))
-    heard, notices = [], []
+def test_three_killed_workers_do_not_change_the_result(world, cluster, undisturbed, tmp_path, monkeypatch):
+    """Between checkpoints, right after one whose upload may still be running, and in the middle of writing one."""
+    kills = {("step", 8): 1, ("step", 11): 0, ("checkpoint", 15): 1}
+    monkeypatch.setattr(trainer, "train_worker", worker_with_kills(kills, tmp_path))
+    received, notices = [], []
     losses = train(
-        world, cluster, tmp_path / "model", on_step=lambda metrics: heard.append(metrics["step"]), notices=notices
+        world, cluster, tmp_path / "model", on_metrics=lambda metrics: received.append(metrics["step"]), notices=notices
     )
-    assert [notice.rpartition(" ")[0] for notice in notices] == ["workers were lost: going on from step"] * 3
-    assert all((tmp_path / f"{what}-{step}").exists() for what, step in struck)
-    assert len(heard) > len(set(heard)) == STEPS  # some steps were taken twice, from the last checkpoint on
+    assert [notice.rpartition(" ")[0] for notice in notices] == ["workers were lost: resuming from step"] * 3
+    assert all((tmp_path / f"{what}-{step}").exists() for what, step in kills)
+    assert len(received) > len(set(received)) == STEPS  # steps after the last checkpoint were taken twice
     assert losses == undisturbed[1]
     assert_same_weights(undisturbed[0], tmp_path / "model")
 
 
 @pytest.mark.chaos
-def test_failures_count_from_checkpoint_to_checkpoint(world, cluster, undisturbed, tmp_path, monkeypatch):
-    """Three failures, one is allowed: with a new checkpoint between any two."""
-    struck = {("step", 2): 1, ("step", 7): 0, ("step", 12): 1}
-    monkeypatch.setattr(trainer, "train_worker", tampered(struck, tmp_path))
+def test_failures_are_counted_from_the_last_checkpoint(world, cluster, undisturbed, tmp_path, monkeypatch):
+    """Three failures although one is allowed, with a new checkpoint between any two."""
+    kills = {("step", 2): 1, ("step", 7): 0, ("step", 12): 1}
+    monkeypatch.setattr(trainer, "train_worker", worker_with_kills(kills, tmp_path))
     train(world, cluster, tmp_path / "model", notices=[], max_failures=1)
-    assert all((tmp_path / f"{what}-{step}").exists() for what, step in struck)
+    assert all((tmp_path / f"{what}-{step}").exists() for what, step in kills)
     assert_same_weights(undisturbed[0], tmp_path / "model")
 
 
 @pytest.mark.chaos
-def test_a_worker_killed_at_every_step_changes_nothing(world, cluster, undisturbed, tmp_path, monkeypatch):
-    struck = {("step", step): step % 2 for step in range(1, STEPS + 1)}
-    monkeypatch.setattr(trainer, "train_worker", tampered(struck, tmp_path))
+def test_a_worker_killed_at_every_step_does_not_change_the_result(world, cluster, undisturbed, tmp_path, monkeypatch):
+    kills = {("step", step): step % 2 for step in range(1, STEPS + 1)}
+    monkeypatch.setattr(trainer, "train_worker", worker_with_kills(kills, tmp_path))
     losses = train(world, cluster, tmp_path / "model", notices=[], max_failures=STEPS)
-    assert all((tmp_path / f"{what}-{step}").exists() for what, step in struck)
+    assert all((tmp_path / f"{what}-{step}").exists() for what, step in kills)
     assert losses == undisturbed[1]
     assert_same_weights(undisturbed[0], tmp_path / "model")
 
 
-def kill_driver(world, folder, struck):
-    """One driver after the other, each killed once, until one lives. Asserts that each was killed."""
-    driver = [sys.executable, "-m", "tests.training.driver", world, folder, json.dumps(struck)]
-    with (folder / "log").open("w+") as log:  # a file: some of Ray's agents outlive their cluster and keep a pipe open
-        ends = [subprocess.run(driver, stdout=log, stderr=log, cwd=ROOT).returncode for _ in range(len(struck) + 1)]
+def kill_driver(world, folder, kills):
+    """Run drivers in turn until all kills have happened and one finishes. Asserts that each was killed."""
+    driver = [sys.executable, "-m", "tests.training.driver", world, folder, json.dumps(kills)]
+    with (folder / "log").open("w+") as log:  # not a pipe: some of Ray's agents outlive their cluster and keep it open
+        ends = [subprocess.run(driver, stdout=log, stderr=log, cwd=ROOT).returncode for _ in range(len(kills) + 1)]
         log.seek(0)
-        assert ends == [-signal.SIGKILL] * len(struck) + [0], log.read()
+        assert ends == [-signal.SIGKILL] * len(kills) + [0], log.read()
 
 
-def test_a_driver_killed_three_times_changes_nothing(world, undisturbed, tmp_path):
+def test_a_driver_killed_three_times_does_not_change_the_result(world, undisturbed, tmp_path):
     kill_driver(world, tmp_path, [("step", 8, 1), ("step", 11, 0), ("checkpoint", 15, 1)])
     assert_same_weights(undisturbed[0], tmp_path / "model")
 
 
 @pytest.mark.chaos
-def test_a_driver_killed_at_every_step_changes_nothing(world, undisturbed, tmp_path):
+def test_a_driver_killed_at_every_step_does_not_change_the_result(world, undisturbed, tmp_path):
     kill_driver(world, tmp_path, [("step", step, step % 2) for step in range(1, STEPS + 1)])
     assert_same_weights(undisturbed[0], tmp_path / "model")
 
 
-def test_told_to_end_it_saves_and_goes_on_elsewhere(world, cluster, undisturbed, tmp_path, monkeypatch):
-    """SIGTERM saves at once; the newest checkpoint is damaged meanwhile; the rest runs on one worker instead of two."""
+def test_sigterm_saves_and_another_number_of_workers_resumes(world, cluster, undisturbed, tmp_path, monkeypatch):
+    """SIGTERM saves at once; then the newest checkpoint is damaged; the rest runs on one worker instead of two."""
     steps = []
 
-    def end_at_eight(metrics):
+    def sigterm_at_eight(metrics):
         steps.append(metrics["step"])
         if metrics["step"] == 8:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(trainer, "train_worker", tampered({}, tmp_path, pause=0.4))
+    monkeypatch.setattr(trainer, "train_worker", worker_with_kills({}, tmp_path, pause=0.4))
     longer = {"checkpoint_every": 7, "zero_stage": 2}
-    with pytest.raises(Preempted, match=r"saved at step \d+; the same command goes on"):
-        train(world, cluster, tmp_path / "model", on_step=end_at_eight, **longer)
+    with pytest.raises(Preempted, match=r"saved at step \d+\. Run the same command again"):
+        train(world, cluster, tmp_path / "model", on_metrics=sigterm_at_eight, **longer)
     kept = checkpoints(tmp_path / "model")
     *_, before, saved = sorted(kept)
     assert before == 7 < saved < 14  # an extra one, between two ordinary ones
@@ -246,16 +246,16 @@ def test_told_to_end_it_saves_and_goes_on_elsewhere(world, cluster, undisturbed,
     notices = []
     losses = train(world, cluster, tmp_path / "model", notices=notices, workers=1, **longer)
     why = f"engine/{shard.name} has changed since it was written"
-    assert notices == [f"the checkpoint of step {saved} is damaged ({why}): going on from the one before"]
+    assert notices == [f"the checkpoint of step {saved} is damaged ({why}): resuming from the one before"]
     assert list(losses) == list(range(before + 1, STEPS + 1))
     assert list(losses.values()) == pytest.approx([undisturbed[1][step] for step in losses], abs=1e-4)
 
 
 def test_the_best_checkpoint_becomes_the_model(world, cluster, tmp_path):
-    """A learning rate that grows harmful: the validation loss is lowest early, and that model is kept."""
+    """A growing learning rate: the validation loss is lowest early, and that model becomes the result."""
     validation = {}
 
-    def hear(metrics):
+    def record(metrics):
         if "validation" in metrics:
             validation[metrics["step"]] = metrics["validation"]["loss"]
 
@@ -264,7 +264,7 @@ def test_the_best_checkpoint_becomes_the_model(world, cluster, tmp_path):
         world,
         cluster,
         tmp_path / "model",
-        on_step=hear,
+        on_metrics=record,
         validation=world / "groups-tied",
         validation_rows=16,
         final="best",
@@ -277,45 +277,45 @@ def test_the_best_checkpoint_becomes_the_model(world, cluster, tmp_path):
     assert_same_weights(kept[best] / "model", tmp_path / "model")
 
 
-def test_a_refusal_reaches_the_user_and_is_not_retried(world, cluster, tmp_path):
+def test_a_refusal_is_raised_and_not_retried(world, cluster, tmp_path):
     def scaled(rows):
         return [row | {"ref_logps": [1.1 * logp for logp in row["ref_logps"]]} for row in rows]
 
     write_groups(world / "tied", tmp_path / "groups", change=scaled)
-    heard = []
-    with pytest.raises(TrainingError, match=r"refuses to go on: the first CPO loss is .* but must be 8\.52"):
-        train(world, cluster, tmp_path / "model", groups=tmp_path / "groups", on_step=heard.append)
-    assert heard == []
+    received = []
+    with pytest.raises(TrainingError, match=r"refuses to continue: the first CPO loss is .* but must be 8\.52"):
+        train(world, cluster, tmp_path / "model", groups=tmp_path / "groups", on_metrics=received.append)
+    assert received == []
 
 
-def test_memory_that_runs_out_on_one_worker_ends_all_and_says_what_to_lower(world, cluster, tmp_path, monkeypatch):
+def test_an_oom_on_one_worker_ends_all_and_names_what_to_lower(world, cluster, tmp_path, monkeypatch):
     def train_worker(settings):  # a closure, because workers cannot import the tests
-        from cpo_ray.training import loop
+        from cpo_ray.training import loop, worker
 
         set_rate = loop.set_learning_rate
 
-        def greedy(engine, rate):
+        def out_of_memory(engine, rate):
             if engine.global_steps == 1 and dist.get_rank() == 1:
                 torch.empty(2**50)
             set_rate(engine, rate)
 
-        loop.set_learning_rate = greedy
-        loop.train_worker(settings)
+        loop.set_learning_rate = out_of_memory
+        worker.train_worker(settings)
 
     monkeypatch.setattr(trainer, "train_worker", train_worker)
-    heard = []
+    received = []
     with pytest.raises(TrainingError, match=r"out of memory: .*Lower training\.prompts_per_microbatch \(now 2\), or"):
-        train(world, cluster, tmp_path / "model", on_step=heard.append)
-    assert len(heard) == 1
+        train(world, cluster, tmp_path / "model", on_metrics=received.append)
+    assert len(received) == 1
 
 
-def trouble_with_storage(number, times):
-    """train_worker, where the first `times` uploads of each worker fail with this errno."""
+def failing_storage(number, times):
+    """train_worker with storage of which the first `times` uploads of each worker fail with this errno."""
 
     def train_worker(settings):  # a closure, because workers cannot import the tests
         from ray.train.v2._internal.execution.storage import StorageContext
 
-        from cpo_ray.training import loop
+        from cpo_ray.training import worker
 
         persist, failed = StorageContext.persist_current_checkpoint, []
 
@@ -326,55 +326,57 @@ def trouble_with_storage(number, times):
             return persist(self, checkpoint, name)
 
         StorageContext.persist_current_checkpoint = failing
-        loop.train_worker(settings)
+        worker.train_worker(settings)
 
     return train_worker
 
 
 @pytest.mark.chaos
-def test_storage_that_is_away_for_a_while_costs_no_step(world, cluster, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "train_worker", trouble_with_storage(errno.EIO, times=2))
-    heard = []
-    train(world, cluster, tmp_path / "model", on_step=lambda metrics: heard.append(metrics["step"]))
-    assert heard == list(range(1, STEPS + 1))
+def test_a_storage_outage_repeats_no_step(world, cluster, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "train_worker", failing_storage(errno.EIO, times=2))
+    received = []
+    train(world, cluster, tmp_path / "model", on_metrics=lambda metrics: received.append(metrics["step"]))
+    assert received == list(range(1, STEPS + 1))
     assert_same_weights(undisturbed[0], tmp_path / "model")
 
 
 @pytest.fixture(scope="module")
 def full(world, cluster, tmp_path_factory):
-    """What a training says whose storage is full, and where it would have put the model."""
+    """The error of a training whose storage is full, and the folder for its model."""
     out = tmp_path_factory.mktemp("full") / "model"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "train_worker", trouble_with_storage(errno.ENOSPC, times=9))
-        with pytest.raises(TrainingError) as told:
+        patch.setattr(trainer, "train_worker", failing_storage(errno.ENOSPC, times=9))
+        with pytest.raises(TrainingError) as error:
             train(world, cluster, out)
-    return str(told.value), out
+    return str(error.value), out
 
 
-def test_storage_that_is_full_is_told(full):
-    told, out = full
-    assert re.search(r"no room for a checkpoint: .*No space left.* make room", told)
+def test_full_storage_is_an_error_with_advice(full):
+    message, out = full
+    assert re.search(r"no room for a checkpoint: .*No space left.* make room", message)
     assert list(out.iterdir()) == []
 
 
 @pytest.mark.chaos
-def test_once_there_is_room_the_same_command_goes_on(world, cluster, undisturbed, full):
+def test_training_resumes_once_there_is_room(world, cluster, undisturbed, full):
     train(world, cluster, full[1])
     assert_same_weights(undisturbed[0], full[1])
 
 
 @pytest.mark.parametrize("placement", ["PACK", "SPREAD"])
-def test_workers_lie_as_the_configuration_says(world, tmp_path, monkeypatch, placement):
-    asked = {}
-    monkeypatch.setattr(trainer, "ScalingConfig", lambda **options: asked.update(options) or ScalingConfig(**options))
+def test_workers_are_placed_as_configured(world, tmp_path, monkeypatch, placement):
+    options_seen = {}
+    monkeypatch.setattr(
+        trainer, "ScalingConfig", lambda **options: options_seen.update(options) or ScalingConfig(**options)
+    )
     monkeypatch.setattr(TorchTrainer, "fit", lambda _: (_ for _ in ()).throw(TrainingError("seen")))
     with pytest.raises(TrainingError, match="seen"):
         train(world, ClusterConfig(local_cpus=4, placement=placement), tmp_path / "model")
-    assert asked["placement_strategy"] == placement
+    assert options_seen["placement_strategy"] == placement
 
 
-def test_nothing_is_left_running(cluster, tmp_path_factory):
-    """Ray Train has told the driver how it ended before all of it is taken down."""
+def test_no_worker_and_no_temporary_folder_is_left(cluster, tmp_path_factory):
+    """Ray Train returns before all of its processes have ended, so this waits."""
     assert eventually(lambda: training_workers() == [])
     assert eventually(lambda: ray.available_resources().get("CPU") == cluster.local_cpus)
     trainings = [folder for folder in tmp_path_factory.getbasetemp().rglob("*checkpoints") if folder.is_dir()]

@@ -1,4 +1,4 @@
-"""A small world to train in: a tokenizer, two reference models, and groups that each has scored."""
+"""Test data for training: a tokenizer, two reference models, and groups scored by each."""
 
 from pathlib import Path
 
@@ -11,8 +11,9 @@ from cpo_ray.artifacts import write_table
 from cpo_ray.config import ModelConfig, ObjectiveConfig, TrainingConfig
 from cpo_ray.objective.logprobs import candidate_logps
 from cpo_ray.objective.packing import pack_groups
+from cpo_ray.objective.pretrained import load_model
 from cpo_ray.records import GROUP_SCHEMA
-from cpo_ray.training.models import initialize_model, load_model
+from cpo_ray.training.models import initialize_model
 from cpo_ray.training.task import Task
 from tests.objective.conftest import random_groups
 
@@ -27,8 +28,8 @@ def make_world(root: Path) -> Path:
         models.BPE(vocab={token: i for i, token in enumerate(["<|endoftext|>", *sorted(alphabet)])}, merges=[])
     )
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
-    words = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
-    words.save_pretrained(root / "tokenizer")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    tokenizer.save_pretrained(root / "tokenizer")
     for name, tied in (("tied", True), ("untied", False)):
         shape = ModelConfig(hidden_size=32, heads=1, layers=2, intermediate_size=64, context=64, tie_embeddings=tied)
         initialize_model(shape, root / "tokenizer", 3, root / name)
@@ -40,7 +41,7 @@ def make_world(root: Path) -> Path:
 
 
 def write_groups(model, folder, *, change=lambda rows: rows, precision="fp32"):
-    """Random groups with their log-probs under `model`, and what `change` makes of the rows."""
+    """Write random groups with their log-probs under `model`. change: applied to the rows before they are written."""
     prompts, candidates = random_groups(seed=7, groups=32)
     with torch.no_grad():
         logps = candidate_logps(load_model(model, precision), pack_groups(prompts, candidates))
@@ -62,7 +63,7 @@ def write_groups(model, folder, *, change=lambda rows: rows, precision="fp32"):
 
 
 def make_task(world, *, head="tied", groups=None, objective=None, validation=None, **settings):
-    """CPO on the world's groups; `objective=False` is MLE on its examples."""
+    """A CPO task on the groups of `world`; `objective=False`: MLE on its examples."""
     mle = objective is False
     training = TrainingConfig(
         **{
@@ -71,7 +72,7 @@ def make_task(world, *, head="tied", groups=None, objective=None, validation=Non
             "prompts_per_microbatch": 2,
             "learning_rate": 1e-3,
             "checkpoint_every": 5,
-            "schedule": "constant",  # so that a shorter run is the beginning of a longer one
+            "schedule": "constant",  # so that a shorter run equals the beginning of a longer one
             **settings,
         }
     )
@@ -89,11 +90,11 @@ def make_task(world, *, head="tied", groups=None, objective=None, validation=Non
     )
 
 
-def tampered(struck, folder, *, victim=None, pause=0.0):
-    """train_worker, but with a murderer: `struck` maps a moment, ("step", n) or ("checkpoint", n), to the rank that strikes.
+def worker_with_kills(kills, folder, *, victim=None, pause=0.0):
+    """train_worker with injected kills: `kills` maps a moment, ("step", n) or ("checkpoint", n), to the rank that kills.
 
-    It kills itself, or the process `victim`, by SIGKILL. Each blow falls once: a file in `folder` tells of it. A checkpoint's
-    falls before its files are sealed. pause: seconds that every step takes longer.
+    It kills itself, or the process `victim`, by SIGKILL. Each kill happens once, and leaves a marker file in `folder`. The kill
+    of a checkpoint happens before its files are sealed. pause: extra seconds per step.
     """
 
     def train_worker(settings):  # a closure, because workers cannot import the tests
@@ -103,28 +104,28 @@ def tampered(struck, folder, *, victim=None, pause=0.0):
 
         import torch.distributed as dist
 
-        from cpo_ray.training import checkpoint, loop
+        from cpo_ray.training import checkpoint, loop, worker
 
-        set_rate, seal, finished = loop.set_learning_rate, checkpoint._seal, []
+        set_rate, write_seal, finished = loop.set_learning_rate, checkpoint._write_seal, []
 
-        def strike(*moment):
-            blow = folder / "-".join(map(str, moment))
-            if struck.get(moment) == dist.get_rank() and not blow.exists():
-                blow.touch()
+        def maybe_kill(*moment):
+            marker = folder / "-".join(map(str, moment))
+            if kills.get(moment) == dist.get_rank() and not marker.exists():
+                marker.touch()
                 os.kill(victim or os.getpid(), signal.SIGKILL)
-                time.sleep(60 if victim else 0)  # the victim's cluster takes this process along
+                time.sleep(60 if victim else 0)  # this process dies with the victim's cluster
 
-        def last_of_a_step(engine, rate):
+        def before_the_optimizer_step(engine, rate):
             time.sleep(pause)
             finished.append(engine.global_steps + 1)
-            strike("step", finished[-1])
+            maybe_kill("step", finished[-1])
             set_rate(engine, rate)
 
         def before_the_seal(path, rank):
-            strike("checkpoint", finished[-1])
-            seal(path, rank)
+            maybe_kill("checkpoint", finished[-1])
+            write_seal(path, rank)
 
-        loop.set_learning_rate, checkpoint._seal = last_of_a_step, before_the_seal
-        loop.train_worker(settings)
+        loop.set_learning_rate, checkpoint._write_seal = before_the_optimizer_step, before_the_seal
+        worker.train_worker(settings)
 
     return train_worker

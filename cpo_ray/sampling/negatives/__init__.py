@@ -1,1 +1,1 @@
-"""The kinds of negatives (the paper's section 3), a file each, and the registry that finds them."""
+"""The kinds of negatives (the paper's section 3), one file each, and their registry."""

@@ -1,4 +1,4 @@
-"""What an API may cost: caps that hold before the first request, while requests are under way, and over restarts."""
+"""Caps on the cost of an API: checked before the first request, while requests are in flight, and across restarts."""
 
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
@@ -11,7 +11,7 @@ SECTION = "sampling.unhelpful"
 
 @dataclass(frozen=True)
 class Usage:
-    """Requests that were answered, and their tokens."""
+    """Answered requests and their tokens."""
 
     requests: int = 0
     input_tokens: int = 0
@@ -25,40 +25,40 @@ class Usage:
 
 
 class Budget:
-    """Spends no more than the caps allow. What is under way counts with the most that it can cost."""
+    """Keeps the cost below the caps. A request in flight counts with its maximum cost."""
 
     def __init__(self, config: UnhelpfulConfig, spent: Iterable[Usage]) -> None:
-        """spent: what all answers on disk have cost."""
+        """spent: the cost of each answer on disk."""
         self.config = config
         self.spent = sum(spent, Usage())
         self.reserved = Usage()
 
     def check(self, most: Usage) -> None:
-        """Raise ConfigError where what was spent and `most` more exceed a cap."""
+        """Raise ConfigError if `most`, added to what was spent, exceeds a cap."""
         excess = self._excess(self.spent + most)
         if excess:
             raise ConfigError(
-                f"unhelpful negatives: {self.describe(most)} to ask, {self.describe(self.spent)} spent already: that may "
+                f"unhelpful negatives: {self.describe(most)} to send, {self.describe(self.spent)} spent already: this may "
                 f"exceed {excess}. Raise it, or lower sampling.rows, sampling.negatives.unhelpful or {SECTION}.max_tokens."
             )
 
     def reserve(self, most: Usage) -> None:
-        """Set aside what a request can cost at the most. Raises ServiceError where a cap does not allow it."""
+        """Reserve the maximum cost of a request. Raises ServiceError if a cap does not allow it."""
         excess = self._excess(self.spent + self.reserved + most)
         if excess:
             raise ServiceError(
                 f"unhelpful negatives: the next request could exceed {excess}; {self.describe(self.spent)} are spent. "
-                "What was answered is kept: raise the cap, and the same command goes on."
+                "The answers so far are kept: raise the cap and run the same command again."
             )
         self.reserved += most
 
     def settle(self, reserved: Usage, used: Usage) -> None:
-        """A request was answered: what it did cost takes the place of what was set aside."""
+        """Replace the reserved cost of an answered request by its actual cost."""
         self.reserved -= reserved
         self.spent += used
 
     def price(self, usage: Usage) -> float | None:
-        """In the currency of the configured prices; None without them."""
+        """Cost in the currency of the configured prices; None without prices."""
         if self.config.input_price is None or self.config.output_price is None:
             return None
         return (usage.input_tokens * self.config.input_price + usage.output_tokens * self.config.output_price) / 1e6
@@ -70,7 +70,7 @@ class Budget:
         return f"{usage.requests:,} requests, {tokens:,} tokens" + ("" if price is None else f", {price:.2f} in price")
 
     def _excess(self, usage: Usage) -> str:
-        """The first cap that `usage` exceeds, by its key; empty where it exceeds none."""
+        """Key and value of the first cap that `usage` exceeds; empty if it exceeds none."""
         tokens, price = usage.input_tokens + usage.output_tokens, self.price(usage)
         if usage.requests > self.config.max_requests:
             return f"{SECTION}.max_requests {self.config.max_requests:,}"

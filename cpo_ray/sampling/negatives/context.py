@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Tokens = list[int]
+from cpo_ray.records import Tokens
 
 
 @dataclass(frozen=True)
-class Source:
-    """One row of the training split and its batch, as a kind of negative sees them."""
+class NegativeContext:
+    """One row of the training split and the rest of its batch: the first argument of every kind's `draw(context, rng)`."""
 
     id: str
     prompt: str
-    response: str  # the ground truth as text, whole
+    response: str  # the whole ground truth, as text
     prompt_ids: Tokens
-    gold: Tokens  # the ground truth as tokens, cut to data.max_response_tokens, the last one EOS
-    others: Sequence[Tokens]  # the different responses of the other rows of its batch, none of them the gold
-    taken: Sequence[Tokens] = ()  # the negatives of this kind that the row has already
+    gold: Tokens  # the ground truth as tokens, cut to data.max_response_tokens; the last one is EOS
+    others: Sequence[Tokens]  # the distinct responses of the other rows of the batch, without the gold
+    taken: Sequence[Tokens] = ()  # the negatives of this kind that the row already has
 
     @property
     def eos(self) -> int:

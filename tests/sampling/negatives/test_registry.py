@@ -1,4 +1,4 @@
-"""The registry: shipped kinds, kinds of a package of the user's, and what all kinds share."""
+"""The registry: shipped kinds, the user's kinds, and what is common to all kinds."""
 
 import sys
 from itertools import permutations
@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from cpo_ray.config import NegativeCounts
 from cpo_ray.errors import ConfigError
 from cpo_ray.records import NEGATIVE_KINDS
-from cpo_ray.sampling.negatives.registry import DRAWN, draw_kind, hash_kinds, load_kinds
-from tests.sampling.made_rows import EOS, LIMITS, draw, encode, make_config, make_source, make_table, responses
+from cpo_ray.sampling.negatives.registry import SHIPPED, draw_kind, hash_kinds, load_kinds
+from tests.sampling.example_rows import EOS, LIMITS, draw, encode, make_config, make_context, make_table, responses
 
 OWN = {"reversed_gold": "toy_negatives.words:reversed_gold", "spoken": "toy_negatives.words:spoken"}
 TOY = """
-    def reversed_gold(source, rng):
-        return [*reversed(source.gold[:-1]), source.eos]
+    def reversed_gold(context, rng):
+        return [*reversed(context.gold[:-1]), context.eos]
 
-    def spoken(source, rng):
-        return source.response.upper() + str(rng.integers(1000))
+    def spoken(context, rng):
+        return context.response.upper() + str(rng.integers(1000))
 
     NUMBER = 3
 """
@@ -29,7 +29,7 @@ TOY = """
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    """A package with two kinds of its own, importable."""
+    """An importable package with two kinds of negatives."""
     package = tmp_path / "toy_negatives"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -41,15 +41,15 @@ def toy(tmp_path, monkeypatch):
 
 
 def drawn(draw, count=1, present=(), redraws=7, gold=(1, 2, 3, EOS)):
-    return draw_kind("mine", draw, count, make_source(gold), present, 17, redraws, LIMITS)
+    return draw_kind("mine", draw, count, make_context(gold), present, 17, redraws, LIMITS)
 
 
-def test_every_shipped_kind_has_a_count_and_a_maker():
+def test_every_shipped_kind_has_a_count_and_an_implementation():
     made_with_a_model = {"autoregressive", "meanfield", "unhelpful"}
-    assert {*DRAWN, *made_with_a_model} == set(NEGATIVE_KINDS) == set(NegativeCounts.model_fields)
+    assert {*SHIPPED, *made_with_a_model} == set(NEGATIVE_KINDS) == set(NegativeCounts.model_fields)
 
 
-def test_kinds_of_the_user_are_drawn_beside_the_shipped_ones(toy):
+def test_kinds_of_the_user_are_drawn_with_the_shipped_ones(toy):
     counts = {"batch": 1, "meanfield": 0, "truncation": 1, "reversed_gold": 1, "spoken": 2}
     config = make_config(negatives=counts, kinds=OWN)
     assert config.candidates == 6
@@ -62,7 +62,7 @@ def test_kinds_of_the_user_are_drawn_beside_the_shipped_ones(toy):
     assert {work["kind"]: work["tokens"] for work in unit["work"]}["reversed_gold"] == 8 * 4
 
 
-def test_the_kind_that_the_page_shows_works(tmp_path, monkeypatch):
+def test_the_kind_in_the_documentation_works(tmp_path, monkeypatch):
     page = (Path(__file__).parents[3] / "docs" / "sampling.md").read_text()
     code, _, _ = page.partition("    # mypackage/negatives.py\n")[2].partition("\n\n")
     (tmp_path / "mypackage").mkdir()
@@ -76,7 +76,7 @@ def test_the_kind_that_the_page_shows_works(tmp_path, monkeypatch):
             assert negative in [encode(" ".join(words)) for words in permutations(response.split())]
 
 
-def test_a_kind_that_is_declared_and_not_wanted_is_not_imported():
+def test_a_kind_with_count_zero_is_not_imported():
     config = make_config(kinds={"absent": "no_such_package:draw"}, negatives={"absent": 0, "batch": 1})
     assert list(load_kinds(config.sampling)) == ["batch", "truncation"]
     assert hash_kinds(config.sampling) == {}
@@ -86,11 +86,11 @@ def test_a_kind_that_is_declared_and_not_wanted_is_not_imported():
     ("reference", "words"),
     [
         ("no_such_package.words:draw", ["cannot be imported", "'no_such_package'", "PYTHONPATH", "every node"]),
-        ("toy_negatives.words:missing", ["toy_negatives.words:missing is no function"]),
-        ("toy_negatives.words:NUMBER", ["is no function: 3"]),
+        ("toy_negatives.words:missing", ["toy_negatives.words:missing is not a function"]),
+        ("toy_negatives.words:NUMBER", ["is not a function: 3"]),
     ],
 )
-def test_a_kind_that_cannot_be_loaded_says_why(toy, reference, words):
+def test_a_kind_that_cannot_be_loaded_raises_an_error_with_the_reason(toy, reference, words):
     config = make_config(kinds={"mine": reference}, negatives={"mine": 1})
     with pytest.raises(ConfigError, match=r"sampling\.kinds\.mine: ") as caught:
         load_kinds(config.sampling)
@@ -107,23 +107,23 @@ def test_the_hash_follows_the_source_of_the_kinds_in_use(toy):
     assert hash_kinds(config.sampling) != before
 
 
-def test_what_the_group_has_already_is_drawn_again_then_kept_and_counted():
+def test_a_repeated_candidate_is_drawn_again_then_kept_and_counted():
     sequence = iter([[1, 2, 3, EOS], [9, EOS], [7, EOS], [7, EOS], [8, EOS]])
-    result = drawn(lambda source, rng: next(sequence), count=2, present=[[9, EOS]])
+    result = drawn(lambda context, rng: next(sequence), count=2, present=[[9, EOS]])
     assert result.negatives == [[7, EOS], [8, EOS]]
     assert result.redraws == 3
-    assert result.thrown_tokens == 4 + 2 + 2
-    stubborn = drawn(lambda source, rng: source.gold, redraws=2)
+    assert result.discarded_tokens == 4 + 2 + 2
+    stubborn = drawn(lambda context, rng: context.gold, redraws=2)
     assert (stubborn.negatives, stubborn.redraws) == ([[1, 2, 3, EOS]], 2)
-    assert drawn(lambda source, rng: source.gold, redraws=0).redraws == 0
+    assert drawn(lambda context, rng: context.gold, redraws=0).redraws == 0
 
 
-def test_a_kind_sees_what_it_has_drawn_and_has_random_numbers_of_its_own():
+def test_a_kind_gets_its_earlier_negatives_and_its_own_random_numbers():
     seen = []
 
-    def remember(source, rng):
-        seen.append((tuple(source.taken), int(rng.integers(1000))))
-        return [len(source.taken) + 1, EOS]
+    def remember(context, rng):
+        seen.append((tuple(context.taken), int(rng.integers(1000))))
+        return [len(context.taken) + 1, EOS]
 
     drawn(remember, count=3)
     again = seen.copy()
@@ -138,9 +138,11 @@ def test_a_kind_sees_what_it_has_drawn_and_has_random_numbers_of_its_own():
     [[], [1, 2], [EOS, 1, EOS], [1] * 8 + [EOS], [100, EOS], [-1, EOS]],
     ids=["empty", "no EOS", "two EOS", "too long", "beyond the vocabulary", "negative"],
 )
-def test_what_is_no_continuation_is_refused_with_kind_and_row(negative):
-    with pytest.raises(ConfigError, match=r"sampling\.negatives\.mine: the negative for row row is no continuation"):
-        drawn(lambda source, rng: negative)
+def test_an_invalid_continuation_raises_an_error_with_kind_and_row(negative):
+    with pytest.raises(
+        ConfigError, match=r"sampling\.negatives\.mine: the negative for row row is not a valid continuation"
+    ):
+        drawn(lambda context, rng: negative)
 
 
 @given(
@@ -150,19 +152,19 @@ def test_what_is_no_continuation_is_refused_with_kind_and_row(negative):
     count=st.integers(1, 3),
     seed=st.integers(0, 2**31),
 )
-def test_shipped_kinds_repeat_nothing_where_they_can_help_it(body, others, present, count, seed):
+def test_shipped_kinds_repeat_no_candidate_if_there_are_enough(body, others, present, count, seed):
     gold, pool = [*body, EOS], [[*tokens, EOS] for tokens in others]
     present = [[*tokens, EOS] for tokens in present]
-    source = make_source(gold, [list(t) for t in dict.fromkeys(map(tuple, pool)) if list(t) != gold])
+    context = make_context(gold, [list(t) for t in dict.fromkeys(map(tuple, pool)) if list(t) != gold])
     for kind, possible in (
-        ("batch", [tokens for tokens in source.others if tokens not in present]),
+        ("batch", [tokens for tokens in context.others if tokens not in present]),
         ("truncation", [t for n in range(1, len(body)) if (t := [*body[:n], EOS]) not in present]),
     ):
-        if kind == "batch" and len(source.others) < count:
+        if kind == "batch" and len(context.others) < count:
             continue
-        result = draw_kind(kind, DRAWN[kind], count, source, present, seed, 64, LIMITS)
+        result = draw_kind(kind, SHIPPED[kind], count, context, present, seed, 64, LIMITS)
         assert gold not in result.negatives
         assert len(result.negatives) == count
         fresh = {tuple(negative) for negative in result.negatives if negative not in present}
         assert len(fresh) == min(count, len(possible))
-        assert draw_kind(kind, DRAWN[kind], count, source, present, seed, 64, LIMITS) == result
+        assert draw_kind(kind, SHIPPED[kind], count, context, present, seed, 64, LIMITS) == result

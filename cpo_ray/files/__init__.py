@@ -1,0 +1,1 @@
+"""Files from outside: compression, text encodings, JSON values."""

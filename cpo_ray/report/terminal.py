@@ -1,0 +1,54 @@
+"""Print a report's summary on the terminal: the table of results, the headline and the path of the page."""
+
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from cpo_ray.artifacts import Summary
+from cpo_ray.monitoring.console import console, say
+from cpo_ray.report.findings import TableRow, signed
+
+
+def show_report(summary: Summary, folder: Path) -> None:
+    """Print what `write_report` returned, and the path of the page."""
+    console.print(format_table(summary))
+    say(escape(summary["headline"]))
+    say(f"[bold]{escape(str(folder / 'index.html'))}[/]")
+
+
+def format_table(summary: Summary) -> Table:
+    """Format the rows of the summary's first decoding as a table."""
+    title = f"against the ground truth, {escape(summary['decoding'])} decoding" if summary["decoding"] else None
+    table = Table(title=title)
+    for column in ("model", "win rate, 95% interval", "vs MLE", "MAUVE", "mean length"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for row in summary["table"]:
+        if row["decoding"] == summary["decoding"]:
+            table.add_row(
+                escape(row["label"]),
+                _format_rate(row),
+                _format_difference(row),
+                _format_mauve(row),
+                "-" if row["mean_length"] is None else f"{row['mean_length']:.1f}",
+            )
+    return table
+
+
+def _format_rate(row: TableRow) -> str:
+    return "-" if row["win_rate"] is None else f"{row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def _format_difference(row: TableRow) -> str:
+    """Format the difference in points of win rate. A difference that is not significant is marked `n.s.`."""
+    difference = row["difference_to_mle"]
+    if difference is None:
+        return "baseline" if row["is_baseline"] else "-"
+    return f"{signed(100 * difference['value'])}" + ("" if difference["significant"] else " n.s.")
+
+
+def _format_mauve(row: TableRow) -> str:
+    if row["mauve"] is None:
+        return "-"
+    deviation = row["mauve_deviation"]
+    return f"{row['mauve']:.3f}" + ("" if deviation is None else f" \N{PLUS-MINUS SIGN} {deviation:.3f}")

@@ -1,0 +1,32 @@
+"""Stage `data`: read, split, cut and tokenize the examples."""
+
+from pathlib import Path
+
+from cpo_ray.artifacts import WEIGHTS, Summary, hash_directories
+from cpo_ray.stages.record import Output, Stage, StageRun
+
+EXAMPLES = Output("data", keys=("seed", "data"))
+
+
+def prepare_data(stage: StageRun) -> None:
+    """Read the source; write the splits and the tokenizer."""
+    from cpo_ray.checks.model_fit import check_model_fit
+    from cpo_ray.data.examples import needs_ray, prepare_examples
+    from cpo_ray.data.sources import fingerprint
+    from cpo_ray.data.tokenization import load_tokenizer
+
+    config = stage.config.data
+
+    def build(out: Path) -> Summary:
+        check_model_fit(stage.config, load_tokenizer)
+        if needs_ray(config):
+            stage.ray.ensure()
+        return prepare_examples(stage.config, out)
+
+    files = fingerprint(config.files, config.source) if config.files else None
+    stage.make(
+        EXAMPLES.name, build, {"files": files} | hash_directories(without=WEIGHTS, tokenizer=config.tokenizer.path)
+    )
+
+
+DATA = Stage("data", "read, split and tokenize the examples", (EXAMPLES,), prepare_data)

@@ -1,0 +1,95 @@
+"""Stage `sampling`: negatives for each prompt, their reference log-probs and ranks."""
+
+from pathlib import Path
+from typing import Any
+
+from cpo_ray.artifacts import SELECTED, Summary, hash_directories
+from cpo_ray.cluster.resources import sampling_resources
+from cpo_ray.config import RunConfig, SamplingConfig
+from cpo_ray.monitoring.console import say
+from cpo_ray.monitoring.prometheus import measured_bar
+from cpo_ray.stages.record import Output, Stage, StageRun
+
+GROUP_KEYS = ("seed", "sampling", "data.max_response_tokens", "data.on_bad_row", "training.precision")
+GROUP_READS = ("data", "models/reference")
+STREAM_KEYS = ("sampling.stream", "sampling.refresh_steps")
+EMBEDDER = ("config.sampling.embedder", "also.embedder")  # groups that differ in these alone differ in ranks alone
+
+
+def is_streamed(config: RunConfig) -> bool:
+    """Whether negatives are sampled while `cpo` trains."""
+    return config.sampling.stream
+
+
+def has_validation(config: RunConfig) -> bool:
+    """Whether `cpo` measures its loss on held-out groups."""
+    return config.training.validation_rows > 0
+
+
+TRAIN_GROUPS = Output(
+    "groups/train",
+    reads=GROUP_READS,
+    keys=GROUP_KEYS,
+    ignored=STREAM_KEYS,
+    when=lambda config: not is_streamed(config),
+)
+VALIDATION_GROUPS = Output(
+    "groups/validation",
+    reads=GROUP_READS,
+    keys=(*GROUP_KEYS, "training.validation_rows"),
+    ignored=STREAM_KEYS,
+    when=has_validation,
+)
+
+
+def sample_groups(stage: StageRun) -> None:
+    """Make K - 1 negatives per prompt, score all K under the reference, rank them."""
+    config = stage.config
+    if is_streamed(config):
+        say("  negatives are sampled while `cpo` trains (sampling.stream)")
+    else:
+        _make_groups(
+            stage,
+            TRAIN_GROUPS.name,
+            config,
+            min(config.sampling.rows or config.data.train_rows, config.data.train_rows),
+        )
+    if has_validation(config):
+        rows = config.training.validation_rows
+        fewer = config.model_copy(update={"sampling": config.sampling.model_copy(update={"rows": rows})})
+        _make_groups(stage, VALIDATION_GROUPS.name, fewer, rows)
+
+
+def outside_files(sampling: SamplingConfig) -> dict[str, Any]:
+    """Hashes of the files outside the run that groups depend on: custom kinds of negatives and an embedder's directory."""
+    from cpo_ray.sampling.negatives.registry import hash_kinds
+
+    return {"kinds": hash_kinds(sampling)} | hash_directories(embedder=sampling.embedder)
+
+
+def _make_groups(stage: StageRun, name: str, config: RunConfig, rows: int) -> None:
+    """Groups of the split that the artifact is named after, or new ranks for groups that exist under another embedder."""
+    from cpo_ray.sampling.groups import make_groups
+    from cpo_ray.sampling.reranking import rerank
+
+    examples, reference = stage.read("data"), stage.read("models/reference")
+    also = outside_files(config.sampling)
+    similar = stage.find_similar(name, also, *EMBEDDER)
+    if similar is not None and similar.manifest.part_fingerprint(SELECTED) is None:  # made by an older version
+        similar = None
+
+    def build(out: Path) -> Summary:
+        stage.ray.ensure(sampling_resources(config))
+        with measured_bar("sampling", rows, "rows") as progress:
+            if similar is not None:
+                say("  only ranks: the same groups exist under another embedder")
+                return rerank(config, similar, reference.path, out, progress.advance)
+            split = name.removeprefix("groups/")
+            return make_groups(config, examples.path, reference.path, out, progress.advance, split=split)
+
+    stage.make(name, build, also)
+
+
+SAMPLING = Stage(
+    "sampling", "make negatives for each prompt, score and rank them", (TRAIN_GROUPS, VALIDATION_GROUPS), sample_groups
+)

@@ -1,0 +1,25 @@
+from pathlib import Path
+
+from tests.commands.command_line import invoke
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_shipped_configs_are_listed_and_copied(config, tmp_path):
+    listed = invoke("configs")
+    assert listed.exit_code == 0
+    assert "demo" in listed.stdout
+    assert invoke("configs", "list").stdout == listed.stdout
+    assert "cpo-ray validate demo.yaml" in invoke("configs", "copy", "demo").stdout
+    assert (tmp_path / "demo.yaml").read_text() == (ROOT / "configs" / "demo.yaml").read_text()
+    again = invoke("configs", "copy", "demo.yaml")
+    assert again.exit_code == 2
+    assert "exists already" in again.stderr
+    assert "did you mean 'demo'" in invoke("configs", "copy", "dmo").stderr
+
+
+def test_without_a_checkout_the_error_says_how_to_get_the_configs(monkeypatch, tmp_path):
+    monkeypatch.setattr("cpo_ray.config.shipped.CONFIGS", tmp_path)
+    result = invoke("configs")
+    assert result.exit_code == 2
+    assert "source checkout" in result.stderr

@@ -1,0 +1,28 @@
+from cpo_ray.data.tokenization import train_tokenizer
+from tests.checks.test_model_fit import TEXTS, write_model
+from tests.commands.command_line import invoke
+
+
+def test_validate_prints_defaults_and_what_follows_from_them(config, pipeline_calls):
+    result = invoke("validate", config)
+    assert result.exit_code == 0
+    assert "beta: 5.0" in result.stdout
+    assert "K = 12: the truth and 11 negatives (3 batch, 5 meanfield, 3 truncation)" in result.stdout
+    assert "tokens per CPO step: at most 49,152" in result.stdout  # 64 * (192 + 9 * 64)
+    assert "2 workers x 2 microbatches of 16 prompts" in result.stdout
+    assert pipeline_calls == []
+
+
+def test_validate_compares_a_pretrained_model_with_its_tokenizer_and_the_lengths(config, tmp_path):
+    model = write_model(tmp_path / "model", train_tokenizer(TEXTS, 280))
+    assert invoke("validate", config, "--set", f"model.path={model}").exit_code == 0
+    write_model(model, None, max_position_embeddings=128)
+    result = invoke("validate", config, "--set", f"model.path={model}")
+    assert result.exit_code == 2
+    assert "= 256 exceeds the 128 positions of model.path" in " ".join(result.output.split())
+
+
+def test_validate_says_which_model_it_cannot_compare(config):
+    result = invoke("validate", config, "--set", "model.path=owner/model-that-is-not-here")
+    assert result.exit_code == 0
+    assert "model.path owner/model-that-is-not-here is not on this machine" in " ".join(result.output.split())

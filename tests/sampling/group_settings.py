@@ -1,0 +1,55 @@
+"""Configuration and the user's kinds of negatives for end-to-end tests of groups."""
+
+from cpo_ray.config import RunConfig
+from tests.sampling.tiny_reference import CONTEXT, MAX_RESPONSE
+
+KINDS = [
+    "gold",
+    *["autoregressive"] * 2,
+    *["batch"] * 3,
+    *["meanfield"] * 2,
+    *["truncation"] * 2,
+    "unhelpful",
+    "shouted",
+]
+COUNTS = {"autoregressive": 2, "batch": 3, "meanfield": 2, "truncation": 2, "unhelpful": 1, "shouted": 1}
+API = {"url": "http://127.0.0.1:9/v1", "model": "some-llm"}  # a test sets the URL of its server
+
+
+def make_config(**sampling):
+    return RunConfig.model_validate(
+        {
+            "name": "test",
+            "data": {"max_prompt_tokens": 40, "max_response_tokens": MAX_RESPONSE, "on_bad_row": "quarantine"},
+            "model": {"context": CONTEXT},
+            "sampling": {
+                "negatives": COUNTS,
+                "kinds": {"shouted": "shouting_kinds:shouted"},
+                "unhelpful": API,
+                "batch_rows": 16,
+                "shard_rows": 32,
+                "engine": {"kv_cache_gib": 0.25, "max_sequences": 64},
+            }
+            | sampling,
+        }
+    )
+
+
+KIND_MODULE = """
+import time
+from pathlib import Path
+
+
+def shouted(context, rng):
+    return context.response.upper()
+
+
+def mute(context, rng):
+    return []
+
+
+def patient(context, rng):
+    while context.id.endswith("{last}") and not Path(__file__).with_name("gate").exists():
+        time.sleep(0.1)
+    return shouted(context, rng)
+"""

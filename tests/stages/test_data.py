@@ -1,0 +1,19 @@
+from typing import Any
+
+from cpo_ray.config import RunConfig
+from cpo_ray.data import examples
+from cpo_ray.run import open_run
+from cpo_ray.stages import perform
+
+
+def test_data_are_made_again_where_the_tokenizer_in_a_directory_changed(tmp_path, monkeypatch):
+    made: list[Any] = []
+    monkeypatch.setattr(examples, "prepare_examples", lambda config, out: made.append(out) or {})
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    config = RunConfig.model_validate({"name": "x", "data": {"tokenizer": {"path": str(tokenizer)}}})
+    with open_run(config, tmp_path / "run", accept_changes=False) as run:
+        for vocabulary, times in (("a", 1), ("a", 1), ("a b", 2)):
+            (tokenizer / "tokenizer.json").write_text(vocabulary)
+            perform("data", run)
+            assert len(made) == times
