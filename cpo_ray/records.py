@@ -1,4 +1,4 @@
-"""Types and Arrow schemas of the rows that pass between the stages.
+"""Types and Arrow schemas of the rows that pass between the stages, and which responses end with EOS.
 
 Shape legend, used as suffixes throughout:
     B prompts of a batch    K candidates of a group    T tokens    V vocabulary    D hidden size
@@ -28,7 +28,23 @@ class Example(TypedDict):
     prompt: str  # with the template applied
     response: str
     prompt_ids: Tokens
-    response_ids: Tokens  # ends with EOS
+    response_ids: Tokens  # ends with EOS, unless the response was cut (`end_response`)
+
+
+def end_response(ids: Sequence[int], eos: int, max_tokens: int, *, ends: bool = True) -> Tokens:
+    """The tokens of a response: all `ids` and EOS if these are at most `max_tokens`, else the first `max_tokens` without EOS.
+
+    A response that is cut does not end there, so it has no EOS. ids: the whole text's tokens. ends: False if the text is
+    itself a part of a longer one, which goes on.
+    """
+    if ends and len(ids) + 1 <= max_tokens:
+        return [*ids, eos]
+    return list(ids[:max_tokens])
+
+
+def without_eos(tokens: Tokens, eos: int) -> Tokens:
+    """The tokens before the final EOS: all of them if the response was cut."""
+    return tokens[:-1] if tokens[-1:] == [eos] else tokens
 
 
 def cut_prompt(ids: Sequence[int], max_tokens: int, special: Collection[int]) -> Tokens:
@@ -54,6 +70,7 @@ class Group(TypedDict):
     similarity: list[float]  # (K,) cosine to the gold's embedding
     rank: list[int]  # (K,) a permutation; lower is better; rank[0] = 0
     ref_logps: list[float]  # (K,) nats, summed over the continuation's tokens
+    ref_spread: list[float] | None  # (K,) nats by which another packing's ref_logps differ; None if not measured
 
 
 EXAMPLE_SCHEMA = pa.schema(
@@ -79,6 +96,7 @@ GROUP_SCHEMA = pa.schema(
         ("similarity", pa.list_(pa.float32())),
         ("rank", pa.list_(pa.int32())),
         ("ref_logps", pa.list_(pa.float64())),
+        ("ref_spread", pa.list_(pa.float64())),
     ]
 )
 

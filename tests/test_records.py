@@ -2,7 +2,17 @@
 
 import pyarrow as pa
 
-from cpo_ray.records import CANDIDATE_KINDS, EXAMPLE_SCHEMA, GROUP_SCHEMA, NEGATIVE_KINDS, Example, Group, cut_prompt
+from cpo_ray.records import (
+    CANDIDATE_KINDS,
+    EXAMPLE_SCHEMA,
+    GROUP_SCHEMA,
+    NEGATIVE_KINDS,
+    Example,
+    Group,
+    cut_prompt,
+    end_response,
+    without_eos,
+)
 
 
 def test_schemas_have_the_fields_of_the_rows():
@@ -14,6 +24,20 @@ def test_the_gold_is_candidate_zero_and_not_a_negative():
     assert CANDIDATE_KINDS[0] == "gold"
     assert "gold" not in NEGATIVE_KINDS
     assert len(NEGATIVE_KINDS) == len(CANDIDATE_KINDS) - 1
+
+
+def test_a_response_ends_with_eos_only_if_all_of_it_fits():
+    assert end_response([5, 6, 7], 0, 4) == [5, 6, 7, 0]
+    assert end_response([5, 6, 7, 8], 0, 4) == [5, 6, 7, 8]
+    assert end_response([5, 6, 7, 8, 9], 0, 4) == [5, 6, 7, 8]
+    assert end_response([5, 6], 0, 4, ends=False) == [5, 6]
+    assert end_response([], 0, 4) == [0]
+
+
+def test_the_text_of_a_response_is_what_comes_before_eos():
+    assert without_eos([5, 6, 0], 0) == [5, 6]
+    assert without_eos([5, 6, 7], 0) == [5, 6, 7]
+    assert without_eos([0], 0) == without_eos([], 0) == []
 
 
 def test_log_probs_of_long_sequences_keep_float64():
@@ -31,6 +55,7 @@ def test_a_group_survives_a_round_trip_through_arrow():
         similarity=[1.0, 0.5],
         rank=[0, 1],
         ref_logps=[-1.25, -700.0625],
+        ref_spread=[0.0, 0.25],
     )
     assert pa.Table.from_pylist([group], schema=GROUP_SCHEMA).to_pylist() == [group]
 

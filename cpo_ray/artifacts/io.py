@@ -35,11 +35,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_table(folder: Path) -> pa.Table:
-    """All Parquet files directly in `folder`, in name order."""
+    """All Parquet files directly in `folder`, in name order. A column that some lack (older versions) is null there."""
     files = sorted(folder.glob("*.parquet"))
     if not files:
         raise ArtifactError(f"{folder} holds no Parquet files")
-    return pa.concat_tables(pq.read_table(file) for file in files)
+    return pa.concat_tables((pq.read_table(file) for file in files), promote_options="default")
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -6,11 +6,13 @@ an error: the ids of one tokenizer mean other tokens in the model of another.
 
 import unicodedata
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from cpo_ray.config import RunConfig
 from cpo_ray.errors import ConfigError, DataError
 from cpo_ray.inference.model_facts import ModelFacts, is_local, read_model_facts
+from cpo_ray.inference.weight_files import check_one_set_of_weights
 
 Tokenizer = Any  # transformers.PreTrainedTokenizerBase, which has no types to import
 
@@ -31,11 +33,13 @@ def check_model_fit(
     """Compare `model.path` with the tokenizer at `tokenizer_path` (by default, `data.tokenizer.path`) and with the lengths.
 
     load_tokenizer: raises DataError for one that cannot be loaded. local_only: do not download; returns a line if the model or
-    the tokenizer is a hub id that is not on this machine. Raises ConfigError with all that does not fit.
+    the tokenizer is a hub id that is not on this machine. Raises ConfigError with all that does not fit, and ArtifactError
+    for a directory with two sets of weights.
     """
     model, tokenizer_path = config.model.path, tokenizer_path or config.data.tokenizer.path
     if model is None or tokenizer_path is None:
         return None
+    check_one_set_of_weights(Path(model))
     facts = read_model_facts(model, local_only=local_only)
     if facts is None:
         return f"model.path {model} is not on this machine: it is compared with the tokenizer and the lengths when it is loaded"

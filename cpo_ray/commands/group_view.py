@@ -17,6 +17,7 @@ from rich.text import Text
 from cpo_ray.artifacts import STATS
 from cpo_ray.errors import ArtifactError
 from cpo_ray.records import Group
+from cpo_ray.sampling.stats import eos_of
 
 SIMILAR = 0.5  # from this share of common words on, the words that differ from the gold are marked
 ABSENT = "-"
@@ -32,16 +33,16 @@ def render_groups(root: Path, split: str, row_id: str | None, rows: int) -> Rend
     if not shards:
         raise ArtifactError(f"no finished groups in {folder}: run `cpo-ray sampling CONFIG` first")
     if row_id is not None:
-        return render_group(find_group(shards, row_id))
+        return render_group(*find_group(shards, row_id))
     stats = folder / STATS
     parts: list[RenderableType] = (
         [render_stats(json.loads(stats.read_text(encoding="utf-8"))), ""] if stats.is_file() else []
     )
-    return Stack(*parts, *map(render_group, _first_groups(shards, rows)))
+    return Stack(*parts, *(render_group(group, eos) for group, eos in _first_groups(shards, rows)))
 
 
-def find_group(shards: Iterable[Path], row_id: str) -> Group:
-    """The group whose id begins with `row_id`. Raises ArtifactError if none does, or several do."""
+def find_group(shards: Iterable[Path], row_id: str) -> tuple[Group, int | None]:
+    """The group whose id begins with `row_id`, and its EOS. Raises ArtifactError if none does, or several do."""
     found: list[tuple[Path, int, str]] = []
     known: list[str] = []
     for shard in shards:
@@ -57,10 +58,11 @@ def find_group(shards: Iterable[Path], row_id: str) -> Group:
     if len(exact or found) > 1:
         raise ArtifactError(f"{len(found)} groups have ids that begin with {row_id!r}: give more digits")
     shard, number, _ = (exact or found)[0]
-    return cast("Group", pq.read_table(shard).slice(number, 1).to_pylist()[0])
+    table = pq.read_table(shard)
+    return cast("Group", table.slice(number, 1).to_pylist()[0]), eos_of(table)
 
 
-def render_group(group: Group) -> RenderableType:
+def render_group(group: Group, eos: int | None) -> RenderableType:
     """The prompt and its candidates, best rank first. If a text is similar to the gold, the words that differ are marked."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in ("rank", "sim.", "log-prob", "/token", "tokens"):
@@ -70,7 +72,7 @@ def render_group(group: Group) -> RenderableType:
     gold_ids, gold = group["candidate_ids"][0], group["candidate_text"][0]
     for k in sorted(range(len(group["rank"])), key=group["rank"].__getitem__):
         ids, logp = group["candidate_ids"][k], group["ref_logps"][k]
-        notes = [" (equals the gold: masked)"] * (k > 0 and ids == gold_ids) + [" (no EOS)"] * (ids[-1] != gold_ids[-1])
+        notes = [" (equals the gold: masked)"] * (k > 0 and ids == gold_ids) + [" (no EOS)"] * (ids[-1] != eos)
         text = Text(visible(gold), style="green") if k == 0 else mark_changes(group["candidate_text"][k], gold)
         table.add_row(
             str(group["rank"][k]),
@@ -93,6 +95,7 @@ def render_stats(stats: Mapping[str, Mapping[str, Any]]) -> Table:
         "tokens": ("mean_tokens", ".1f"),
         "sim.": ("mean_similarity", ".3f"),
         "log-prob": ("mean_ref_logp", ".2f"),
+        "cut": ("without_eos_rate", ".1%"),
         "= gold": ("equal_to_gold_rate", ".1%"),
         "dupl.": ("duplicate_rate", ".1%"),
         "redrawn": ("redraw_rate", ".1%"),
@@ -127,10 +130,11 @@ def visible(text: str, *, lines: bool = False) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in shown)
 
 
-def _first_groups(shards: Iterable[Path], rows: int) -> Iterator[Group]:
+def _first_groups(shards: Iterable[Path], rows: int) -> Iterator[tuple[Group, int | None]]:
     for shard in shards:
         table = pq.read_table(shard).slice(0, rows)
-        yield from cast("list[Group]", table.to_pylist())
+        eos = eos_of(table)
+        yield from ((group, eos) for group in cast("list[Group]", table.to_pylist()))
         rows -= len(table)
         if rows <= 0:
             return

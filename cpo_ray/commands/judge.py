@@ -87,7 +87,7 @@ def judge(
             "--thinking-tokens",
             metavar="N",
             min=0,
-            help="For a reasoning judge: tokens for its reasoning. Sends max_completion_tokens, and no temperature.",
+            help="For a judge that thinks: tokens to think, before </think>. Sends max_completion_tokens, no temperature.",
         ),
     ] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random order of --order paper.")] = 17,

@@ -1,23 +1,33 @@
 """`cpo-ray plan`: estimate what a run needs and costs."""
 
+import tempfile
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from cpo_ray.artifacts import Summary, find_artifact
 from cpo_ray.commands.failures import resumable
 from cpo_ray.commands.options import ConfigPath, Overrides, RunDir
+from cpo_ray.config import RunConfig
 from cpo_ray.config.loading import load_config
 from cpo_ray.run import run_directory
 
+SAMPLE_ROWS = 500  # of the synthetic task, whose lengths are known once it is drawn
+
 
 class GpuKind(StrEnum):
-    """The devices whose peak numbers are in `cluster/accelerators.py`."""
+    """The devices of `cluster/accelerators.py`, and this machine's CPU cores."""
 
     A100_40 = "a100-40"
     A100_80 = "a100-80"
     H100 = "h100"
+    H200 = "h200"
+    B200 = "b200"
+    L40S = "l40s"
+    RTX_4090 = "rtx-4090"
     CPU = "cpu"
 
 
@@ -25,11 +35,13 @@ def plan(
     config: ConfigPath,
     run_dir: RunDir = None,
     overrides: Overrides = None,
-    gpu: Annotated[GpuKind, typer.Option("--gpu", help="The device to plan for.")] = GpuKind.A100_80,
-    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines, of 8 GPUs each.")] = 1,
+    gpu: Annotated[
+        GpuKind, typer.Option("--gpu", help="The device to plan for; `cpu`: the cores of this machine.")
+    ] = GpuKind.A100_80,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines, of 8 GPUs each (rtx-4090: 4).")] = 1,
     parameters: Annotated[
         float | None,
-        typer.Option("--parameters", metavar="N", help="Parameters of a hub model that is not on this machine."),
+        typer.Option("--parameters", metavar="N", help="Parameters of a hub model that cannot be read."),
     ] = None,
     price: Annotated[
         float | None,
@@ -43,5 +55,21 @@ def plan(
     with resumable("plan", config, run_dir, overrides):
         resolved = load_config(config, tuple(overrides or ()))
         root = run_directory(resolved.name, run_dir)
-        estimate = make_plan(resolved, gpu.value, nodes, root=root, parameters=parameters)
+        trial = sample_synthetic(resolved) if find_artifact(root, "data") is None else None
+        estimate = make_plan(resolved, gpu.value, nodes, root=root, parameters=parameters, trial=trial)
         Console(soft_wrap=False).print(render_plan(estimate, price))
+
+
+def sample_synthetic(config: RunConfig) -> Summary | None:
+    """The data stage's summary on a sample of the synthetic task, in a temporary folder.
+
+    None for other sources, which may be large or remote, and for a tokenizer that is not trained on the data.
+    """
+    if config.data.source != "synthetic" or config.data.tokenizer.path is not None or config.model.path is not None:
+        return None
+    from cpo_ray.data.examples import prepare_examples
+
+    sizes = {"train_rows": min(SAMPLE_ROWS, config.data.train_rows), "validation_rows": 0, "test_rows": 1}
+    sample = config.model_copy(update={"data": config.data.model_copy(update=sizes)})
+    with tempfile.TemporaryDirectory() as folder:
+        return prepare_examples(sample, Path(folder))

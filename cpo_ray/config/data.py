@@ -83,9 +83,10 @@ class DataConfig(Section):
     """The prompt, with `{instruction}` and `{context}`. For a row without context, the line with `{context}` is removed."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     max_prompt_tokens: Annotated[int, Field(ge=4)] = 192
-    """A longer prompt keeps its last `max_prompt_tokens` tokens. Such rows are counted."""
+    """A longer prompt keeps the special tokens that it begins with (BOS) and the end of its text. Such rows are counted."""
     max_response_tokens: Annotated[int, Field(ge=2)] = 64
-    """A longer response keeps its first `max_response_tokens - 1` tokens and EOS. Such rows are counted."""
+    """The limit of a response with its EOS. One that does not fit keeps its first `max_response_tokens` tokens and has no EOS,
+    for it does not end there. Such rows are counted. It is also the limit of a sampled negative and of a generated answer."""
     on_bad_row: Literal["error", "quarantine"] = "error"
     """A malformed or empty row stops the stage, or is counted and written to `data/quarantine.jsonl` with its line number."""
 
@@ -130,8 +131,8 @@ class DataConfig(Section):
                 f"passages.prompt_share {share:g} of passages.tokens {total} gives prompts of {prompt} tokens, over "
                 f"max_prompt_tokens {self.max_prompt_tokens}"
             )
-        if total - prompt + 1 > self.max_response_tokens:
+        if total - prompt > self.max_response_tokens:  # a full passage has no EOS: its article goes on
             raise ValueError(
-                f"passages.tokens {total} - prompt {prompt} + EOS = {total - prompt + 1} tokens of continuation, over "
+                f"passages.tokens {total} - prompt {prompt} = {total - prompt} tokens of continuation, over "
                 f"max_response_tokens {self.max_response_tokens}: raise that, or lower passages.tokens"
             )

@@ -78,7 +78,8 @@ class JudgeConfig(Section):
     """`completions` is for a base model, which has no chat template: it continues the question up to the end of the line."""
     thinking_tokens: Annotated[int, Field(ge=0)] = 0
     """Tokens for a reasoning judge to think before its answer. Such models take no temperature, and their API expects
-    `max_completion_tokens` instead of `max_tokens`: if this is above 0, requests are sent that way."""
+    `max_completion_tokens` instead of `max_tokens`: if this is above 0, requests are sent that way. What precedes the last
+    `</think>` in an answer never counts."""
     template: str = "dolly"
     """`dolly` or `wiki`, the paper's queries (A.3), or a file with the placeholders {prompt}, {response_a} and {response_b}."""
     order: Literal["both", "paper"] = "both"

@@ -73,6 +73,7 @@ def _tokenize(tokenizer: Tokenizer, source: str, rows: Sequence[SelectedPassage]
             response=row.passage.response,
             prompt_ids=[*before, *row.passage.prompt_ids],
             response_ids=row.passage.response_ids,
+            ends=row.passage.ends,
         )
         for row in rows
     ]

@@ -25,18 +25,21 @@ from cpo_ray.data.template import check_template
 from cpo_ray.data.tokenization import Tokenizer
 from cpo_ray.errors import DataError
 from cpo_ray.monitoring.console import progress_bar
-from cpo_ray.records import EXAMPLE_SCHEMA, Example, cut_prompt
+from cpo_ray.records import EXAMPLE_SCHEMA, Example, cut_prompt, end_response
 
 PART = "part-00000.parquet"
 ENCODE_ROWS = 512  # rows tokenized at once
+MANY_CUT = 0.25
+"""The user is warned if a larger share of the responses is cut."""
 
 
 @dataclass
 class TruncationCounts:
-    """How many prompts and responses were longer than the limits."""
+    """How many prompts and responses were longer than the limits, and how many responses have no EOS."""
 
     prompts: int = 0
     responses: int = 0
+    without_eos: int = 0  # cut, or a passage after which its article goes on
 
 
 def needs_ray(data: DataConfig) -> bool:
@@ -49,8 +52,8 @@ def prepare_examples(config: RunConfig, out: Path) -> Summary:
 
     Also writes `quarantine.jsonl` if rows were quarantined and, for the synthetic task, `answers.json`:
     `{"filler": [word], "answers": {example id: [word]}}` over all splits, for `synthetic.is_right`. Equal configurations
-    give equal files. Returns counts for the console; token counts are means per row, EOS included. Ray must be
-    initialised if `needs_ray`.
+    give equal files. Returns counts and warnings for the console; token counts are means per row, EOS included. Ray must
+    be initialised if `needs_ray`.
 
     Raises DataError for a file that is missing or empty, a bad line or a damaged file (unless quarantined), too few
     rows, or a tokenizer that cannot be loaded; ConfigError for a template that would lose instructions.
@@ -76,7 +79,7 @@ def prepare_examples(config: RunConfig, out: Path) -> Summary:
         _write_quarantine(out / "quarantine.jsonl", source.quarantined)
     if source.answers is not None:
         write_json(out / "answers.json", source.answers)
-    return _summarize(source, tables, truncated)
+    return _summarize(source, tables, truncated, config.data.max_response_tokens)
 
 
 def _prepare_source(config: RunConfig) -> PreparedSource[Any]:
@@ -88,13 +91,15 @@ def _prepare_source(config: RunConfig) -> PreparedSource[Any]:
 def _cut(
     examples: Sequence[UncutExample], tokenizer: Tokenizer, data: DataConfig, truncated: TruncationCounts
 ) -> Iterator[Example]:
-    """Keep the leading special tokens and the end of a prompt that is too long, and the beginning of a response; count both."""
+    """Cut prompts and responses that are too long (`cut_prompt`, `end_response`), and count both."""
     eos, special = tokenizer.eos_token_id, frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     for example in examples:
         if not example.prompt_ids or not example.response_ids:
             raise DataError(f"row {example.id} has a text without tokens: {example.prompt!r} -> {example.response!r}")
+        response_ids = end_response(example.response_ids, eos, data.max_response_tokens, ends=example.ends)
         truncated.prompts += len(example.prompt_ids) > data.max_prompt_tokens
-        truncated.responses += len(example.response_ids) >= data.max_response_tokens
+        truncated.responses += len(example.response_ids) + example.ends > data.max_response_tokens
+        truncated.without_eos += response_ids[-1] != eos
         yield Example(
             id=example.id,
             source=example.source,
@@ -102,7 +107,7 @@ def _cut(
             prompt=example.prompt,
             response=example.response,
             prompt_ids=cut_prompt(example.prompt_ids, data.max_prompt_tokens, special),
-            response_ids=[*example.response_ids[: data.max_response_tokens - 1], eos],
+            response_ids=response_ids,
         )
 
 
@@ -114,13 +119,16 @@ def _write_quarantine(path: Path, bad_rows: Sequence[BadRow]) -> None:
         temporary.write_text("".join(lines), encoding="utf-8")
 
 
-def _summarize(source: PreparedSource[Any], tables: dict[str, pa.Table], truncated: TruncationCounts) -> Summary:
+def _summarize(
+    source: PreparedSource[Any], tables: dict[str, pa.Table], truncated: TruncationCounts, max_response_tokens: int
+) -> Summary:
     seen = set(map(tuple, tables["train"]["prompt_ids"].to_pylist()))
     summary: dict[str, Any] = {f"{name}_rows": len(tables[name]) for name in SPLITS}
     summary |= {"quarantined_rows": len(source.quarantined)} | source.counts
     summary |= {
         "truncated_prompts": truncated.prompts,
         "truncated_responses": truncated.responses,
+        "responses_without_eos": truncated.without_eos,
         # Different prompts may become equal when both are cut, which happens after the split.
         "test_prompts_in_train_once_cut": sum(tuple(ids) in seen for ids in tables["test"]["prompt_ids"].to_pylist()),
         "vocabulary": len(source.tokenizer),
@@ -130,4 +138,16 @@ def _summarize(source: PreparedSource[Any], tables: dict[str, pa.Table], truncat
             for column in ("prompt", "response"):
                 mean = pc.mean(pc.list_value_length(table[f"{column}_ids"])).as_py()
                 summary[f"{name}_{column}_tokens"] = round(mean, 1)
+    summary["warnings"] = _warnings(truncated, sum(map(len, tables.values())), max_response_tokens)
     return summary
+
+
+def _warnings(truncated: TruncationCounts, rows: int, max_response_tokens: int) -> list[str]:
+    if truncated.responses <= MANY_CUT * rows:
+        return []
+    warning = (
+        f"{truncated.responses:,} of {rows:,} responses ({truncated.responses / rows:.0%}) are cut to "
+        f"data.max_response_tokens {max_response_tokens} and have no EOS: from them the model does not learn where an answer "
+        "ends. Raise data.max_response_tokens."
+    )
+    return [warning]

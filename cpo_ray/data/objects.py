@@ -55,7 +55,7 @@ def _read_json(stream: ContentStream, name: str) -> Iterator[FileFormat | FileOb
         content = open_text(stream, name)
         lines = is_json_lines(content.head)
         what = "JSON lines" if lines else "a JSON array" if content.head.lstrip().startswith(b"[") else "JSON objects"
-        yield FileFormat(name, ", ".join(filter(None, [what, stream.compression])))
+        yield FileFormat.of(name, what, stream.compression)
         yield from (_read_json_lines if lines else _read_values)(content, name)
     except DamagedFileError as error:
         yield BadRow(name, None, f"{error}. {LOST}", error.byte)

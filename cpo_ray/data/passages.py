@@ -19,6 +19,7 @@ class Passage:
     response: str
     prompt_ids: "array[int]"  # an array saves memory: many passages are held at once
     response_ids: "array[int]"  # without EOS
+    ends: bool  # whether the article ends here
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def _cut(text: str, ids: Sequence[int], spans: Sequence[Span], config: PassagesC
         is_whole = end < len(ids) or end - begin >= config.min_tokens
         if is_whole and begin < middle < end:
             first, cut, last = (_character(text, spans, token) for token in (begin, middle, end))
-            yield Passage(text[first:cut], text[cut:last], array("i", ids[begin:middle]), array("i", ids[middle:end]))
+            tokens = array("i", ids[begin:middle]), array("i", ids[middle:end])
+            yield Passage(text[first:cut], text[cut:last], *tokens, ends=end == len(ids))
         begin = end
 
 

@@ -26,7 +26,7 @@ def read_plaintext(file: IO[bytes], name: str) -> Iterator[FileFormat | Article 
     stream = open_stream(file, name)
     try:
         content = open_text(stream, name)
-        yield FileFormat(name, ", ".join(filter(None, ["text", stream.compression])))
+        yield FileFormat.of(name, "text", stream.compression)
         yield from _read_articles(content, name)
     except DamagedFileError as error:
         yield BadRow(name, None, f"{error}. {LOST}", error.byte)

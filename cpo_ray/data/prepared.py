@@ -24,6 +24,7 @@ class UncutExample(NamedTuple):
     response: str
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]  # without EOS
+    ends: bool = True  # False if the response is a part of a text that goes on
 
 
 @dataclass(frozen=True)

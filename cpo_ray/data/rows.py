@@ -47,7 +47,12 @@ class FileFormat:
     """What a file is, by its content. A reader yields it first."""
 
     file: str
-    format: str  # for instance "JSON lines, gzip"
+    format: str  # for instance "JSON lines (gzip)"
+
+    @classmethod
+    def of(cls, file: str, content: str, compression: str | None) -> "FileFormat":
+        """The format of a file that has `content`, compressed or not."""
+        return cls(file, f"{content} ({compression})" if compression else content)
 
 
 @dataclass(frozen=True)

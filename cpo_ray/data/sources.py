@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from cpo_ray.errors import DataError
+from cpo_ray.files.compression import conversion
 
 COMPRESSED = ("", ".gz", ".bz2", ".xz", ".zst")
 
@@ -72,7 +73,11 @@ def _select(files: Sequence[str], suffixes: Sequence[str] | None) -> Listing:
     """Which files are read. suffixes: those of a folder's files; None for a file or a pattern."""
     passed_over = []
     if suffixes is not None:
-        passed_over = [f"{file} is passed over: 7z is not read" for file in files if file.endswith(".7z")]
+        passed_over = [
+            f"{file} is passed over: 7z is not read; convert it: {conversion(file, '7z')}"
+            for file in files
+            if file.endswith(".7z")
+        ]
         files = [file for file in files if _is_part(_name(file), suffixes)]
     parts = []
     has_objects = any(file.endswith(OBJECTS) for file in files)

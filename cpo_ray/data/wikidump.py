@@ -73,7 +73,7 @@ def read_wikidump(file: IO[bytes], name: str) -> Iterator[FileFormat | Article |
     parsed becomes a BadRow and does not affect the others. Raises DataError if the file is empty, or a 7z archive.
     """
     stream = open_stream(file, name)
-    yield FileFormat(name, ", ".join(filter(None, ["MediaWiki XML", stream.compression])))
+    yield FileFormat.of(name, "MediaWiki XML", stream.compression)
     counts: Counter[str] = Counter()
     try:
         dump = _open_dump(stream)

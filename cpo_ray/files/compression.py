@@ -23,11 +23,11 @@ BZIP2 = re.compile(rb"BZh[1-9]")
 DECOMPRESS = {"gzip": "gzip -dc", "bzip2": "bzip2 -dc", "xz": "xz -dc", "zstd": "zstd -dc"}
 """The command that decompresses a file to standard output, by compression."""
 ARCHIVES = {
-    b"7z\xbc\xaf\x27\x1c": ("7z", "7z x -so {file} | zstd > {stem}.zst"),
-    b"PK\x03\x04": ("zip", "unzip -p {file} | zstd > {stem}.zst"),
-    b"Rar!\x1a\x07": ("rar", "unrar p -inul {file} | zstd > {stem}.zst"),
+    "7z": (b"7z\xbc\xaf\x27\x1c", "7z x -so {file} | zstd > {target}"),
+    "zip": (b"PK\x03\x04", "unzip -p {file} | zstd > {target}"),
+    "rar": (b"Rar!\x1a\x07", "unrar p -inul {file} | zstd > {target}"),
 }
-"""Archives that are not read: first bytes -> (name, the command that converts one)."""
+"""Archives that are not read: (first bytes, the command that converts one)."""
 
 
 class DamagedFileError(Exception):
@@ -47,9 +47,9 @@ def open_stream(file: IO[bytes], name: str) -> "ContentStream":
     head = b""
     while len(head) < MAGIC_BYTES and (more := file.read(MAGIC_BYTES - len(head))):
         head += more
-    for magic, (kind, command) in ARCHIVES.items():
+    for kind, (magic, _) in ARCHIVES.items():
         if head.startswith(magic):
-            raise DataError(f"{name} is a {kind} archive, which is not read. Convert it: {_fill(command, name, kind)}")
+            raise DataError(f"{name} is a {kind} archive, which is not read. Convert it: {conversion(name, kind)}")
     if head.startswith(b"\x1f\x8b"):
         return _Members(head, file, "gzip", lambda: zlib.decompressobj(wbits=31))
     if BZIP2.match(head):
@@ -61,8 +61,10 @@ def open_stream(file: IO[bytes], name: str) -> "ContentStream":
     return ContentStream(head, file)
 
 
-def _fill(command: str, name: str, kind: str) -> str:
-    return command.format(file=shlex.quote(name), stem=shlex.quote(name.removesuffix(f".{kind}")))
+def conversion(name: str, kind: str) -> str:
+    """The command that converts the archive `name` to a file that is read. kind: a key of ARCHIVES."""
+    _, command = ARCHIVES[kind]
+    return command.format(file=shlex.quote(name), target=shlex.quote(f"{name.removesuffix(f'.{kind}')}.zst"))
 
 
 class ContentStream(io.RawIOBase):

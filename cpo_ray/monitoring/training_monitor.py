@@ -10,6 +10,28 @@ from cpo_ray.monitoring.metrics_log import MetricsLog
 from cpo_ray.monitoring.prometheus import measure_step
 from cpo_ray.monitoring.trackers import Tracker
 
+LEAST_BETA_SHARE = 0.9
+"""The user is warned if rounding noise in bf16 leaves a smaller share of beta."""
+
+
+def first_step(metrics: dict[str, Any]) -> str:
+    """The metrics of the first CPO step, which checks that the policy is the reference, in a line."""
+    text = f"first CPO loss {metrics['loss']:.4f}, must be {metrics['expected_loss']:.4f}"
+    if "drift_tolerance" in metrics:
+        drift, tolerance, rise = (metrics[name] for name in ("first_drift", "drift_tolerance", "rounding_loss"))
+        text += f" + {rise:.4f} for rounding in bf16 ({drift:.4f} nat per sqrt(token), tolerance {tolerance:.4f})"
+    elif "loss_tolerance" in metrics:
+        text += f" (tolerance {metrics['loss_tolerance']:g})"
+    return f"{text}: the policy starts at the reference"
+
+
+def weakened_beta(share: float) -> str:
+    """A warning that rounding noise leaves only this share of beta."""
+    return (
+        f"rounding in bf16 weakens beta by {1 - share:.0%}: the noise of the scores is large at this beta. Train in float32 "
+        "(training.precision: fp32) or with a smaller objective.beta."
+    )
+
 
 class TrainingMonitor:
     """The callbacks of one training."""
@@ -29,11 +51,14 @@ class TrainingMonitor:
         self.tracker.log(metrics)
         measure_step(metrics)
         if "validation" in metrics:
-            say(f"  step {metrics['step']}: validation loss {metrics['validation']['loss']:.4f}")
+            loss, joint = metrics["validation"]["loss"], metrics["validation"].get("joint_loss")
+            chosen_by = "" if joint is None else f", joint loss {joint:.4f}"
+            say(f"  step {metrics['step']}: validation loss {loss:.4f}{chosen_by}")
             return
         if "expected_loss" in metrics:
-            loss, expected = metrics["loss"], metrics["expected_loss"]
-            say(f"  first CPO loss {loss:.4f}, must be {expected:.4f}: the policy starts at the reference")
+            say(f"  {first_step(metrics)}")
+            if metrics.get("beta_share", 1.0) < LEAST_BETA_SHARE:
+                say(f"  [yellow]warning[/] {weakened_beta(metrics['beta_share'])}")
         self.progress.set_completed(metrics["step"], f"loss {metrics['loss']:.4f}")
         if "gold_drift" in metrics:
             self._check_displacement(metrics["step"], metrics["gold_drift"])

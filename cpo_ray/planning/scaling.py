@@ -13,10 +13,11 @@ assumed, so the estimate is an upper bound.
 from dataclasses import dataclass
 
 from cpo_ray.config import RunConfig, TrainingConfig
-from cpo_ray.planning.estimate import BYTES, RunPlan, StageWork, stage_work
+from cpo_ray.planning.activations import BYTES
+from cpo_ray.planning.estimate import RunPlan
+from cpo_ray.planning.work import StageWork, stage_work
 
 NETWORK_UTILIZATION = 0.6  # share of the network cards' total that NCCL reaches in large all-reduces
-START_UP_H = 0.1  # hours per stage that needs GPUs: machines, processes, weights, engines
 MACHINES = (2, 8, 64)
 
 
@@ -43,13 +44,14 @@ def scale(plan: RunPlan, machines: int) -> ScaledRun:
     gpus = machines * plan.device.per_node
     config = spread(plan.config, gpus)
     work = stage_work(config, plan.shape, plan.tokens, plan.device, gpus)
-    network = {name: _network_hours(section, plan) for name, section in _trainings(config).items()}
-    hours = {item.stage: item.hours + network.get(item.stage, 0.0) for item in work}
+    trials = {"reference": 1, "cpo": config.tuning.trials, "mle": config.tuning.trials}
+    network = {name: trials[name] * _network_hours(section, plan) for name, section in _trainings(config).items()}
+    hours = {item.stage: item.total_hours + network.get(item.stage, 0.0) for item in work}
     slowest = max(work, key=lambda item: hours[item.stage])
     return ScaledRun(
         machines=machines,
         workers=config.training.workers,
-        hours=sum(hours.values()) + START_UP_H * sum(item.tokens > 0 for item in work),
+        hours=sum(hours.values()),
         network_hours=sum(network.values()),
         traffic=step_traffic(config.training, plan),
         bottleneck=slowest.stage,

@@ -4,10 +4,10 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from cpo_ray.cluster.accelerators import UTILIZATION
 from cpo_ray.config import RunConfig
 from cpo_ray.planning.estimate import RunPlan
-from cpo_ray.planning.scaling import MACHINES, NETWORK_UTILIZATION, START_UP_H, scale
+from cpo_ray.planning.scaling import MACHINES, NETWORK_UTILIZATION, scale
+from cpo_ray.planning.work import START_UP_H, Machine
 
 GIB = 2**30
 LAPTOP_GBIT = 10
@@ -20,15 +20,29 @@ def describe_run(config: RunConfig) -> list[str]:
     passes = training.prompts_per_step // (training.workers * training.prompts_per_microbatch)
     own = 1 + counts.total - counts.truncation
     most = training.prompts_per_step * (config.data.max_prompt_tokens + own * config.data.max_response_tokens)
+    epochs = training.steps * training.prompts_per_step / rows
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.model_dump().items() if count)
     return [
         f"K = {config.candidates}: the truth and {counts.total} negatives ({kinds})",
         f"a CPO step: {training.prompts_per_step} prompts, {training.prompts_per_step * config.candidates} candidates",
         f"on {training.workers} workers x {passes} microbatches of {training.prompts_per_microbatch} prompts",
         f"tokens per CPO step: at most {most:,} (each prompt once, truncations share the truth's)",
-        f"CPO: {training.steps} steps over {rows:,} prompts, {training.steps * training.prompts_per_step / rows:.1f} epochs",
+        f"CPO and MLE: {training.steps} steps each over the same {rows:,} prompts, {epochs:.1f} epochs",
+        _describe_rates(config),
         f"models compared: {', '.join(config.evaluated_models)}",
     ]
+
+
+def _describe_rates(config: RunConfig) -> str:
+    rates = config.tuning.trial_names
+    if not rates:
+        return (
+            f"learning rates: {config.training.learning_rate:g} for CPO, {config.mle_training.learning_rate:g} for MLE"
+        )
+    return (
+        f"learning rates: {', '.join(rates)} are tried by CPO and by MLE, {2 * len(rates)} trainings; the loss on "
+        f"{config.training.validation_rows:,} validation prompts chooses one of each"
+    )
 
 
 def render_plan(plan: RunPlan, price: float | None = None) -> Group:
@@ -49,18 +63,38 @@ def render_plan(plan: RunPlan, price: float | None = None) -> Group:
         ("machine", f"{plan.gpus} x {plan.device.name}, {plan.device.memory_gib:.0f} GiB each"),
     ):
         facts.add_row(name, escape(value))
-    assumed = ", ".join(f"{share:.0%} in {kind}" for kind, share in UTILIZATION.items())
-    slowest = plan.bottleneck
-    closing = (
-        f"Total: {plan.gpu_hours:.2g} GPU-hours; the bottleneck is [bold]{slowest.stage}[/] "
-        f"({slowest.hours / (sum(work.hours for work in plan.work) or 1):.0%} of the time).\n"
-        f"Assumed: {plan.device.bf16_tflops:g} TFLOP/s in bf16, {plan.device.fp32_tflops:g} in fp32; "
-        f"share of the peak that is used: {assumed}. Start-up times are extra."
-    )
-    parts: list[RenderableType] = [facts, "", _memory_table(plan), "", _work_table(plan), "", closing]
+    parts: list[RenderableType] = [facts, "", _memory_table(plan), "", _work_table(plan), "", _closing(plan)]
     if plan.device.network_gbit > LAPTOP_GBIT:
         parts += ["", _scale_table(plan, price)]
     return Group(*parts)
+
+
+def _closing(plan: RunPlan) -> str:
+    """The totals and the assumptions."""
+    slowest, device = plan.bottleneck, plan.device
+    shares = Machine(device, plan.gpus).utilization.items()
+    assumed = ", ".join(f"{share:.0%} in {kind}" for kind, share in shares)
+    measured = " (measured now)" if device.cores else ""
+    return (
+        f"Total: {plan.gpu_hours:.2g} {_unit(plan)}-hours; {_duration(plan.hours)} by the clock, of which the stages' starts "
+        f"take {_duration(plan.start_hours)}. The bottleneck is [bold]{slowest.stage}[/] "
+        f"({slowest.total_hours / plan.hours:.0%} of the time).\n"
+        f"Assumed: {device.bf16_tflops:.3g} TFLOP/s in bf16, {device.fp32_tflops:.3g} in fp32{measured}; "
+        f"share of the peak that is used: {assumed}. Not included: data, judging, reward, mauve, report."
+    )
+
+
+def _unit(plan: RunPlan) -> str:
+    return "core" if plan.device.cores else "GPU"
+
+
+def _duration(hours: float) -> str:
+    """Two digits, in hours, minutes or seconds."""
+    for unit, size in (("h", 1.0), ("min", 1 / 60)):
+        if hours >= size:
+            amount = hours / size
+            return f"{amount:.0f} {unit}" if amount >= 10 else f"{amount:.1f} {unit}"
+    return f"{hours * 3600:.0f} s"
 
 
 def _scale_table(plan: RunPlan, price: float | None) -> Table:
@@ -85,14 +119,18 @@ def _scale_table(plan: RunPlan, price: float | None) -> Table:
 
 
 def _memory_table(plan: RunPlan) -> Table:
-    training = plan.config.training
+    training, unit = plan.config.training, _unit(plan)
     table = Table(
-        title=f"GiB per GPU in stage cpo: {training.workers} workers, {training.precision}", title_justify="left"
+        title=f"GiB per {unit} in stage cpo: {training.workers} workers, {training.precision}",
+        title_justify="left",
+        caption="total: weights, gradients, optimizer, and the larger of activations + buckets (backward pass) and update.",
+        caption_justify="left",
     )
-    for heading in ("ZeRO", "weights", "gradients", "optimizer", "activations", "total", ""):
+    headings = ("weights", "gradients", "optimizer", "activations", "buckets", "update", "total")
+    for heading in ("ZeRO", *headings, ""):
         table.add_column(heading, justify="right")
     for stage, memory in plan.memory.items():
-        parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
+        parts = (getattr(memory, heading) for heading in headings)
         note = "fits" if memory.total <= 0.9 * plan.device.memory_gib * GIB else "[red]too much[/]"
         chosen = " (configured)" if stage == training.zero_stage else ""
         table.add_row(str(stage), *(f"{part / GIB:.2f}" for part in parts), note + chosen)
@@ -100,8 +138,8 @@ def _memory_table(plan: RunPlan) -> Table:
 
 
 def _work_table(plan: RunPlan) -> Table:
-    table = Table(title="Work", title_justify="left")
-    for heading in ("stage", "tokens", "FLOPs", "GPUs", "hours", "GPU-hours"):
+    table, unit = Table(title="Work", title_justify="left"), _unit(plan)
+    for heading in ("stage", "tokens", "FLOPs", f"{unit}s", "start", "time", f"{unit}-hours"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for work in plan.work:
         table.add_row(
@@ -109,7 +147,8 @@ def _work_table(plan: RunPlan) -> Table:
             f"{work.tokens:,.0f}",
             f"{work.flops:.2e}",
             str(work.gpus),
-            f"{work.hours:.2g}",
+            _duration(work.start_hours),
+            _duration(work.hours),
             f"{work.gpu_hours:.2g}",
         )
     return table

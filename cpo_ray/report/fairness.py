@@ -17,7 +17,7 @@ class Trial(TypedDict):
     validation_loss: float
 
 
-class Comparison(TypedDict):
+class TrainingComparison(TypedDict):
     """How the two trainings compare. `alike` is None if the manifests do not say."""
 
     alike: bool | None
@@ -25,7 +25,7 @@ class Comparison(TypedDict):
     trials: dict[str, list[Trial]]  # model -> its trials; empty if its learning rate was not tuned
 
 
-def compare_trainings(run: RunContents) -> Comparison | None:
+def compare_trainings(run: RunContents) -> TrainingComparison | None:
     """Return how the trainings of CPO and the baseline differ, or None for a run without both models."""
     cpo, mle = (run.manifests.get(f"models/{model}") for model in ("cpo", BASELINE))
     if cpo is None or mle is None:
@@ -40,12 +40,12 @@ def compare_trainings(run: RunContents) -> Comparison | None:
             f"CPO and {baseline} were not trained alike: {'; '.join(differences)}. So the difference between them is not that "
             "of their losses alone."
         )
-        return Comparison(alike=False, sentence=sentence, trials=trials)
+        return TrainingComparison(alike=False, sentence=sentence, trials=trials)
     if None in equal:
         sentence = f"The manifests of this run do not say whether CPO and {baseline} had the same prompts and steps."
-        return Comparison(alike=None, sentence=sentence, trials=trials)
+        return TrainingComparison(alike=None, sentence=sentence, trials=trials)
     sentence = f"CPO and {baseline} were trained alike: {', '.join(filter(None, equal))}."
-    return Comparison(alike=True, sentence=sentence, trials=trials)
+    return TrainingComparison(alike=True, sentence=sentence, trials=trials)
 
 
 def trials_of(manifest: Mapping[str, Any]) -> list[Trial]:

@@ -24,7 +24,14 @@ SPREADS = {  # key of a distribution -> heading
     "ref_logp_per_token": "reference log-prob a token",
 }
 SHARES = {"equal_to_gold", "duplicates", "without_eos"}  # shown with their share of the candidates
-HIDDEN = {"tokens", "equal_to_gold_rate", "duplicate_rate", "redraw_rate"}  # redundant with other columns
+NEGATIVES_ONLY = {"equal_to_gold", "duplicates"}  # not shown for the gold
+HIDDEN = {
+    "tokens",
+    "equal_to_gold_rate",
+    "duplicate_rate",
+    "without_eos_rate",
+    "redraw_rate",
+}  # redundant with other columns
 GOLD = "gold"
 
 
@@ -83,12 +90,13 @@ def _spread(found: Mapping[str, Any] | None) -> str:
 
 
 NOTE = """<p class="note">Candidates of the training groups. Similarity: cosine to the gold's embedding. A candidate
-equal to the gold carries no signal and is masked out of the loss. Log-probs in nats, summed over the continuation.</p>"""
+equal to the gold carries no signal and is masked out of the loss; one without EOS was cut. Log-probs in nats, summed over
+the continuation.</p>"""
 
 
 def _cell(kind: str, key: str, found: Mapping[str, Any]) -> str:
     value = found.get(key)
-    if not isinstance(value, int | float) or (kind == GOLD and key in SHARES):
+    if not isinstance(value, int | float) or (kind == GOLD and key in NEGATIVES_ONLY):
         return DASH
     form = (
         TITLES[key][1] if key in TITLES else ",.0f" if isinstance(value, int) else ".3f" if abs(value) < 10 else ",.1f"

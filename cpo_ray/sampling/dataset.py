@@ -29,9 +29,13 @@ def finished_units(
     from cpo_ray.sampling.scoring import Scorer
 
     units, gpus = sampled_units(config, reference, draw, starts), config.cluster.gpus_per_worker
-    for actor, pool in ((Scorer, config.sampling.scorers), (Ranker, config.sampling.rankers)):
+    scorer, ranker = (config, reference.path, reference.eos), (config, reference.path)
+    for actor, arguments, pool in (
+        (Scorer, scorer, config.sampling.scorers),
+        (Ranker, ranker, config.sampling.rankers),
+    ):
         options = actor_options(config, pool, gpus)
-        units = units.map_batches(actor, fn_constructor_args=(config, reference.path), batch_size=1, **options)
+        units = units.map_batches(actor, fn_constructor_args=arguments, batch_size=1, **options)
     return units
 
 

@@ -26,7 +26,7 @@ from cpo_ray.sampling.reference_model import Reference, candidate_limits, read_r
 from cpo_ray.sampling.responses import load_tokenizer
 from cpo_ray.sampling.selected_examples import write_selected
 from cpo_ray.sampling.selection import BatchPlan, Selection, select_rows
-from cpo_ray.sampling.stats import DrawCounts, count_candidates, equal_share, warnings, with_redraws
+from cpo_ray.sampling.stats import DrawCounts, count_candidates, equal_share, warnings, with_metadata
 from cpo_ray.sampling.units import Unit, draw_unit, read_units
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def make_groups(
     counts = DrawCounts()
     if missing:
         starts = [row for shard in missing for row in range(shard.start, shard.stop, config.sampling.batch_rows)]
-        counts = write_shards(groups_dataset(config, selection, model, starts), missing, on_rows)
+        counts = write_shards(groups_dataset(config, selection, model, starts), missing, model.eos, on_rows)
     write_selected(selection.table, out)
     return _summarize(config, selection, shards, out, counts, unhelpful)
 
@@ -126,7 +126,7 @@ def unit_drawer(config: RunConfig, selection: Selection, reference: Reference) -
     return draw
 
 
-def write_shards(units: "Dataset", shards: Sequence[GroupShard], on_rows: OnRows) -> DrawCounts:
+def write_shards(units: "Dataset", shards: Sequence[GroupShard], eos: int, on_rows: OnRows) -> DrawCounts:
     """Write each shard as soon as all its rows are finished. Only unfinished shards are in memory.
 
     Returns the work for all of them; each shard keeps its own redraws in its metadata.
@@ -139,17 +139,18 @@ def write_shards(units: "Dataset", shards: Sequence[GroupShard], on_rows: OnRows
             shard = next(shard for shard in unfinished if shard.start <= unit["start"] < shard.stop)
             unfinished[shard].append(unit)
             if sum(len(unit["groups"]) for unit in unfinished[shard]) == shard.stop - shard.start:
-                _write_shard(shard, unfinished.pop(shard))
+                _write_shard(shard, unfinished.pop(shard), eos)
             on_rows(len(unit["groups"]))
     return counts
 
 
-def _write_shard(shard: GroupShard, units: list[Unit]) -> None:
+def _write_shard(shard: GroupShard, units: list[Unit], eos: int) -> None:
     counts = DrawCounts()
     for unit in units:
         counts.add(unit["work"])
     groups = [group for unit in sorted(units, key=lambda unit: unit["start"]) for group in unit["groups"]]
-    write_table(shard.path, with_redraws(pa.Table.from_pylist(groups, schema=GROUP_SCHEMA), counts.redraws))
+    table = pa.Table.from_pylist(groups, schema=GROUP_SCHEMA)
+    write_table(shard.path, with_metadata(table, counts.redraws, eos))
 
 
 def _read_finished(units: "Dataset") -> Generator[Unit, None, None]:
@@ -182,6 +183,7 @@ def _summarize(
         "redraws": sum(kind["redraws"] for kind in stats.values()),
         "left_out": sum(selection.left_out.values()),
         "truncated_prompts": selection.truncated_prompts,
+        "golds_without_eos": stats["gold"]["without_eos"],
         "warnings": warnings(stats, selection.left_out, selection.truncated_prompts),
     }
     if config.sampling.negatives.autoregressive:

@@ -38,7 +38,7 @@ def read_reference(path: Path) -> Reference:
 
 
 def candidate_limits(reference: Reference, max_tokens: int) -> Limits:
-    """The limits of every candidate: at most `max_tokens`, EOS included."""
+    """The limits of every candidate: at most `max_tokens`, with its EOS."""
 
     def encode(text: str) -> Tokens:
         return encode_responses(load_tokenizer(reference.path), [text], max_tokens)[0]

@@ -1,11 +1,11 @@
-"""Text as a response: tokenized as in the data stage, cut, ended with EOS."""
+"""Text as a response: tokenized as in the data stage, then ended with EOS or cut."""
 
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cpo_ray.records import Tokens
+from cpo_ray.records import Tokens, end_response
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -20,11 +20,14 @@ def load_tokenizer(reference: Path) -> "PreTrainedTokenizerFast":
 
 
 def encode_responses(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str], max_tokens: int) -> list[Tokens]:
-    """The first `max_tokens` - 1 tokens of each text, and EOS. A special token spelled out in a text stays text."""
+    """The tokens of each text as a response of at most `max_tokens`: with EOS, or cut and without (`end_response`).
+
+    A special token spelled out in a text stays text.
+    """
     if not texts:
         return []
     encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    return [[*ids[: max_tokens - 1], tokenizer.eos_token_id] for ids in encoded]
+    return [end_response(ids, tokenizer.eos_token_id, max_tokens) for ids in encoded]
 
 
 def count_tokens(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[int]:

@@ -25,16 +25,17 @@ from cpo_ray.sampling.units import Unit, add_candidates, add_work, read_units, s
 log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 8192  # tokens per forward pass, before prefixes are shared
+SPREAD_ROWS = 256  # rows, the first of a split, that are scored in other packings too, to measure rounding
 BATCH_LOGITS = 2**26  # logits in memory for meanfield draws: 256 MiB
 
 
 class Scorer:
     """Adds meanfield negatives, sorts the candidates and scores all K of them under the reference."""
 
-    def __init__(self, config: RunConfig, reference: Path) -> None:
-        """Load the reference model."""
+    def __init__(self, config: RunConfig, reference: Path, eos: int) -> None:
+        """Load the reference model. eos: its tokenizer's EOS."""
         torch.set_num_threads(config.cluster.threads_per_worker)
-        self.config = config
+        self.config, self.eos = config, eos
         self.reference = load_model(reference, config)
         self.layout_checked = False  # whether its packed log-probs have been compared with its own
         self.policy: tuple[str, PreTrainedModel] = (
@@ -50,8 +51,10 @@ class Scorer:
             self.layout_checked = True
         for unit in units:
             if self.config.sampling.negatives.meanfield:
-                add_meanfield(self._load_policy(unit["policy"]), unit, self.config.sampling)
+                add_meanfield(self._load_policy(unit["policy"]), unit, self.config.sampling, self.eos)
             score(self.reference, unit["groups"])
+            if measures_spread(unit["start"], self.config):
+                measure_spread(self.reference, unit["groups"], self.config.training.prompts_per_microbatch)
         return write_units(units)
 
     def _load_policy(self, folder: str) -> PreTrainedModel:
@@ -86,13 +89,13 @@ def choose_layout(model: PreTrainedModel, groups: Sequence[Group]) -> None:
 
 
 @torch.inference_mode()
-def add_meanfield(model: PreTrainedModel, unit: Unit, config: SamplingConfig) -> None:
+def add_meanfield(model: PreTrainedModel, unit: Unit, config: SamplingConfig, eos: int) -> None:
     """Add the configured number of meanfield negatives to each group."""
     count, fraction, groups = config.negatives.meanfield, config.meanfield_fraction, unit["groups"]
     started, redraws, tokens = time.perf_counter(), 0, 0
     golds = [group["candidate_ids"][0] for group in groups]
     draws = [
-        meanfield_draws(gold, count, fraction, unit["seed"], group["id"], attempts=1 + config.redraws)
+        meanfield_draws(gold, count, fraction, unit["seed"], group["id"], eos, attempts=1 + config.redraws)
         for gold, group in zip(golds, groups, strict=True)
     ]
     vocabulary = model.get_output_embeddings().weight.shape[0]
@@ -108,7 +111,7 @@ def add_meanfield(model: PreTrainedModel, unit: Unit, config: SamplingConfig) ->
             if not torch.isfinite(logits_PV).all():
                 where = _broken_layer(model, [groups[r]["prompt_ids"]], [[golds[r]]])
                 raise TrainingError(f"the reference's logits for row {groups[r]['id']} are not finite: {where}")
-            negatives, discarded = meanfield_negatives(golds[r], draws[r], logits_PV, groups[r]["candidate_ids"])
+            negatives, discarded = meanfield_negatives(golds[r], draws[r], logits_PV, eos, groups[r]["candidate_ids"])
             add_candidates(groups[r], "meanfield", negatives)
             redraws += discarded
             tokens += (count + discarded) * len(golds[r])
@@ -117,7 +120,7 @@ def add_meanfield(model: PreTrainedModel, unit: Unit, config: SamplingConfig) ->
 
 @torch.inference_mode()
 def score(model: PreTrainedModel, groups: list[Group]) -> None:
-    """Sort each group's candidates and set `ref_logps`, (K,) nats, EOS included, prompt excluded."""
+    """Sort each group's candidates and set `ref_logps`, (K,) nats, prompt excluded, EOS included unless they are cut."""
     for group in groups:
         sort_candidates(group)
     costs = [(len(g["prompt_ids"]) + sum(map(len, g["candidate_ids"]))) / BATCH_TOKENS for g in groups]
@@ -136,6 +139,33 @@ def score(model: PreTrainedModel, groups: list[Group]) -> None:
                         f"has {logp}; {where}"
                     )
             groups[r]["ref_logps"] = logps
+
+
+def measures_spread(start: int, config: RunConfig) -> bool:
+    """Whether rounding is measured in the unit that starts at `start`: at this row, or in a stream at this step."""
+    return config.training.precision != "fp32" and start < (1 if config.sampling.stream else SPREAD_ROWS)
+
+
+@torch.inference_mode()
+def measure_spread(model: PreTrainedModel, groups: list[Group], microbatch: int) -> None:
+    """Set `ref_spread`: score the groups alone and in microbatches of the trainer's size, and keep the larger difference.
+
+    `ref_logps` must be set. Some packings give the same bits, because their kernels sum in the same order: hence two.
+    """
+    scored_BK = torch.tensor([group["ref_logps"] for group in groups])
+    spreads = [(_logps_in_batches(model, groups, size) - scored_BK).abs() for size in (1, microbatch)]
+    for group, spread in zip(groups, max(spreads, key=lambda s: float(s.square().sum())).tolist(), strict=True):
+        group["ref_spread"] = spread
+
+
+def _logps_in_batches(model: PreTrainedModel, groups: list[Group], size: int) -> torch.Tensor:
+    """(B, K) nats, computed `size` groups at a time."""
+    logps = []
+    for start in range(0, len(groups), size):
+        part = groups[start : start + size]
+        packed = pack_groups([group["prompt_ids"] for group in part], [group["candidate_ids"] for group in part])
+        logps.append(candidate_logps(model, packed.to(model.device)).cpu())
+    return torch.cat(logps)
 
 
 def batch_by_cost(costs: Sequence[float], budget: float) -> Iterator[list[int]]:

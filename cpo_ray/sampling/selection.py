@@ -98,15 +98,24 @@ Fault = Callable[[pa.Table], npt.NDArray[np.bool_]]
 
 def _faults(config: RunConfig, eos: int) -> dict[str, Fault]:
     longest = config.data.max_response_tokens
+
+    def text_tokens(table: pa.Table) -> npt.NDArray[np.int64]:
+        return _lengths(table, "response_ids") - (_last(table, "response_ids") == eos)
+
+    def has_no_eos(table: pa.Table) -> npt.NDArray[np.bool_]:
+        """A response that is cut to the limit has none; a passage, after which its article goes on, may be shorter."""
+        is_cut = _lengths(table, "response_ids") == longest
+        return (_last(table, "response_ids") != eos) & ~is_cut & (not config.data.has_articles)
+
     faults: dict[str, Fault] = {
         "empty prompt": lambda table: _lengths(table, "prompt_ids") == 0,
-        "empty response": lambda table: _lengths(table, "response_ids") < 2,
-        "response without the tokenizer's EOS": lambda table: _last(table, "response_ids") != eos,
+        "empty response": lambda table: text_tokens(table) == 0,
         "response longer than data.max_response_tokens": lambda table: _lengths(table, "response_ids") > longest,
+        "response without the tokenizer's EOS": has_no_eos,
     }
     if config.sampling.negatives.truncation:
         faults["one-token response, which has no truncation negative"] = lambda table: (
-            _lengths(table, "response_ids") < MINIMUM_TOKENS
+            text_tokens(table) < MINIMUM_TOKENS
         )
     return faults
 

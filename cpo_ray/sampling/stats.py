@@ -23,6 +23,7 @@ MANY_REDRAWS = 0.5
 """The user is warned if a larger share of the draws of an expensive kind was thrown away."""
 EXPENSIVE_KINDS = ("autoregressive", "unhelpful")  # a draw costs GPU time or money
 REDRAWS = b"redraws"  # key in the Parquet metadata of a shard: JSON, {kind: draws thrown away}
+EOS = b"eos"  # key in the Parquet metadata of a shard: the token that ends a candidate
 LENGTH_BINS = 20
 SIMILARITY_BINS = 40
 QUANTILES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
@@ -52,9 +53,20 @@ class DrawCounts:
         return {kind: self.tokens[kind] / seconds for kind, seconds in self.seconds.items() if seconds > 0}
 
 
-def with_redraws(shard: pa.Table, redraws: Mapping[str, int]) -> pa.Table:
-    """The shard with its redraws in its metadata, so the counts survive a restart."""
-    return shard.replace_schema_metadata({REDRAWS: json.dumps(dict(sorted(redraws.items())))})
+def with_metadata(shard: pa.Table, redraws: Mapping[str, int], eos: int) -> pa.Table:
+    """The shard with its redraws, so the counts survive a restart, and the EOS of its candidates in its metadata."""
+    return shard.replace_schema_metadata({REDRAWS: json.dumps(dict(sorted(redraws.items()))), EOS: str(eos)})
+
+
+def eos_of(shard: pa.Table) -> int | None:
+    """The EOS of a shard's candidates; None for an empty shard of an older version.
+
+    Shards of older versions do not name it, but all their golds end with it.
+    """
+    named = (shard.schema.metadata or {}).get(EOS)
+    if named is not None:
+        return int(named)
+    return int(shard["candidate_ids"][0].as_py()[0][-1]) if len(shard) else None
 
 
 def count_candidates(shards: Iterable[pa.Table], speeds: Mapping[str, float] | None = None) -> Stats:
@@ -123,17 +135,22 @@ def _count_shard(shard: pa.Table, kinds: defaultdict[str, _KindCounts]) -> None:
         kind.ratios.append(lengths[mask] / lengths[gold[mask]])
         kind.similarities.append(similarities[mask].astype(np.float64))
         kind.logps.append(logps[mask])
-    _count_equal(_tokens(candidates), names, gold, kinds)
+    _count_equal(_tokens(candidates), names, gold, eos_of(shard), kinds)
     for name, redraws in json.loads((shard.schema.metadata or {}).get(REDRAWS, b"{}")).items():
         kinds[name].redraws += redraws
 
 
 def _count_equal(
-    tokens: Sequence[npt.NDArray[np.int32]], names: Iterable[str], gold: Iterable[int], kinds: dict[str, _KindCounts]
+    tokens: Sequence[npt.NDArray[np.int32]],
+    names: Iterable[str],
+    gold: Iterable[int],
+    eos: int | None,
+    kinds: dict[str, _KindCounts],
 ) -> None:
-    """Count the candidates that equal the gold or an earlier negative of their group, and those without EOS."""
+    """Count the negatives that equal the gold or an earlier negative of their group, and the candidates without EOS."""
     seen: set[bytes] = set()
     for index, (name, first) in enumerate(zip(names, gold, strict=True)):
+        kinds[name].without_eos += int(tokens[index][-1] != eos)
         if index == first:
             seen = set()
             continue
@@ -142,7 +159,6 @@ def _count_equal(
             kinds[name].equal_to_gold += 1
         elif content in seen:
             kinds[name].duplicates += 1
-        kinds[name].without_eos += int(tokens[index][-1] != tokens[first][-1])
         seen.add(content)
 
 
@@ -161,6 +177,7 @@ def _describe(kind: _KindCounts, longest: int, speed: float | None) -> dict[str,
         "without_eos": kind.without_eos,
         "equal_to_gold_rate": kind.equal_to_gold / count,
         "duplicate_rate": kind.duplicates / count,
+        "without_eos_rate": kind.without_eos / count,
         "redraw_rate": kind.redraws / (count + kind.redraws),
         "tokens_per_second": None if speed is None else round(speed, 1),
         "length": _spread(lengths) | {"histogram": _histogram(lengths, 0, longest, min(LENGTH_BINS, longest))},

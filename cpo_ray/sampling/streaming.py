@@ -25,7 +25,7 @@ from cpo_ray.sampling.negatives.registry import load_kinds
 from cpo_ray.sampling.reference_model import Reference, candidate_limits
 from cpo_ray.sampling.seeding import draw_seed
 from cpo_ray.sampling.selected_examples import write_selected
-from cpo_ray.sampling.stats import DrawCounts, count_candidates, warnings, with_redraws
+from cpo_ray.sampling.stats import DrawCounts, count_candidates, warnings, with_metadata
 from cpo_ray.sampling.units import Unit, draw_unit, read_units
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def write_recorded(stream: Stream, out: Path) -> Summary:
     for unit in units:
         counts.add(unit["work"])
     groups = pa.Table.from_pylist([group for unit in units for group in unit["groups"]], schema=GROUP_SCHEMA)
-    write_table(out / "part-00000.parquet", with_redraws(groups, counts.redraws))
+    write_table(out / "part-00000.parquet", with_metadata(groups, counts.redraws, stream.reference.eos))
     write_selected(ray.get(stream.table), out)
     stats = count_candidates([groups], counts.speeds)
     write_json(out / STATS, stats)
@@ -142,6 +142,7 @@ def write_recorded(stream: Stream, out: Path) -> Summary:
         "candidates": stream.config.candidates,
         "tokens": sum(kind["tokens"] for kind in stats.values()),
         "redraws": sum(kind["redraws"] for kind in stats.values()),
+        "golds_without_eos": stats["gold"]["without_eos"] if stats else 0,
         "warnings": warnings(stats, stream.left_out, stream.truncated_prompts),
     }
 

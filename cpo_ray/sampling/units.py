@@ -97,7 +97,7 @@ def draw_unit(
     responses = distinct(row["response_ids"] for row in rows)
     unit = empty_unit(start, seed)
     for row in rows[start - first :]:
-        context = _context(row, responses)
+        context = _context(row, responses, limits.eos)
         group = _new_group(context)
         if UNHELPFUL in row:
             add_candidates(group, UNHELPFUL, row[UNHELPFUL])
@@ -159,7 +159,7 @@ def _draw(
         add_work(unit, kind, redraws=drawn.redraws, tokens=tokens, seconds=time.perf_counter() - started)
 
 
-def _context(row: dict[str, Any], responses: list[Tokens]) -> NegativeContext:
+def _context(row: dict[str, Any], responses: list[Tokens], eos: int) -> NegativeContext:
     gold = row["response_ids"]
     return NegativeContext(
         id=row["id"],
@@ -167,6 +167,7 @@ def _context(row: dict[str, Any], responses: list[Tokens]) -> NegativeContext:
         response=row["response"],
         prompt_ids=row["prompt_ids"],
         gold=gold,
+        eos=eos,
         others=[tokens for tokens in responses if tokens != gold],
     )
 
@@ -182,4 +183,5 @@ def _new_group(context: NegativeContext) -> Group:
         "similarity": [],
         "rank": [],
         "ref_logps": [],
+        "ref_spread": None,
     }

@@ -15,7 +15,12 @@ import pyarrow as pa
 from cpo_ray.config import RunConfig
 from cpo_ray.inference.weight_switching import WeightSwitcher
 from cpo_ray.records import Group, Tokens
-from cpo_ray.sampling.negatives.autoregressive import autoregressive_negative, sample_distinct, sampling_parameters
+from cpo_ray.sampling.negatives.autoregressive import (
+    autoregressive_negative,
+    sample_distinct,
+    sample_limit,
+    sampling_parameters,
+)
 from cpo_ray.sampling.time_shares import TimeShares
 from cpo_ray.sampling.units import Unit, add_candidates, add_work, read_units, write_units
 
@@ -92,7 +97,7 @@ class VllmSampler:
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        max_tokens = self.config.data.max_response_tokens
+        max_tokens = sample_limit(group["candidate_ids"][0], self.eos, self.config.data.max_response_tokens)
         parameters = sampling_parameters(
             self.config.sampling,
             max_tokens,

@@ -31,7 +31,7 @@ def name_deployments(models: dict[str, Path], in_place: bool) -> dict[str, str]:
 
 
 def deployment_of(model: str) -> str:
-    """A model's Serve deployment if no name is configured: Ray's `build_openai_app` derives it from the model's id."""
+    """The Serve deployment of a model without a configured name: Ray's `build_openai_app` derives it from the model's id."""
     return f"LLMServer:{model.replace('/', '--').replace('.', '_')}"
 
 

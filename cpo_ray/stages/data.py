@@ -6,6 +6,8 @@ from cpo_ray.artifacts import WEIGHTS, Summary, hash_directories
 from cpo_ray.stages.record import Output, Stage, StageRun
 
 EXAMPLES = Output("data", keys=("seed", "data"))
+RULES = {"EOS of cut responses": "none"}
+"""Rules that are no configuration keys, and were others in older versions: what was made by those is made again."""
 
 
 def prepare_data(stage: StageRun) -> None:
@@ -24,9 +26,8 @@ def prepare_data(stage: StageRun) -> None:
         return prepare_examples(stage.config, out)
 
     files = fingerprint(config.files, config.source) if config.files else None
-    stage.make(
-        EXAMPLES.name, build, {"files": files} | hash_directories(without=WEIGHTS, tokenizer=config.tokenizer.path)
-    )
+    also = RULES | {"files": files} | hash_directories(without=WEIGHTS, tokenizer=config.tokenizer.path)
+    stage.make(EXAMPLES.name, build, also)
 
 
 DATA = Stage("data", "read, split and tokenize the examples", (EXAMPLES,), prepare_data)

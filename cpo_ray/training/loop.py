@@ -19,7 +19,7 @@ from cpo_ray.training.memory import peak_memory_gib
 from cpo_ray.training.microbatch import microbatch_loss
 from cpo_ray.training.schedule import learning_rate
 from cpo_ray.training.signals import Signals
-from cpo_ray.training.step_checks import check_step
+from cpo_ray.training.step_checks import FIRST_STEP_SUMS, check_step, first_step
 from cpo_ray.training.step_metrics import StepSums, step_metrics
 from cpo_ray.training.task import Task
 from cpo_ray.training.validation import measure
@@ -73,21 +73,21 @@ def training_steps(
         if peak is not None:
             metrics["mfu"] = 3 * sum(costs) / (seconds * dist.get_world_size() * peak)
         if step == 0 and task.objective is not None:
-            metrics["expected_loss"] = totals["expected_loss"] / len(batch.numbers)
+            metrics |= first_step(totals | without_dropout, batch, task).metrics()
         yield Step(step + 1, metrics, signals)
 
 
 def prepare_dropout(engine: Any, batch: Batch, task: Task, step: int) -> dict[str, float]:
     """Seed the dropout of a step, if there is any, so that training that resumes draws the same.
 
-    Returns the sum of the batch's losses without dropout at the first step, where it is checked: with dropout, the policy is
-    not the reference. Otherwise nothing.
+    Returns the sums that are checked at the first step, measured without dropout: with it, the policy is not the reference.
+    Otherwise nothing.
     """
     if task.training.dropout == "none":
         return {}
-    loss = {"loss": measure(engine, batch.rows, batch.numbers, task)["loss"]} if step == 0 else {}
+    measured = measure(engine, batch.rows, batch.numbers, task) if step == 0 else {}
     torch.manual_seed(int(np.random.SeedSequence([task.seed, step, dist.get_rank()]).generate_state(1)[0]))
-    return loss
+    return {name: amount for name, amount in measured.items() if name in FIRST_STEP_SUMS}
 
 
 def accumulate_gradients(engine: Any, batch: Batch, costs: list[float], task: Task, step: int) -> StepSums:

@@ -73,17 +73,17 @@ def _cpo(
     ranks_BK = torch.from_numpy(rows.ranks[microbatch]).to(device)
     # A candidate that equals the gold carries no information, and harms a ranking: mask it.
     valid_BK = torch.tensor([[k == 0 or c != group[0] for k, c in enumerate(group)] for group in groups], device=device)
-    lengths_BK = None
-    if objective.length_normalised:
-        lengths_BK = torch.tensor([[len(c) for c in group] for group in groups], device=device)
+    lengths_BK = torch.tensor([[len(c) for c in group] for group in groups], device=device)
+    lengths_or_none = lengths_BK if objective.length_normalised else None
     ranks_or_none = ranks_BK if objective.ranked else None
 
     def cpo(logps_BK: Tensor) -> Tensor:
-        return cpo_loss(logps_BK, ref_BK, objective.beta, ranks_or_none, valid_BK, lengths_BK)
+        return cpo_loss(logps_BK, ref_BK, objective.beta, ranks_or_none, valid_BK, lengths_or_none)
 
     cpo_B = cpo(policy_BK)
     kinds = [rows.kinds[r] for r in microbatch]
     sums.add_cpo(cpo_B.detach(), policy_BK.detach(), ref_BK, valid_BK, ranks_BK, kinds, list(microbatch), objective)
+    sums.add_drift(policy_BK.detach() - ref_BK, lengths_BK, valid_BK, objective)
     weights = {"mle_weight": objective.mle_weight, "gold_floor_weight": objective.gold_floor_weight}
     joint_B = joint_loss(cpo_B, policy_BK, ref_BK, **weights)
     sums.add(joint_loss=joint_B.detach().sum())

@@ -9,6 +9,7 @@ import numpy as np
 
 from cpo_ray.artifacts import read_table
 from cpo_ray.objective.cost import GroupSize, measure_group
+from cpo_ray.objective.noise import scoring_noise
 from cpo_ray.records import Tokens
 from cpo_ray.training.task import Refusal, Task
 
@@ -23,6 +24,7 @@ class TrainingRows:
     kinds: list[list[str]]
     ranks: np.ndarray  # (rows, K); (rows, 0) for MLE, which needs none
     ref_logps: np.ndarray  # the same shape, nats
+    noise: float | None = None  # of the scores, measured in sampling, nat per sqrt(token); None if it was not
 
     @classmethod
     def read(cls, folder: Path, task: Task, limit: int | None = None) -> "TrainingRows":
@@ -47,6 +49,7 @@ class TrainingRows:
             columns["candidate_kind"],
             _matrix(columns["rank"], columns["id"], "ranks"),
             _matrix(columns["ref_logps"], columns["id"], "reference log-probs").astype(np.float32),
+            scoring_noise(columns["ref_spread"], columns["candidate_ids"]) if "ref_spread" in columns else None,
         )
         rows.check_scores()
         rows.check_lengths(task.training.row_tokens)

@@ -2,18 +2,77 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch.distributed as dist
 
 from cpo_ray.config import ObjectiveConfig
+from cpo_ray.objective.noise import beta_share, loss_rise
 from cpo_ray.training.loader import Batch
 from cpo_ray.training.step_metrics import StepSums
 from cpo_ray.training.task import Refusal, Task
 
-# How far the log-prob (nats) of a continuation may differ from the reference's, which the same code computed in other batches.
-# bf16 rounds hidden states to a relative 2^-8. Over tens of tokens that adds up to hundredths of a nat. The mean over a batch
-# averages out more of it than the bound below assumes.
-SCORING_NOISE = {"fp32": 1e-5, "bf16": 0.03}
+FP32_NOISE = 1e-5
+"""In float32: how far (nats) a continuation's log-prob may differ from the reference's, which the same code computed."""
+NOISE_FACTOR = 3.0
+"""In bf16: the first step may show this many times the noise that the scorer measured between packings."""
+LEAST_NOISE = 0.02
+"""In bf16: the least noise to suppose (nat per sqrt(token)). A scorer whose packings happen to agree measures 0."""
+UNMEASURED_NOISE = 0.1
+"""In bf16: the noise to suppose of groups without a measurement; 26 layers with random weights have 0.05 to 0.07."""
+
+FIRST_STEP_SUMS = ("loss", "expected_loss", "drift_squares", "drift_candidates", "score_variance")
+
+
+@dataclass(frozen=True)
+class FirstStep:
+    """What the first CPO step shows, and what is allowed. Noise and drift are in nat per sqrt(token): see `objective.noise`.
+
+    In float32 the loss decides, in bf16 the drift: rounding raises the loss by any amount at a large beta, but moves no
+    log-prob further than was measured.
+    """
+
+    loss: float
+    expected_loss: float  # log K or log K!
+    drift: float  # root mean square over the valid candidates of (policy - reference log-prob) / sqrt(tokens)
+    noise: float | None  # measured in sampling
+    loss_rise: float  # what noise as large as the drift adds to the loss
+    beta_share: float  # which share of beta such noise leaves
+    loss_tolerance: float | None  # float32
+    drift_tolerance: float | None  # bf16
+
+    @property
+    def passes(self) -> bool:
+        """Whether the policy may be the reference that scored the groups."""
+        if self.drift_tolerance is not None:
+            return self.drift <= self.drift_tolerance
+        return abs(self.loss - self.expected_loss) <= (self.loss_tolerance or 0.0)
+
+    def metrics(self) -> dict[str, Any]:
+        """For the metrics of step 1."""
+        if self.drift_tolerance is None:
+            return {"expected_loss": self.expected_loss, "loss_tolerance": self.loss_tolerance}
+        numbers = {"first_drift": self.drift, "drift_tolerance": self.drift_tolerance, "rounding_loss": self.loss_rise}
+        measured = {} if self.noise is None else {"scoring_noise": self.noise}
+        return {"expected_loss": self.expected_loss, "beta_share": self.beta_share} | numbers | measured
+
+    def __str__(self) -> str:
+        if self.drift_tolerance is None:
+            return (
+                f"the first CPO loss is {self.loss:.4f} but must be {self.expected_loss:.4f} "
+                f"(tolerance {self.loss_tolerance:g})"
+            )
+        known = (
+            f"the {self.noise:.4f} of rounding that was measured when the groups were scored"
+            if self.noise is not None
+            else f"{UNMEASURED_NOISE}, as the groups do not say how large rounding is"
+        )
+        return (
+            f"the first CPO loss is {self.loss:.4f} but must be {self.expected_loss:.4f} up to rounding: the log-probs differ "
+            f"from the reference's by {self.drift:.4f} nat per sqrt(token), the tolerance is {self.drift_tolerance:.4f} "
+            f"({NOISE_FACTOR:g} times {known}, at least {LEAST_NOISE:g})"
+        )
 
 
 def check_step(
@@ -36,23 +95,38 @@ def check_step(
             "Try training.precision fp32 or a lower learning rate."
         )
     if task.objective is not None and step == 0:
-        tolerance = initial_loss_tolerance(task.training.precision, task.objective, batch.rows.ranks.shape[1])
-        _check_initial_loss(totals["loss"] / len(batch.ids), totals["expected_loss"] / len(batch.ids), tolerance)
+        first = first_step(totals, batch, task)
+        if not first.passes:
+            raise Refusal(
+                f"{first}: the policy is not the reference that scored the groups. Were they made with another model, "
+                "tokenizer, template, truncation or dtype? Make the groups again from this reference."
+            )
 
 
-def initial_loss_tolerance(precision: str, objective: ObjectiveConfig, candidates: int) -> float:
-    """How far the first CPO loss may differ from log K (or log K!): an upper bound on the effect of noise in the scores.
+def first_step(totals: dict[str, float], batch: Batch, task: Task) -> FirstStep:
+    """The first CPO step from its sums over all workers (FIRST_STEP_SUMS). Call it for tasks with an objective."""
+    if task.objective is None:
+        raise ValueError(f"training `{task.stage}` has no CPO loss")
+    prompts, candidates, objective = len(batch.ids), batch.rows.ranks.shape[1], task.objective
+    variance, exact = totals["score_variance"] / prompts, task.training.precision == "fp32"
+    noise = batch.rows.noise
+    supposed = max(LEAST_NOISE, UNMEASURED_NOISE if noise is None else noise)
+    return FirstStep(
+        loss=totals["loss"] / prompts,
+        expected_loss=totals["expected_loss"] / prompts,
+        drift=math.sqrt(totals["drift_squares"] / totals["drift_candidates"]),
+        noise=noise,
+        loss_rise=loss_rise(variance, candidates, ranked=objective.ranked),
+        beta_share=beta_share(variance),
+        loss_tolerance=initial_loss_tolerance(objective, candidates) if exact else None,
+        drift_tolerance=None if exact else NOISE_FACTOR * supposed,
+    )
+
+
+def initial_loss_tolerance(objective: ObjectiveConfig, candidates: int) -> float:
+    """How far the first CPO loss may differ from log K (or log K!) in float32: an upper bound on the effect of rounding.
 
     Each softmax moves by at most twice what its scores move by; the ranked loss has K - 1 of them.
     """
     softmaxes = candidates - 1 if objective.ranked else 1
-    return 1e-3 + 2 * softmaxes * objective.beta * SCORING_NOISE[precision]
-
-
-def _check_initial_loss(loss: float, expected: float, tolerance: float) -> None:
-    if not math.isclose(loss, expected, rel_tol=0, abs_tol=tolerance):
-        raise Refusal(
-            f"the first CPO loss is {loss:.4f} but must be {expected:.4f} (tolerance {tolerance:g}): the policy is not "
-            "the reference that scored the groups. Were they made with another model, tokenizer, template or dtype? "
-            "Make the groups again from this reference."
-        )
+    return 1e-3 + 2 * softmaxes * objective.beta * FP32_NOISE

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from cpo_ray.config import ObjectiveConfig
 from cpo_ray.objective.losses import gold_first, initial_cpo_loss, rank_accuracy, reward_margin
+from cpo_ray.objective.noise import score_variance
 
 NAMES = ["prompts", "target_tokens", "tokens", "loss", "expected_loss", "gold_logp", "gold_drift", "gold_first"]
 NAMES += ["rank_accuracy", "margin", "with_negatives", "masked", "nonfinite_losses", "nonfinite_gradients"]
-NAMES += ["joint_loss", "mle_gradient", "cpo_gradient"]
+NAMES += ["joint_loss", "mle_gradient", "cpo_gradient", "drift_squares", "drift_candidates", "score_variance"]
 GOLD = "gold"
 
 
@@ -70,6 +71,18 @@ class StepSums:
             logp, drift = (values.masked_fill(~of_kind_BK, 0.0).sum() for values in (policy_BK, drift_BK))
             self.add(**{f"{kind} logp": logp, f"{kind} drift": drift, f"{kind} count": of_kind_BK.sum()})
         self._check_finite(loss_B, microbatch)
+
+    def add_drift(self, drift_BK: Tensor, lengths_BK: Tensor, valid_BK: Tensor, objective: ObjectiveConfig) -> None:
+        """One microbatch's drift, policy minus reference log-prob: at the first step nothing but rounding noise.
+
+        lengths_BK: tokens of each continuation.
+        """
+        scores_BK = objective.beta * drift_BK / (lengths_BK if objective.length_normalised else 1)
+        self.add(
+            drift_squares=(drift_BK.square() / lengths_BK).masked_fill(~valid_BK, 0.0).sum(),
+            drift_candidates=valid_BK.sum(),
+            score_variance=score_variance(scores_BK, valid_BK).sum(),
+        )
 
     def nonfinite_rows(self) -> list[int]:
         """Rows of this worker whose loss is not finite."""

@@ -5,11 +5,12 @@ def test_plan_prints_the_estimate(config):
     result = invoke("plan", config, "--gpu", "h100", "--nodes", "2")
     assert result.exit_code == 0, result.output
     assert "16 x H100" in result.stdout
+    assert "means of a sample drawn now" in result.stdout  # of the synthetic task
     assert "bottleneck" in result.stdout
 
 
 def test_plan_asks_for_the_size_of_a_model_that_is_not_on_this_machine(config, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     words = ["plan", config, "--set", "model.path=nobody/has-this"]
     result = invoke(*words)
     assert result.exit_code == 2

@@ -10,7 +10,7 @@ from cpo_ray.artifacts import write_json, write_table
 from cpo_ray.commands.group_view import find_group, mark_changes, render_groups, visible
 from cpo_ray.errors import ArtifactError
 from cpo_ray.records import GROUP_SCHEMA
-from cpo_ray.sampling.stats import count_candidates
+from cpo_ray.sampling.stats import count_candidates, with_metadata
 
 
 def group(row_id, gold="the sun is a star"):
@@ -53,12 +53,30 @@ def test_a_group_is_printed_by_rank_with_its_scores(run):
     assert "candidates by kind" not in text
 
 
+def test_candidates_and_golds_without_eos_are_marked(run):
+    cut = group("cc04") | {"candidate_ids": [[5, 6, 8], [7, 7, 0], [5, 9, 8], [5, 0], [5, 6, 8]]}
+    table = with_metadata(pa.Table.from_pylist([cut], schema=GROUP_SCHEMA), {}, 0)
+    write_table(run / "groups" / "train" / "part-00002.parquet", table)
+    marked = {line.split()[5]: line for line in printed(run, "--id", "cc").splitlines() if line.strip()[:1].isdigit()}
+    assert {kind: "(no EOS)" in line for kind, line in marked.items()} == {
+        "gold": True,
+        "of_mine": True,
+        "meanfield": True,
+        "truncation": False,
+        "batch": False,
+    }
+    assert "(no EOS)" not in printed(run, "--id", "aa01")  # of an older version: the gold shows which token is EOS
+    write_json(run / "groups" / "train" / "stats.json", count_candidates([table]))
+    (gold,) = [line.split() for line in printed(run).splitlines() if line.strip().startswith("gold ")]
+    assert gold == ["gold", "1", "3.0", "1.000", "-3.00", "100.0%", "0.0%", "0.0%", "0.0%", "-"]
+
+
 def test_without_an_id_the_statistics_come_first(run):
     text = printed(run)
     assert text.index("candidates by kind") < text.index("prompt aa01")
     assert "aa02" not in text
     (batch,) = [line.split() for line in text.splitlines() if line.strip().startswith("batch ")]
-    assert batch == ["batch", "3", "3.0", "0.125", "-30.50", "0.0%", "0.0%", "0.0%", "1,234"]
+    assert batch == ["batch", "3", "3.0", "0.125", "-30.50", "0.0%", "0.0%", "0.0%", "0.0%", "1,234"]
     facts = json.loads((run / "groups" / "train" / "stats.json").read_text())
     write_json(run / "groups" / "train" / "stats.json", {"autoregressive": facts["batch"] | {"count": 123456}})
     narrow = CliRunner().invoke(cli.app, ["show", "groups", str(run)], env={"COLUMNS": "80"}).stdout
@@ -77,7 +95,7 @@ def test_control_characters_and_markup_are_escaped(run):
 
 def test_an_id_may_be_cut_short_but_must_be_unique(run):
     shards = sorted((run / "groups" / "train").glob("*.parquet"))
-    assert find_group(shards, "b")["id"] == "bb03"
+    assert find_group(shards, "b")[0]["id"] == "bb03"
     with pytest.raises(ArtifactError, match="2 groups have ids that begin with 'aa'"):
         find_group(shards, "aa")
     with pytest.raises(ArtifactError, match=r"none of the 3 groups .*'bb07'; the nearest: bb03"):
@@ -95,7 +113,7 @@ def test_statistics_of_an_older_run_have_empty_cells(run):
     console = Console(width=120)
     with console.capture() as result:
         console.print(render_groups(run, "train", None, 1))
-    assert ["batch", "3", "2.0", *["-"] * 6] in [line.split() for line in result.get().splitlines()]
+    assert ["batch", "3", "2.0", *["-"] * 7] in [line.split() for line in result.get().splitlines()]
     (run / "groups" / "train" / "stats.json").unlink()
     assert "prompt aa01" in printed(run)
 

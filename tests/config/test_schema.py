@@ -66,7 +66,7 @@ def test_an_unknown_key_of_a_decoding_names_the_nearest():
         ({"data": {"source": "wikidump"}}, ["needs data.path", "enwiki.xml.bz2"]),
         ({"data": WIKI | {"tokenizer": {}}}, ["cuts articles by tokens", "set data.tokenizer.path"]),
         ({"data": WIKI | {"max_prompt_tokens": 8}}, ["0.15 of passages.tokens 64 gives prompts of 9 tokens"]),
-        ({"data": WIKI | {"max_response_tokens": 55}}, ["64 - prompt 9 + EOS = 56", "max_response_tokens 55"]),
+        ({"data": WIKI | {"max_response_tokens": 54}}, ["64 - prompt 9 = 55", "max_response_tokens 54"]),
         ({"data": {"passages": {"tokens": 64, "min_tokens": 65}}}, ["min_tokens 65 exceeds tokens 64"]),
         ({"data": {"passages": {"prompt_share": 0.1, "min_tokens": 9}}}, ["gives 0 prompt and 9 continuation tokens"]),
         ({"data": {"passages": {"prompt_share": 0.9, "min_tokens": 10}}}, ["gives 9 prompt and 1 continuation tokens"]),

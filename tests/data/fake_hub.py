@@ -1,4 +1,4 @@
-"""A server with the part of the Hugging Face hub's protocol that reading a dataset needs."""
+"""A server with the part of the Hugging Face hub's protocol that reading a dataset, or a model's headers, needs."""
 
 import contextlib
 import hashlib
@@ -13,15 +13,17 @@ COMMIT = "c" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """One dataset with these files, none of them in a folder."""
+    """One dataset (or model) with these files, none of them in a folder."""
 
     protocol_version = "HTTP/1.1"
     name: str
+    kind: str
     files: dict[str, bytes]
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
-        api, files = f"/api/datasets/{self.name}", f"/datasets/{self.name}/resolve/"
+        folder = "" if self.kind == "models" else f"/{self.kind}"
+        api, files = f"/api/{self.kind}/{self.name}", f"{folder}/{self.name}/resolve/"
         if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
             listed = [{"rfilename": name} for name in self.files]
             self.reply({"id": self.name, "sha": COMMIT, "siblings": listed, "private": False, "tags": []})
@@ -76,9 +78,9 @@ def digest(content: bytes) -> str:
 
 
 @contextlib.contextmanager
-def serve_hub(name: str, files: dict[str, bytes], home: Path) -> Iterator[dict[str, str]]:
-    """Environment variables that make a process use this server as the hub. home: their cache."""
-    handler = type("BoundHub", (Hub,), {"name": name, "files": files})
+def serve_hub(name: str, files: dict[str, bytes], home: Path, kind: str = "datasets") -> Iterator[dict[str, str]]:
+    """Environment variables that make a process use this server as the hub. home: their cache. kind: or `models`."""
+    handler = type("BoundHub", (Hub,), {"name": name, "files": files, "kind": kind})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         try:

@@ -15,7 +15,8 @@ SIZES = {"train": 12, "validation": 3, "test": 5}
 
 
 def article(title: str, *prompts: str) -> CutArticle:
-    passages = [Passage(prompt, f"{title} goes on", array("i", [1]), array("i", [2, 3])) for prompt in prompts]
+    tokens = array("i", [1]), array("i", [2, 3])
+    passages = [Passage(prompt, f"{title} goes on", *tokens, ends=False) for prompt in prompts]
     return CutArticle(title, content_hash(title, prompts), passages)
 
 

@@ -13,7 +13,7 @@ from cpo_ray.data.examples import needs_ray, prepare_examples
 from cpo_ray.data.reading import PARALLEL_BYTES, read_chunks
 from cpo_ray.data.tokenization import train_tokenizer
 from cpo_ray.errors import DataError
-from cpo_ray.records import EXAMPLE_SCHEMA
+from cpo_ray.records import EXAMPLE_SCHEMA, without_eos
 from tests.data.dumps import DUMPS, page, write_dump
 
 SPLITS = ("train", "validation", "test")
@@ -71,8 +71,7 @@ def test_files_have_the_rows_and_the_schema(made: tuple[Path, Summary]) -> None:
 def test_examples_are_prompt_and_continuation(made: tuple[Path, Summary]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(made[0] / "tokenizer")
     for row in rows_of(made[0], *SPLITS):
-        *response, last = row["response_ids"]
-        assert last == tokenizer.eos_token_id
+        response = without_eos(row["response_ids"], tokenizer.eos_token_id)
         tokens = len(row["prompt_ids"]) + len(response)
         assert 20 <= tokens <= 60
         assert len(row["prompt_ids"]) == int(0.15 * tokens)
@@ -80,6 +79,26 @@ def test_examples_are_prompt_and_continuation(made: tuple[Path, Summary]) -> Non
         assert tokenizer.decode(response) == row["response"]
         assert row["category"].startswith("Article ")
         assert (row["source"], len(row["id"])) == ("wikidump", 16)
+
+
+def test_only_a_passage_that_ends_its_article_has_eos(made: tuple[Path, Summary]) -> None:
+    out, summary = made
+    eos = AutoTokenizer.from_pretrained(out / "tokenizer").eos_token_id
+    rows = rows_of(out, *SPLITS)
+    ended = [row["response_ids"][-1] == eos for row in rows]
+    assert 0 < sum(ended) < len(rows)
+    assert summary["responses_without_eos"] == len(rows) - sum(ended)
+    ends = {f"Article {n}": article(n).split()[-1].strip("[']") for n in range(20)}
+    for row, ends_here in zip(rows, ended, strict=True):
+        assert not ends_here or row["response"].endswith(ends[row["category"]])
+
+
+def test_a_full_passage_needs_no_room_for_eos(wiki: Path, tokenizer: Path, tmp_path: Path) -> None:
+    """60 tokens are 9 of prompt and 51 of continuation."""
+    summary = prepare_examples(configure(wiki, tokenizer, max_response_tokens=51), tmp_path)
+    assert max(len(row["response_ids"]) for row in rows_of(tmp_path, *SPLITS)) == 51
+    assert summary["truncated_responses"] == 0
+    assert summary["warnings"] == []
 
 
 def test_no_article_is_in_two_splits(made: tuple[Path, Summary]) -> None:
@@ -202,5 +221,6 @@ def test_real_wikitext_with_the_real_tokenizer(tmp_path: Path) -> None:
     assert (summary["articles"], summary["short_articles"]) == (61, 0)  # one is long and continues as a second
     rows = rows_of(tmp_path, *SPLITS)
     assert len(rows) == 450
-    assert sum(len(row["prompt_ids"]) == 38 and len(row["response_ids"]) == 219 for row in rows) > 380
+    assert sum(len(row["prompt_ids"]) == 38 and len(row["response_ids"]) == 218 for row in rows) > 380
+    assert len(rows) - 61 <= sum(row["response_ids"][-1] != 50256 for row in rows) == summary["responses_without_eos"]
     assert len({row["category"] for row in rows_of(tmp_path, "test")}) >= 3

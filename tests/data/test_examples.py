@@ -12,8 +12,9 @@ from cpo_ray.data.corpus import load_corpus
 from cpo_ray.data.examples import needs_ray, prepare_examples
 from cpo_ray.data.splits import split_prompts
 from cpo_ray.data.synthetic import is_right
+from cpo_ray.data.tokenization import encode, load_tokenizer
 from cpo_ray.errors import ConfigError, DataError
-from cpo_ray.records import EXAMPLE_SCHEMA
+from cpo_ray.records import EXAMPLE_SCHEMA, end_response
 
 SPLITS = ("train", "validation", "test")
 SHARED = Path(__file__).parents[2] / "../shared/data"
@@ -110,8 +111,8 @@ def test_long_texts_are_cut_by_the_stated_rule_and_counted(tmp_path: Path) -> No
         assert after["prompt"] == before["prompt"]
         assert after["response"] == before["response"]
         assert after["prompt_ids"] == before["prompt_ids"][-16:]
-        kept = before["response_ids"][:-1][:11]
-        assert after["response_ids"] == [*kept, before["response_ids"][-1]]
+        is_cut = len(before["response_ids"]) > 12
+        assert after["response_ids"] == (before["response_ids"][:12] if is_cut else before["response_ids"])
 
 
 def test_texts_that_just_fit_are_not_counted(synthetic: tuple[Path, Summary], tmp_path: Path) -> None:
@@ -125,6 +126,43 @@ def test_texts_that_just_fit_are_not_counted(synthetic: tuple[Path, Summary], tm
     )
     assert tight["truncated_prompts"] == prompts.count(max(prompts))
     assert tight["truncated_responses"] == responses.count(max(responses))
+
+
+def test_a_cut_response_has_no_eos(tmp_path: Path) -> None:
+    """With a limit of 4: 3 tokens and EOS fit; 4 tokens lose their EOS; of 5 tokens the first 4 are kept."""
+    texts = {"three": "123", "four": "4567", "five": "89012"}  # a vocabulary of 300: one token per digit
+    path = write_dolly(tmp_path / "d.jsonl", [{"instruction": a, "response": b} for a, b in texts.items()])
+    limits = {"max_response_tokens": 4, "tokenizer": {"vocabulary_size": 300}}
+    config = configure(source="dolly", path=path, train_rows=2, validation_rows=0, test_rows=1, **limits)
+    summary = prepare_examples(config, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out/tokenizer")
+    rows = {row["prompt"].strip(): row["response_ids"] for row in rows_of(tmp_path / "out", "train", "test")}
+    encoded = {name: tokenizer.encode(text) for name, text in texts.items()}
+    assert [len(encoded[name]) for name in texts] == [3, 4, 5]
+    assert rows == {
+        "three": [*encoded["three"], tokenizer.eos_token_id],
+        "four": encoded["four"],
+        "five": encoded["five"][:4],
+    }
+    assert (summary["truncated_responses"], summary["responses_without_eos"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("responses", "warning"),
+    [
+        (["1", "2", "3", "45678"], None),
+        (["1", "2", "34567", "45678"], "2 of 4 responses (50%) are cut to data.max_response_tokens 4 and have no EOS"),
+    ],
+)
+def test_a_warning_if_more_than_a_quarter_of_the_responses_is_cut(
+    responses: list[str], warning: str | None, tmp_path: Path
+) -> None:
+    rows = [{"instruction": f"q{n}", "response": text} for n, text in enumerate(responses)]
+    path = write_dolly(tmp_path / "d.jsonl", rows)
+    limits = {"max_response_tokens": 4, "tokenizer": {"vocabulary_size": 300}}
+    config = configure(source="dolly", path=path, train_rows=3, validation_rows=0, test_rows=1, **limits)
+    lines = prepare_examples(config, tmp_path / "out")["warnings"]
+    assert [line[: len(warning or "")] for line in lines] == ([warning] if warning else [])
 
 
 def test_exact_duplicates_are_kept_counted_and_given_different_ids(tmp_path: Path) -> None:
@@ -251,7 +289,22 @@ def test_real_dolly_with_the_real_tokenizer(tmp_path: Path) -> None:
     assert (len(rows), summary["unused_rows"]) == (700, 15011 - 700)
     assert max(len(row["prompt_ids"]) for row in rows) == config.data.max_prompt_tokens
     assert max(len(row["response_ids"]) for row in rows) == config.data.max_response_tokens
-    assert {row["response_ids"][-1] for row in rows} == {50256}
+    cut = [row["response_ids"] for row in rows if row["response_ids"][-1] != 50256]
+    assert {len(ids) for ids in cut} == {config.data.max_response_tokens}
+    assert len(cut) == summary["truncated_responses"] == summary["responses_without_eos"]
+    assert ["data.max_response_tokens 64" in line for line in summary["warnings"]] == [True]
+
+
+def test_real_dolly_responses_that_are_cut_have_no_eos() -> None:
+    config = real_dolly(train_rows=7505, test_rows=7506)
+    texts = [row.response for row in load_corpus(config.data, config.seed).rows]
+    encoded = encode(load_tokenizer(str(SHARED / "tokenizers")), texts, special=False)
+    for limit, share in ((256, 5.0), (64, 37.6)):
+        responses = [end_response(ids, 50256, limit) for ids in encoded]
+        cut = [ids for ids in responses if ids[-1] != 50256]
+        assert round(100 * len(cut) / len(responses), 1) == share
+        assert {len(ids) for ids in cut} == {limit}
+        assert max(map(len, responses)) == limit
 
 
 def test_real_dolly_is_one_row_too_few_for_a_validation_split(tmp_path: Path) -> None:

@@ -62,13 +62,13 @@ FORMATS: dict[str, tuple[Writer, dict[str, int]]] = {
     ),
     "rows.jsonl.gz": (
         lambda path, rows: path.write_bytes(gzip.compress(lines(rows))) and None,
-        {"JSON lines, gzip": 1},
+        {"JSON lines (gzip)": 1},
     ),
-    "rows.jsonl.xz": (lambda path, rows: path.write_bytes(lzma.compress(lines(rows))) and None, {"JSON lines, xz": 1}),
-    "rows": (lambda path, rows: path.write_bytes(bz2.compress(lines(rows))) and None, {"JSON lines, bzip2": 1}),
+    "rows.jsonl.xz": (lambda path, rows: path.write_bytes(lzma.compress(lines(rows))) and None, {"JSON lines (xz)": 1}),
+    "rows": (lambda path, rows: path.write_bytes(bz2.compress(lines(rows))) and None, {"JSON lines (bzip2)": 1}),
     "rows.zst": (
         lambda path, rows: path.write_bytes(pa.compress(lines(rows), codec="zstd", asbytes=True)) and None,
-        {"JSON lines, zstd": 1},
+        {"JSON lines (zstd)": 1},
     ),
     "array.json": (lambda path, rows: path.write_text(json.dumps(rows, indent=1)) and None, {"a JSON array": 1}),
     "rows.parquet": (write_parquet, {"Parquet": 1}),
@@ -100,7 +100,7 @@ def test_every_format_gives_the_same_rows(
     assert rows_of(tmp_path / "out", "train", "validation", "test") == expected
     output = capsys.readouterr().out
     for description in formats:
-        assert re.search(rf"reading .*{re.escape(name)}\S* as {description}$", output, re.MULTILINE)
+        assert re.search(rf"reading .*{re.escape(name)}\S* as {re.escape(description)}$", output, re.MULTILINE)
     assert "0/0" not in output
     assert "0 s left" not in output
 

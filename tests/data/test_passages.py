@@ -44,6 +44,14 @@ def test_texts_are_the_article_cut_where_the_tokens_are(tokenizer: Tokenizer) ->
         assert tokenizer.decode(passage.response_ids) == passage.response
 
 
+def test_the_last_passage_ends_its_article_unless_a_shorter_rest_is_left_out(tokenizer: Tokenizer) -> None:
+    (ids,) = encode(tokenizer, [TEXT], special=False)
+    rest = len(ids) % 64
+    ends = [passage.ends for passage in cut(tokenizer, TEXT, tokens=64, min_tokens=rest).passages]
+    assert ends == [False] * (len(ids) // 64) + [True]
+    assert not any(passage.ends for passage in cut(tokenizer, TEXT, tokens=64, min_tokens=rest + 1).passages)
+
+
 def test_an_article_too_short_for_the_cut_has_no_passage(tokenizer: Tokenizer) -> None:
     assert cut(tokenizer, "", tokens=64, min_tokens=8).passages == []
     assert cut(tokenizer, "The quick", tokens=64, min_tokens=8).passages == []

@@ -126,7 +126,7 @@ def test_memory_holds_a_piece_not_the_file(kind: str) -> None:
     [
         (
             b"7z\xbc\xaf\x27\x1c",
-            r"a dump\.xml\.7z is a 7z archive.* 7z x -so 'a dump\.xml\.7z' \| zstd > 'a dump\.xml'\.zst",
+            r"a dump\.xml\.7z is a 7z archive.* 7z x -so 'a dump\.xml\.7z' \| zstd > 'a dump\.xml\.zst'",
         ),
         (b"PK\x03\x04\x00\x00", "is a zip archive"),
     ],

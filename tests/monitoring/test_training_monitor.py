@@ -5,7 +5,7 @@ import pytest
 from cpo_ray.artifacts import read_jsonl
 from cpo_ray.monitoring.metrics_log import MetricsLog
 from cpo_ray.monitoring.trackers import Tracker
-from cpo_ray.monitoring.training_monitor import TrainingMonitor
+from cpo_ray.monitoring.training_monitor import TrainingMonitor, first_step
 
 
 @pytest.fixture
@@ -31,7 +31,9 @@ def test_a_step_is_logged_shown_and_tracked(monitored, tmp_path, capsys):
     assert tracked[1] == ({"validation/loss": 3.0}, 1)
     printed = capsys.readouterr().out
     assert "first CPO loss 2.0000, must be 2.0000" in printed
-    assert "step 1: validation loss 3.0000" in printed
+    assert "step 1: validation loss 3.0000\n" in printed
+    monitor.on_metrics({"stage": "cpo", "step": 2, "validation": {"loss": 3.0, "joint_loss": 60.0}})
+    assert "step 2: validation loss 3.0000, joint loss 60.0000\n" in capsys.readouterr().out
 
 
 def test_likelihood_displacement_is_reported_once(monitored, capsys):
@@ -44,3 +46,30 @@ def test_likelihood_displacement_is_reported_once(monitored, capsys):
 def test_notices_of_the_workers_are_printed(monitored, capsys):
     monitored[0].on_notice("head size 100 [not supported]; SDPA is used")
     assert "cpo: head size 100 [not supported]; SDPA is used" in capsys.readouterr().out
+
+
+def test_the_first_step_is_a_line_with_its_tolerance():
+    exact = {"loss": 19.9873, "expected_loss": 19.9872, "loss_tolerance": 0.0021}
+    assert first_step(exact) == (
+        "first CPO loss 19.9873, must be 19.9872 (tolerance 0.0021): the policy starts at the reference"
+    )
+    rounded = {
+        "loss": 24.1,
+        "expected_loss": 19.9872,
+        "first_drift": 0.05,
+        "drift_tolerance": 0.15,
+        "rounding_loss": 4.45,
+    }
+    assert first_step(rounded) == (
+        "first CPO loss 24.1000, must be 19.9872 + 4.4500 for rounding in bf16 (0.0500 nat per sqrt(token), tolerance "
+        "0.1500): the policy starts at the reference"
+    )
+
+
+def test_a_beta_that_rounding_weakens_is_a_warning(monitored, capsys):
+    rounded = {"first_drift": 0.05, "drift_tolerance": 0.15, "rounding_loss": 4.45}
+    for share, warnings in ((0.95, 0), (0.75, 1)):
+        monitored[0].on_metrics(
+            {"stage": "cpo", "step": 1, "loss": 2.0, "expected_loss": 2.0, "beta_share": share} | rounded
+        )
+        assert capsys.readouterr().out.count("weakens beta by 25%") == warnings

@@ -1,60 +1,30 @@
 import pytest
 
 from cpo_ray.artifacts import make_artifact
-from cpo_ray.cluster.accelerators import Device, find_device
-from cpo_ray.config import ModelConfig, TrainingConfig
+from cpo_ray.cluster.accelerators import DEVICES, Device
 from cpo_ray.config.loading import parse_config
 from cpo_ray.errors import ConfigError
-from cpo_ray.planning.estimate import (
-    LM_HEAD_BYTES,
-    ModelSize,
-    TokenCounts,
-    count_parameters,
-    describe_model,
-    make_plan,
-    stage_work,
-    training_memory,
-)
+from cpo_ray.planning.estimate import make_plan
+from cpo_ray.planning.model_size import ModelSize
 from cpo_ray.planning.tables import describe_run
+from cpo_ray.planning.work import (
+    ANSWER_S,
+    ENGINE_START_S,
+    GROUP_S,
+    MICROBATCH_S,
+    SHORTEST_START_S,
+    START_UP_H,
+    WORKER_START_S,
+    TokenCounts,
+    stage_work,
+)
 
 
 def config(**sections):
     return parse_config({"name": "x", **sections}, "test")
 
 
-def test_gpt2_has_124_million_parameters():
-    gpt2 = ModelConfig(architecture="gpt2", hidden_size=768, layers=12, heads=12, intermediate_size=3072, context=1024)
-    assert count_parameters(gpt2, 50_257) == 124_439_808
-
-
-def test_openllama_3b_has_3426_million_parameters():
-    openllama = ModelConfig(
-        hidden_size=3200, layers=26, heads=32, intermediate_size=8640, context=2048, tie_embeddings=False
-    )
-    assert count_parameters(openllama, 32_000) == 3_426_473_600
-
-
-def test_the_default_model_by_hand():
-    embeddings, block, norm = 1024 * 160, 4 * 160**2 + 3 * 160 * 448 + 2 * 160, 160
-    assert describe_model(config(), None, None).parameters == embeddings + 4 * block + norm == 1_435_040
-
-
-SHAPE = ModelSize(parameters=1_000_000, hidden_size=100, layers=10, vocabulary=1000, origin="test")
-
-
-def test_memory_in_fp32_by_hand():
-    training = TrainingConfig(workers=4, prompts_per_microbatch=16, precision="fp32")
-    for stage, (weights, gradients, optimizer) in enumerate([(4, 4, 8), (4, 4, 2), (4, 1, 2), (1, 1, 2)]):
-        memory = training_memory(SHAPE, training, stage, tokens=50)
-        assert (memory.weights, memory.gradients, memory.optimizer) == (weights * 1e6, gradients * 1e6, optimizer * 1e6)
-        assert memory.activations == 17 * 4 * 100 * 10 * 50 + LM_HEAD_BYTES
-        assert memory.total == (weights + gradients + optimizer) * 1e6 + memory.activations
-
-
-def test_memory_in_bf16_keeps_float32_weights_with_adam():
-    training = TrainingConfig(workers=4, prompts_per_microbatch=16, precision="bf16")
-    memory = training_memory(SHAPE, training, 2, tokens=1)
-    assert (memory.weights, memory.gradients, memory.optimizer) == (2e6, 0.5e6, 3e6)
+SHAPE = ModelSize(parameters=1_000_000, hidden_size=100, layers=10, vocabulary=1000, block_bytes=2000, origin="test")
 
 
 def test_a_truncation_costs_no_tokens():
@@ -102,6 +72,7 @@ def test_a_plan_names_its_bottleneck():
     assert plan.gpus == 8
     assert plan.gpu_hours == pytest.approx(sum(item.gpu_hours for item in plan.work))
     assert "maxima" in plan.tokens.origin
+    assert plan.hours == pytest.approx(sum(item.hours + item.start_hours for item in plan.work))
 
 
 def test_a_plan_uses_the_data_of_the_run(tmp_path):
@@ -120,30 +91,67 @@ def test_more_workers_than_gpus_are_refused():
     assert make_plan(run, "h100", 2).gpus == 16
 
 
-def test_a_local_model_is_counted_without_its_weights(tmp_path):
-    from transformers import LlamaConfig
-
-    LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
-    ).save_pretrained(tmp_path)
-    shape = describe_model(config(model={"path": str(tmp_path)}), None, None)
-    assert shape.parameters == 2 * 64 * 32 + 2 * (4 * 32**2 + 3 * 32 * 48 + 2 * 32) + 32
-    assert (shape.hidden_size, shape.layers, shape.vocabulary) == (32, 2, 64)
-
-
-def test_the_shape_of_a_missing_model_is_guessed_from_its_size(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    run = config(model={"path": "nobody/has-this"})
-    with pytest.raises(ConfigError, match="--parameters N"):
-        describe_model(run, None, None)
-    shape = describe_model(run, None, 12 * 24**3 * 128**2)
-    assert (shape.layers, shape.hidden_size) == (24, 24 * 128)
+def test_a_plan_uses_a_sample_until_the_run_has_data(tmp_path):
+    trial = {"train_prompt_tokens": 20, "train_response_tokens": 8, "vocabulary": 700}
+    plan = make_plan(config(), "h100", 1, root=tmp_path, trial=trial)
+    assert (plan.tokens.prompt, plan.tokens.response, plan.shape.vocabulary) == (20, 8, 700)
+    assert "sample" in plan.tokens.origin
+    made = {"train_prompt_tokens": 21, "train_response_tokens": 9, "vocabulary": 1000}
+    make_artifact(tmp_path, "data", {}, lambda _: made)
+    assert make_plan(config(), "h100", 1, root=tmp_path, trial=trial).tokens.prompt == 21
 
 
-def test_a_cpu_device_is_one_core_of_this_machine():
-    core = find_device("cpu")
-    assert core.per_node >= 1
-    assert core.memory_gib > 0
+def test_cpu_cores_take_time_per_microbatch_group_and_answer_and_to_start():
+    run = config(
+        data={"train_rows": 100, "test_rows": 20},
+        sampling={"negatives": {"autoregressive": 1, "batch": 1, "meanfield": 0, "truncation": 0}},
+        reference={"steps": 10, "prompts_per_step": 8, "prompts_per_microbatch": 2},
+        training={"steps": 5, "prompts_per_step": 4, "prompts_per_microbatch": 2},
+    )
+    tokens = TokenCounts(prompt=90, response=10, origin="test")
+    core = Device("core", memory_gib=1, bf16_tflops=2, fp32_tflops=1, per_node=2, cores=True)
+    work = {item.stage: item for item in stage_work(run, SHAPE, tokens, core, 2)}
+    seconds = {stage: item.hours * 3600 for stage, item in work.items()}
+    assert seconds["reference"] == pytest.approx(6e6 * 80 * 100 / (2 * 1e12 * 0.4) + 10 * 2 * MICROBATCH_S)
+    assert seconds["cpo"] == pytest.approx(6e6 * 20 * 120 / (2 * 1e12 * 0.4) + 5 * MICROBATCH_S)
+    assert seconds["sampling: scoring"] == pytest.approx(2e6 * 100 * 220 / (2 * 1e12 * 0.4) + 100 * GROUP_S)
+    assert seconds["generation"] == pytest.approx(2e6 * 100 * 10 / (2 * 1e12 * 0.4) + 100 * ANSWER_S)
+    starts = {stage: item.start_hours * 3600 for stage, item in work.items()}
+    assert starts["cpo"] == pytest.approx(WORKER_START_S)  # two workers on two cores
+    assert starts["generation"] == pytest.approx(ENGINE_START_S * 5 / 2)  # five engines
+    many = {item.stage: item for item in stage_work(run, SHAPE, tokens, core, 64)}
+    assert many["generation"].start_hours * 3600 == pytest.approx(SHORTEST_START_S)
+
+
+def test_a_stage_on_gpus_has_six_minutes_to_start_if_it_has_work():
+    plan = make_plan(config(sampling={"negatives": {"autoregressive": 0, "batch": 2}}), "h100", 1)
+    starts = {item.stage: item.start_hours for item in plan.work}
+    assert starts["sampling: autoregressive"] == 0
+    assert starts["cpo"] == starts["generation"] == START_UP_H
+
+
+def test_the_demo_on_two_cores_takes_as_long_as_it_did(monkeypatch):
+    """Its stages took 167, 39, 71, 53 and 195 s on two cores that multiply matrices of its width with 90 GFLOP/s each."""
+    core = Device("core", memory_gib=12, bf16_tflops=0.18, fp32_tflops=0.09, per_node=2, cores=True)
+    monkeypatch.setattr("cpo_ray.planning.estimate.measure_cores", lambda _: core)
+    trial = {"train_prompt_tokens": 14.9, "train_response_tokens": 8.9, "vocabulary": 946}
+    demo = config(
+        data={"train_rows": 8000, "test_rows": 500, "max_prompt_tokens": 128, "max_response_tokens": 48},
+        reference={"steps": 1100, "prompts_per_step": 32, "prompts_per_microbatch": 16},
+        sampling={"rows": 2000, "negatives": {"autoregressive": 3, "batch": 1, "meanfield": 2, "truncation": 1}},
+        training={"steps": 100, "prompts_per_step": 64, "prompts_per_microbatch": 32},
+        merging={"alphas": [0.3, 0.7]},
+        generation={"rows": 500},
+    )
+    plan = make_plan(demo, "cpu", 1, trial=trial)
+    assert plan.shape.parameters == 1_422_560
+    assert plan.hours * 3600 == pytest.approx(167 + 39 + 71 + 53 + 195, rel=0.3)
+
+
+@pytest.mark.parametrize("gpu", list(DEVICES))
+def test_a_plan_for_every_gpu(gpu):
+    plan = make_plan(config(), gpu, 2)
+    assert plan.gpus == 2 * DEVICES[gpu].per_node
 
 
 def test_a_configuration_is_described_in_lines():

@@ -2,10 +2,15 @@ import pytest
 
 from cpo_ray.cluster.accelerators import Device
 from cpo_ray.config.loading import parse_config
-from cpo_ray.planning.estimate import ModelSize, RunPlan, TokenCounts, TrainingMemory, stage_work
-from cpo_ray.planning.scaling import NETWORK_UTILIZATION, START_UP_H, scale, spread, step_traffic
+from cpo_ray.planning.estimate import RunPlan
+from cpo_ray.planning.memory import TrainingMemory
+from cpo_ray.planning.model_size import ModelSize
+from cpo_ray.planning.scaling import NETWORK_UTILIZATION, scale, spread, step_traffic
+from cpo_ray.planning.work import START_UP_H, TokenCounts, stage_work
 
-SHAPE = ModelSize(parameters=1_000_000_000, hidden_size=100, layers=10, vocabulary=1000, origin="test")
+SHAPE = ModelSize(
+    parameters=1_000_000_000, hidden_size=100, layers=10, vocabulary=1000, block_bytes=2000, origin="test"
+)
 TOKENS = TokenCounts(prompt=90, response=10, origin="test")
 MACHINE = Device("test", memory_gib=40, bf16_tflops=300, fp32_tflops=20, per_node=8, network_gbit=400)
 
@@ -16,7 +21,7 @@ def config(**training):
 
 
 def plan(run, device=MACHINE):
-    memory = {stage: TrainingMemory(0, 0, 0, 0) for stage in range(4)}
+    memory = {stage: TrainingMemory(0, 0, 0, 0, 0, 0) for stage in range(4)}
     return RunPlan(run, device, 8, SHAPE, TOKENS, memory, stage_work(run, SHAPE, TOKENS, device, 8))
 
 

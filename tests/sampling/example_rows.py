@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from cpo_ray.config import RunConfig
-from cpo_ray.records import EXAMPLE_SCHEMA
+from cpo_ray.records import EXAMPLE_SCHEMA, end_response
 from cpo_ray.sampling.negatives.context import NegativeContext
 from cpo_ray.sampling.negatives.registry import Limits, load_kinds
 from cpo_ray.sampling.units import draw_unit
@@ -12,8 +12,8 @@ EOS = 0
 
 
 def encode(text):
-    """A stand-in for a tokenizer: one token per letter."""
-    return [*(1 + ord(letter) % 90 for letter in text[:7]), EOS]
+    """A stand-in for a tokenizer: one token per letter; 7 letters and EOS fit."""
+    return end_response([1 + ord(letter) % 90 for letter in text], EOS, 8)
 
 
 LIMITS = Limits(max_tokens=8, eos=EOS, vocabulary=100, encode=encode)
@@ -53,7 +53,7 @@ def responses(rows):
 
 
 def make_context(gold, others=(), row_id="row", taken=()):
-    return NegativeContext(row_id, "p", "r", [5, 6, 7], list(gold), [t for t in others if t != gold], taken)
+    return NegativeContext(row_id, "p", "r", [5, 6, 7], list(gold), EOS, [t for t in others if t != gold], taken)
 
 
 def draw(table, start, config):

@@ -19,7 +19,7 @@ from cpo_ray.cluster.session import ray_cluster
 from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import ConfigError, DataError
 from cpo_ray.inference import client
-from cpo_ray.records import GROUP_SCHEMA
+from cpo_ray.records import GROUP_SCHEMA, end_response, without_eos
 from cpo_ray.sampling.groups import make_groups
 from cpo_ray.sampling.reranking import rerank
 from tests.engines import engine_processes
@@ -105,10 +105,14 @@ def test_groups_have_the_schema_the_order_and_the_configured_candidates(finished
             assert sample[-1] == eos or len(sample) == MAX_RESPONSE
         exchanged = [example["response_ids"] for example in examples[number // 16 * 16 :][:16]]
         assert all(negative in exchanged and negative != gold for negative in negatives[2:5])
-        assert all(len(n) == len(gold) and n.count(eos) == 1 and n[-1] == eos for n in negatives[5:7])
-        assert all(n[:-1] == gold[: len(n) - 1] and n[-1] == eos and len(n) < len(gold) for n in negatives[7:9])
+        assert (gold[-1] == eos) == (number != 7)  # the response of row 7 is cut
+        text = without_eos(gold, eos)
+        assert all(len(n) == len(gold) and n.count(eos) == gold.count(eos) for n in negatives[5:7])
+        assert all((n[-1] == eos) == (gold[-1] == eos) for n in negatives[5:7])
+        assert all(n[:-1] == gold[: len(n) - 1] and n[-1] == eos and len(n) <= len(text) for n in negatives[7:9])
         assert negatives[9] == [*tokenizer.encode("the apples are a pear"), eos]
-        assert negatives[10] == [*tokenizer.encode(example["response"].upper())[: MAX_RESPONSE - 1], eos]
+        assert negatives[10] == end_response(tokenizer.encode(example["response"].upper()), eos, MAX_RESPONSE)
+    assert summary["golds_without_eos"] == 1
 
 
 def test_reference_scores_equal_separate_forward_passes(finished, reference):

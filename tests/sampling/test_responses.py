@@ -13,11 +13,11 @@ def tokenizer():
     return train_tokenizer(["count the apples", "two pears and ten apples"], 300)
 
 
-def test_a_response_is_tokenized_as_in_the_data_stage_cut_and_ended_with_eos(tokenizer):
+def test_a_response_is_tokenized_as_in_the_data_stage_and_ends_with_eos_unless_it_is_cut(tokenizer):
     encoded = encode_responses(tokenizer, TEXTS, 16)
     for text, plain, tokens in zip(TEXTS, encode(tokenizer, TEXTS, special=False), encoded, strict=True):
-        assert tokens == [*plain[:15], tokenizer.eos_token_id], text
-        assert tokens.count(tokenizer.eos_token_id) == 1
+        assert tokens == ([*plain, tokenizer.eos_token_id] if len(plain) < 16 else plain[:16]), text
+    assert [tokens[-1] == tokenizer.eos_token_id for tokens in encoded] == [len(tokens) < 16 for tokens in encoded]
     assert encode_responses(tokenizer, [], 16) == []
 
 

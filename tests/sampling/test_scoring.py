@@ -6,13 +6,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cpo_ray.config import RunConfig, SamplingConfig
+from cpo_ray.config import SamplingConfig, TrainingConfig
 from cpo_ray.errors import TrainingError
 from cpo_ray.objective.architectures import layout_of
 from cpo_ray.sampling import scoring
-from cpo_ray.sampling.scoring import add_meanfield, batch_by_cost, choose_layout, score
+from cpo_ray.sampling.scoring import add_meanfield, batch_by_cost, choose_layout, measure_spread, measures_spread, score
 from cpo_ray.sampling.units import empty_unit, read_units, write_units
 from tests.objective.tiny_models import tiny_architecture
+from tests.sampling.group_settings import make_config
 
 EOS = 1
 
@@ -68,7 +69,7 @@ def plain_logp(model, prompt, continuation):
 
 def test_scores_equal_separate_forward_passes_in_the_order_of_kinds(model, config):
     groups = make_groups()
-    add_meanfield(model, as_unit(groups), config)
+    add_meanfield(model, as_unit(groups), config, EOS)
     score(model, groups)
     kinds = ["gold", "autoregressive", "batch", "meanfield", "meanfield", "meanfield", "truncation"]
     for group in groups:
@@ -79,17 +80,17 @@ def test_scores_equal_separate_forward_passes_in_the_order_of_kinds(model, confi
 
 def test_meanfield_does_not_depend_on_other_rows_of_the_batch(model, config, monkeypatch):
     together, alone, in_small_batches = make_groups(), make_groups(), make_groups()
-    add_meanfield(model, as_unit(together), config)
+    add_meanfield(model, as_unit(together), config, EOS)
     for group in alone:
-        add_meanfield(model, as_unit([group]), config)
+        add_meanfield(model, as_unit([group]), config, EOS)
     monkeypatch.setattr(scoring, "BATCH_TOKENS", 20)
-    add_meanfield(model, as_unit(in_small_batches), config)
+    add_meanfield(model, as_unit(in_small_batches), config, EOS)
     assert together == alone == in_small_batches
 
 
 def test_meanfield_work_is_counted_and_no_candidate_is_repeated(model, config):
     unit = as_unit(make_groups())
-    add_meanfield(model, unit, config)
+    add_meanfield(model, unit, config, EOS)
     (work,) = unit["work"]
     assert work["kind"] == "meanfield"
     assert work["seconds"] > 0
@@ -98,12 +99,49 @@ def test_meanfield_work_is_counted_and_no_candidate_is_repeated(model, config):
         assert len(set(map(tuple, group["candidate_ids"]))) == len(group["candidate_ids"])
 
 
+def test_a_cut_gold_is_resampled_up_to_its_last_token_and_scored_without_eos(model):
+    """The distribution of the last token is the reference's after all tokens before it."""
+    config = SamplingConfig.model_validate(
+        {"negatives": {"meanfield": 40, "batch": 0, "truncation": 0}, "meanfield_fraction": 1.0, "redraws": 0}
+    )
+    (group,) = make_groups(1)
+    gold = group["candidate_ids"][0] = group["candidate_ids"][0][:-1]
+    add_meanfield(model, as_unit([group]), config, EOS)
+    negatives = [
+        ids for ids, kind in zip(group["candidate_ids"], group["candidate_kind"], strict=True) if kind == "meanfield"
+    ]
+    assert all(len(negative) == len(gold) and EOS not in negative for negative in negatives)
+    assert len({negative[-1] for negative in negatives}) > 1
+    score(model, [group])
+    expected = [plain_logp(model, group["prompt_ids"], candidate) for candidate in group["candidate_ids"]]
+    assert group["ref_logps"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_rounding_is_measured_between_the_scores_and_other_packings(model):
+    """Scores that are off by a known amount, so that the test does not depend on a kernel's last digits."""
+    groups = make_groups()
+    score(model, groups)
+    for row, group in enumerate(groups):
+        group["ref_logps"] = [logp + 0.5 * row for logp in group["ref_logps"]]
+    measure_spread(model, groups, 4)
+    for row, group in enumerate(groups):
+        assert group["ref_spread"] == pytest.approx([0.5 * row] * 4, abs=1e-4)
+
+
+def test_rounding_is_measured_in_bf16_in_the_first_rows_of_a_split_or_the_first_step_of_a_stream():
+    training = {"training": TrainingConfig(precision="bf16")}
+    stored, streamed = (make_config(stream=stream).model_copy(update=training) for stream in (False, True))
+    assert [measures_spread(start, stored) for start in (0, 255, 256)] == [True, True, False]
+    assert [measures_spread(step, streamed) for step in (0, 1)] == [True, False]
+    assert not measures_spread(0, make_config())  # float32
+
+
 @torch.no_grad()
 def test_a_reference_that_is_not_finite_is_named_with_row_candidate_and_layer(model, config):
     whole, model, groups = model, copy.deepcopy(model), make_groups(1)
     model.lm_head.weight.fill_(torch.nan)
     with pytest.raises(TrainingError, match="row row0 are not finite"):
-        add_meanfield(model, as_unit(groups), config)
+        add_meanfield(model, as_unit(groups), config, EOS)
     with pytest.raises(
         TrainingError, match=r"row row0 are not finite: candidate 0 \(gold\) has nan; every layer's output"
     ):
@@ -120,8 +158,8 @@ def test_the_first_unit_settles_the_layout_of_the_reference_and_of_later_policie
     """A reference of state spaces: a line says once that its continuations have rows of their own."""
     for name in ("reference", "policy"):
         tiny_architecture("mamba").save_pretrained(tmp_path / name)
-    config = RunConfig.model_validate({"sampling": {"negatives": {"meanfield": 3}}})
-    scorer = scoring.Scorer(config, tmp_path / "reference")
+    config = make_config(negatives={"meanfield": 3})
+    scorer = scoring.Scorer(config, tmp_path / "reference", EOS)
     units = []
     for policy in ("", "", str(tmp_path / "policy")):
         units += read_units(scorer(write_units([{**as_unit(make_groups(2)), "policy": policy}])))

@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pytest
 
+from cpo_ray.config import RunConfig
 from cpo_ray.errors import ConfigError, DataError
 from cpo_ray.sampling.selection import select_rows
 from tests.sampling.example_rows import EOS, draw, make_config, make_table, responses
@@ -39,6 +40,9 @@ def test_prompts_longer_than_the_context_keep_their_last_tokens_and_are_counted(
         ([EOS], "empty response"),
         ([], "empty response"),
         ([4, 5], "without the tokenizer's EOS"),
+        ([4] * 7, "without the tokenizer's EOS"),
+        ([4], "without the tokenizer's EOS"),
+        ([4] * 9, "longer than data.max_response_tokens"),
         ([4] * 8 + [EOS], "longer than data.max_response_tokens"),
     ],
 )
@@ -50,6 +54,20 @@ def test_rows_that_cannot_become_groups_follow_on_bad_row(bad, reason):
     assert list(selection.left_out.values()) == [1]
     assert reason in next(iter(selection.left_out))
     assert len(selection.table) == 7
+
+
+def test_a_response_without_eos_is_cut_at_the_limit_or_a_passage():
+    cut, passage = [4] * 8, [4] * 5
+    assert len(select_rows(make_table([cut, *responses(4)]), make_config(), context=32, eos=EOS).table) == 5
+    table, config = make_table([passage, *responses(4)]), make_config()
+    with pytest.raises(DataError, match="without the tokenizer's EOS"):
+        select_rows(table, config, context=32, eos=EOS)
+    passages = {"passages": {"tokens": 8, "min_tokens": 8}, "max_prompt_tokens": 8, "max_response_tokens": 8}
+    data = {"source": "text", "path": "x", "tokenizer": {"path": "t"}, **passages}
+    articles = RunConfig.model_validate(config.model_dump() | {"data": data})
+    assert len(select_rows(table, articles, context=32, eos=EOS).table) == 5
+    with pytest.raises(DataError, match="one-token response"):
+        select_rows(make_table([[4], *responses(4)]), articles, context=32, eos=EOS)
 
 
 def test_selection_takes_the_first_rows_of_a_sliced_table():

@@ -8,15 +8,15 @@ import pytest
 
 from cpo_ray.artifacts import make_artifact, write_json, write_table
 from cpo_ray.records import GROUP_SCHEMA
-from cpo_ray.sampling.stats import DrawCounts, count_candidates, warnings, with_redraws
+from cpo_ray.sampling.stats import DrawCounts, count_candidates, eos_of, warnings, with_metadata
 
 EOS = 0
 GOLD = [1, 2, 3, EOS]
 
 
-def group(**candidates):
+def group(gold=GOLD, **candidates):
     """candidates: kind -> its candidates, as token ids."""
-    ids = [GOLD, *(tokens for lists in candidates.values() for tokens in lists)]
+    ids = [gold, *(tokens for lists in candidates.values() for tokens in lists)]
     return {
         "id": "a",
         "prompt": "p",
@@ -31,7 +31,7 @@ def group(**candidates):
 
 
 def shard(*groups, **redraws):
-    return with_redraws(pa.Table.from_pylist(list(groups), schema=GROUP_SCHEMA), redraws)
+    return with_metadata(pa.Table.from_pylist(list(groups), schema=GROUP_SCHEMA), redraws, EOS)
 
 
 @pytest.fixture
@@ -53,6 +53,27 @@ def test_counts_by_hand(shards):
     assert (batch["without_eos"], sampled["without_eos"]) == (0, 1)
     assert (batch["tokens_per_second"], sampled["tokens_per_second"]) == (None, 1234.6)
     assert stats["gold"]["equal_to_gold"] == stats["gold"]["redraws"] == 0
+
+
+def test_candidates_without_eos_are_counted_for_a_cut_gold_too():
+    cut = group(gold=[1, 2, 3, 4], truncation=[[1, 2, EOS]], autoregressive=[[1, 2, 3, 4], [1, 2, 3, 5]])
+    whole = group(truncation=[[1, 2, EOS]], autoregressive=[[9, 9, 9, 9], [9, EOS]])
+    stats = count_candidates([shard(cut), shard(whole)])
+    assert {kind: numbers["without_eos"] for kind, numbers in stats.items()} == {
+        "gold": 1,
+        "truncation": 0,
+        "autoregressive": 3,
+    }
+    assert (stats["gold"]["without_eos_rate"], stats["autoregressive"]["without_eos_rate"]) == (0.5, 0.75)
+    assert stats["autoregressive"]["equal_to_gold"] == 1
+
+
+def test_the_eos_of_shards_of_older_versions_is_the_last_token_of_their_golds():
+    table = pa.Table.from_pylist([group(autoregressive=[[9, 9], [9, EOS]])], schema=GROUP_SCHEMA)
+    assert eos_of(table) == EOS
+    assert count_candidates([table])["autoregressive"]["without_eos"] == 1
+    assert eos_of(with_metadata(table, {}, 7)) == 7
+    assert eos_of(table.slice(0, 0)) is None
 
 
 def test_distributions_are_relative_to_the_gold(shards):

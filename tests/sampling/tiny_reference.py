@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cpo_ray.records import EXAMPLE_SCHEMA
+from cpo_ray.records import EXAMPLE_SCHEMA, end_response
 
 ROWS, CONTEXT, MAX_RESPONSE = 97, 64, 16
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "apples", "pears", "count"]
@@ -44,7 +44,7 @@ def write_reference(path, tokenizer):
 
 
 def write_data(folder, tokenizer):
-    """97 rows. Row 40 has a one-token response; row 3 has a prompt longer than the context."""
+    """97 rows. Row 40 has a one-token response, row 7 one that is cut; row 3 has a prompt longer than the context."""
     rng = torch.Generator().manual_seed(5)
 
     def words(low, high):
@@ -54,8 +54,8 @@ def write_data(folder, tokenizer):
     rows = []
     for number in range(ROWS):
         prompt = words(3, 9) if number != 3 else " ".join(WORDS * 4)
-        response = words(3, 7) if number != 40 else "a"
-        response_ids = [*tokenizer.encode(response)[: MAX_RESPONSE - 1], tokenizer.eos_token_id]
+        response = {40: "a", 7: " ".join(WORDS)}.get(number) or words(3, 7)
+        response_ids = end_response(tokenizer.encode(response), tokenizer.eos_token_id, MAX_RESPONSE)
         rows.append(
             {
                 "id": f"{number:016x}",

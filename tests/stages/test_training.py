@@ -6,7 +6,7 @@ import pytest
 from cpo_ray.artifacts import read_jsonl
 from cpo_ray.cluster.session import LazyRay
 from cpo_ray.config import RunConfig
-from cpo_ray.errors import Preempted
+from cpo_ray.errors import ArtifactError, Preempted
 from cpo_ray.run import open_run
 from cpo_ray.stages import perform
 from cpo_ray.training import trainer
@@ -43,6 +43,19 @@ def test_told_to_end_after_the_last_step_a_stage_keeps_its_model(tmp_path, monke
             perform("cpo", run)
         perform("cpo", run)
     assert len(trained) == 1
+
+
+def test_a_pretrained_model_with_two_sets_of_weights_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(LazyRay, "ensure", lambda *_: pytest.fail("started a cluster"))
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("model.safetensors", "model-00001-of-00002.safetensors"):
+        (model / name).write_bytes(b"")
+    config = RunConfig.model_validate({"name": "x", "model": {"path": str(model)}, "tracking": {"tensorboard": False}})
+    with open_run(config, tmp_path / "run", accept_changes=False) as run:
+        run.make("data", {}, lambda _: {})
+        with pytest.raises(ArtifactError, match="holds two sets of weights"):
+            perform("reference", run)
 
 
 @contextlib.contextmanager

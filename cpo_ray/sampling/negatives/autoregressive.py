@@ -68,6 +68,15 @@ def sampling_parameters(
     }
 
 
+def sample_limit(gold: Tokens, eos: int, max_tokens: int) -> int:
+    """Maximum tokens of a sample: `max_tokens`, or as many as the gold has if it was cut, i.e. has no EOS.
+
+    Sample and gold are then beginnings of the same length. A longer sample could contain all of the gold and go on as the
+    truth does, and would count as its negative.
+    """
+    return max_tokens if gold[-1] == eos else len(gold)
+
+
 def autoregressive_negative(
     token_ids: Sequence[int], finish_reason: str | None, eos: int, other_eos: Sequence[int] = ()
 ) -> Tokens:

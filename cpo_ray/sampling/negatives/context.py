@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cpo_ray.records import Tokens
+from cpo_ray.records import Tokens, without_eos
 
 
 @dataclass(frozen=True)
@@ -14,11 +14,12 @@ class NegativeContext:
     prompt: str
     response: str  # the whole ground truth, as text
     prompt_ids: Tokens
-    gold: Tokens  # the ground truth as tokens, cut to data.max_response_tokens; the last one is EOS
+    gold: Tokens  # the ground truth as tokens; the last one is EOS, unless it was cut to data.max_response_tokens
+    eos: int  # the token that ends a continuation
     others: Sequence[Tokens]  # the distinct responses of the other rows of the batch, without the gold
     taken: Sequence[Tokens] = ()  # the negatives of this kind that the row already has
 
     @property
-    def eos(self) -> int:
-        """The token that ends every continuation."""
-        return self.gold[-1]
+    def body(self) -> Tokens:
+        """The gold without its EOS: all of its tokens if it was cut."""
+        return without_eos(self.gold, self.eos)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cpo_ray.records import Tokens
+from cpo_ray.records import Tokens, without_eos
 from cpo_ray.sampling.seeding import generator
 
 
@@ -26,10 +26,13 @@ class MeanfieldDraw:
 
 
 def meanfield_draws(
-    gold: Tokens, count: int, fraction: float, seed: int, row_id: str, *, attempts: int
+    gold: Tokens, count: int, fraction: float, seed: int, row_id: str, eos: int, *, attempts: int
 ) -> list[list[MeanfieldDraw]]:
-    """The attempts at each of `count` negatives: round(fraction * T) of the T positions before EOS, at least one."""
-    length = len(gold) - 1
+    """The attempts at each of `count` negatives: round(fraction * T) of the T positions before EOS, at least one.
+
+    A gold that was cut has no EOS: all its positions may be resampled.
+    """
+    length = len(without_eos(gold, eos))
     chosen = max(1, round(fraction * length))
     return [_attempts(generator(seed, row_id, "meanfield", index), length, chosen, attempts) for index in range(count)]
 
@@ -40,14 +43,14 @@ def union_positions(draws: Sequence[Sequence[MeanfieldDraw]]) -> list[int]:
 
 
 def meanfield_negatives(
-    gold: Tokens, draws: Sequence[Sequence[MeanfieldDraw]], logits_PV: Tensor, present: Sequence[Tokens] = ()
+    gold: Tokens, draws: Sequence[Sequence[MeanfieldDraw]], logits_PV: Tensor, eos: int, present: Sequence[Tokens] = ()
 ) -> tuple[list[Tokens], int]:
     """One negative per list of attempts, by inverse CDF, and the number of draws thrown away.
 
     logits_PV: next-token logits at `union_positions(draws)`, in order. present: the other candidates of the group.
     """
     row = {position: index for index, position in enumerate(union_positions(draws))}
-    cdf_PV = _cumulative(logits_PV, eos=gold[-1])
+    cdf_PV = _cumulative(logits_PV, eos)
     seen = {tuple(gold), *map(tuple, present)}
     negatives: list[Tokens] = []
     redraws = 0

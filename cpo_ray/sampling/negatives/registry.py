@@ -16,7 +16,7 @@ import numpy as np
 
 from cpo_ray.config import SamplingConfig
 from cpo_ray.errors import ConfigError
-from cpo_ray.records import Tokens
+from cpo_ray.records import Tokens, without_eos
 from cpo_ray.sampling.negatives.batch import batch_negative
 from cpo_ray.sampling.negatives.context import NegativeContext
 from cpo_ray.sampling.negatives.truncation import truncation_negative
@@ -31,7 +31,7 @@ SHIPPED: dict[str, Draw] = {"batch": batch_negative, "truncation": truncation_ne
 class Limits:
     """Limits of a candidate, and the tokenizer for kinds that return text."""
 
-    max_tokens: int  # EOS included
+    max_tokens: int  # EOS included, if there is one
     eos: int
     vocabulary: int
     encode: Callable[[str], Tokens]
@@ -84,7 +84,7 @@ def draw_kind(
     for index in range(count):
         for attempt in range(1 + redraws):
             rng = generator(seed, context.id, kind, index, attempt)
-            negative = _check(kind, context.id, draw(context, rng), limits)
+            negative = _check(kind, context, draw(context, rng), limits)
             if tuple(negative) not in seen or attempt == redraws:
                 break
             drawn.redraws += 1
@@ -94,19 +94,23 @@ def draw_kind(
     return drawn
 
 
-def _check(kind: str, row_id: str, negative: Tokens | str, limits: Limits) -> Tokens:
-    """The negative as a continuation: tokens that end with their only EOS."""
+def _check(kind: str, context: NegativeContext, negative: Tokens | str, limits: Limits) -> Tokens:
+    """The negative as a continuation: tokens that end with their only EOS, or that are cut and have none."""
     if isinstance(negative, str):
         return limits.encode(negative)
     if kind in SHIPPED:
         return negative
     tokens = [int(token) for token in negative]
-    ends = tokens.count(limits.eos) == 1 and tokens[-1] == limits.eos
-    if ends and len(tokens) <= limits.max_tokens and min(tokens) >= 0 and max(tokens) < limits.vocabulary:
+    cut = {limits.max_tokens} | (set() if context.gold[-1] == limits.eos else {len(context.gold)})
+    text = without_eos(tokens, limits.eos)
+    ends = len(text) < len(tokens) or len(tokens) in cut
+    fits = ends and limits.eos not in text and len(tokens) <= limits.max_tokens
+    if fits and min(tokens) >= 0 and max(tokens) < limits.vocabulary:
         return tokens
     raise ConfigError(
-        f"sampling.negatives.{kind}: the negative for row {row_id} is not a valid continuation: it must be text, or at most "
-        f"{limits.max_tokens} tokens below {limits.vocabulary} that end with the only EOS ({limits.eos}); it was {tokens[:20]}"
+        f"sampling.negatives.{kind}: the negative for row {context.id} is not a valid continuation: it must be text, or at "
+        f"most {limits.max_tokens} tokens below {limits.vocabulary} that end with the only EOS ({limits.eos}), or without EOS "
+        f"if it is cut to {' or '.join(map(str, sorted(cut)))} tokens; it was {tokens[:20]}"
     )
 
 

@@ -9,7 +9,7 @@ VOCABULARY = 12
 LIMITS = Limits(max_tokens=64, eos=EOS, vocabulary=VOCABULARY, encode=encode)
 
 tokens = st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=30)
-golds = tokens.map(lambda body: [*body, EOS])
+golds = st.builds(lambda body, is_cut: body if is_cut else [*body, EOS], tokens, st.booleans())
 seeds = st.integers(0, 2**31)
 row_ids = st.text("0123456789abcdef", min_size=1, max_size=16)
 

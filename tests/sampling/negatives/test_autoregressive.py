@@ -3,7 +3,12 @@
 from hypothesis import given
 
 from cpo_ray.config import SamplingConfig
-from cpo_ray.sampling.negatives.autoregressive import autoregressive_negative, repeated, sampling_parameters
+from cpo_ray.sampling.negatives.autoregressive import (
+    autoregressive_negative,
+    repeated,
+    sample_limit,
+    sampling_parameters,
+)
 from tests.sampling.example_rows import EOS
 from tests.sampling.negatives.draws import tokens
 
@@ -23,6 +28,12 @@ def test_a_sample_that_ended_with_another_end_of_text_ends_with_eos_as_the_golds
     assert autoregressive_negative([5, 6, EOS], "stop", EOS, (97, 98)) == [5, 6, EOS]
     assert autoregressive_negative([97], "stop", EOS, (97, 98)) == [EOS]
     assert autoregressive_negative([5, 98], "length", EOS, (97, 98)) == [5, 98]
+
+
+def test_a_sample_is_cut_where_a_cut_gold_is():
+    assert sample_limit([1, 2, EOS], EOS, 8) == 8
+    assert sample_limit([1] * 8, EOS, 8) == 8
+    assert sample_limit([1, 2, 3], EOS, 8) == 3  # a passage, after which its article goes on
 
 
 def test_sampling_parameters_follow_the_paper_and_are_seeded_by_row():

@@ -18,7 +18,7 @@ from tests.sampling.example_rows import EOS, LIMITS, draw, encode, make_config, 
 OWN = {"reversed_gold": "toy_negatives.words:reversed_gold", "spoken": "toy_negatives.words:spoken"}
 TOY = """
     def reversed_gold(context, rng):
-        return [*reversed(context.gold[:-1]), context.eos]
+        return [*reversed(context.body), context.eos]
 
     def spoken(context, rng):
         return context.response.upper() + str(rng.integers(1000))
@@ -58,7 +58,7 @@ def test_kinds_of_the_user_are_drawn_with_the_shipped_ones(toy):
         assert group["candidate_kind"] == ["gold", "batch", "truncation", "reversed_gold", "spoken", "spoken"]
         gold, _, _, backwards, *spoken = group["candidate_ids"]
         assert backwards == [*reversed(gold[:-1]), EOS]
-        assert all(len(tokens) == 8 and tokens[-1] == EOS for tokens in spoken)
+        assert all(len(tokens) == 8 and EOS not in tokens for tokens in spoken)  # cut
     assert {work["kind"]: work["tokens"] for work in unit["work"]}["reversed_gold"] == 8 * 4
 
 
@@ -143,6 +143,28 @@ def test_an_invalid_continuation_raises_an_error_with_kind_and_row(negative):
         ConfigError, match=r"sampling\.negatives\.mine: the negative for row row is not a valid continuation"
     ):
         drawn(lambda context, rng: negative)
+
+
+@pytest.mark.parametrize(
+    ("gold", "valid", "invalid"),
+    [
+        ((1, 2, 3, EOS), [[4] * 8, [4] * 7 + [EOS], [4, EOS]], [[4] * 3, [4] * 7]),
+        ((1, 2, 3), [[4] * 8, [4] * 3, [4, EOS]], [[4] * 2, [4] * 4]),
+    ],
+    ids=["whole gold", "cut gold"],
+)
+def test_tokens_without_eos_are_cut_at_the_limit_or_where_the_gold_is(gold, valid, invalid):
+    for negative in valid:
+        assert drawn(lambda context, rng, negative=negative: negative, gold=gold).negatives == [negative]
+    for negative in invalid:
+        with pytest.raises(ConfigError, match=f"or without EOS if it is cut to {8 if gold[-1] == EOS else '3 or 8'} "):
+            drawn(lambda context, rng, negative=negative: negative, gold=gold)
+
+
+def test_the_text_of_a_gold_is_what_comes_before_its_eos():
+    for gold in ([1, 2, EOS], [1, 2]):
+        context = make_context(gold)
+        assert (context.body, context.eos, context.gold) == ([1, 2], EOS, gold)
 
 
 @given(

@@ -1,0 +1,73 @@
+"""Memory of one GPU during training: the model's states, activations, and what DeepSpeed allocates besides."""
+
+from dataclasses import dataclass
+
+from cpo_ray.config import TrainingConfig
+from cpo_ray.planning.activations import BYTES
+from cpo_ray.planning.model_size import ModelSize
+
+LM_HEAD_BYTES = 2 * 4 * 2**23  # a chunk of float32 logits and its gradient, see objective/logprobs.py
+# DeepSpeed 0.19's defaults (deepspeed/runtime/zero/config.py), which `training/deepspeed_engine.py` does not change:
+REDUCE_BUCKET = 500_000_000  # reduce_bucket_size: numbers of the buffer in which gradients are summed over workers
+LIVE_PARAMETERS = (
+    1_000_000_000  # stage3_max_live_parameters: gathered weights that ZeRO 3 keeps before it releases some
+)
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes on one GPU during training. `activations` and `buckets` are there in the backward pass, `update` after it."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    buckets: float
+    update: float
+
+    @property
+    def total(self) -> float:
+        """The peak, in bytes: weights, gradients and optimizer, and the larger of backward pass and optimizer's update."""
+        passing = max(self.activations + self.buckets, self.update)
+        return self.weights + self.gradients + self.optimizer + passing
+
+
+def training_memory(
+    shape: ModelSize, training: TrainingConfig, zero_stage: int, tokens: float, *, lazy: bool = False
+) -> TrainingMemory:
+    """Bytes per GPU. tokens: of one microbatch. lazy: the device's memory is used when it is written, as on a CPU.
+
+    With N parameters, b bytes per number (4 in fp32, 2 in bf16) and W workers: weights b*N, gradients b*N, and Adam's two
+    moments 8*N. A float32 copy of the weights, 4*N, is kept in bf16, and by ZeRO 1, 2 and 3 also in fp32. ZeRO 1 divides the
+    optimizer by W, 2 also the gradients, 3 also the weights. Gradients are accumulated in the model's precision.
+
+    Buckets: ZeRO 1, 2 and 3 allocate b*5e8 bytes to sum gradients; ZeRO 3 also keeps up to 1e9 gathered weights. Update:
+    a float32 gradient of the part that this worker updates (not in fp32 without ZeRO) and torch's Adam, which needs as much.
+
+    Activations: see `activation_bytes`. The reference needs no memory: its log-probs are in the groups.
+    """
+    b, n, w = BYTES[training.precision], shape.parameters, training.workers
+    copied = training.precision == "bf16" or zero_stage >= 1
+    own = n / (w if zero_stage >= 1 else 1)  # of the parameters that this worker updates
+    bucket = min(REDUCE_BUCKET, n) if lazy else REDUCE_BUCKET
+    gathered = min(LIVE_PARAMETERS, n) if zero_stage == 3 else 0
+    return TrainingMemory(
+        weights=b * n / (w if zero_stage >= 3 else 1),
+        gradients=b * n / (w if zero_stage >= 2 else 1),
+        optimizer=(12 if copied else 8) * own,
+        activations=activation_bytes(shape, training, tokens),
+        buckets=b * (bucket + gathered) if zero_stage >= 1 else 0,
+        update=(8 if training.precision == "bf16" or zero_stage >= 1 else 4) * own,
+    )
+
+
+def activation_bytes(shape: ModelSize, training: TrainingConfig, tokens: float) -> float:
+    """Bytes kept for the backward pass of `tokens` tokens.
+
+    L blocks of `planning/activations.py`; with activation checkpointing, each block's input b*D, and one block that is
+    computed again. Besides, for the LM head, a chunk of logits and the float32 gradient of its weight, 4*V*D.
+    """
+    blocks = shape.layers * shape.block_bytes
+    if training.activation_checkpointing:
+        blocks = shape.layers * BYTES[training.precision] * shape.hidden_size + shape.block_bytes
+    return tokens * blocks + LM_HEAD_BYTES + 4 * shape.vocabulary * shape.hidden_size
