@@ -14,18 +14,17 @@ from cpo_ray.errors import ConfigError, DataError
 from cpo_ray.inference.model_facts import ModelFacts, is_local, read_model_facts
 from cpo_ray.inference.weight_files import check_one_set_of_weights
 
-Tokenizer = Any  # transformers.PreTrainedTokenizerBase, which has no types to import
-
 SAMPLES = ("Add 3 and 4.", "The sum of 19 and 23 is 42, isn't it? Yes!", "A list: one, two (three) and four.")
 RENAMED = 0.01
 """A share of the tokens may have other names than in the model's own tokenizer: models reserve ids that users rename."""
 
-REMEDY = "Leave out data.tokenizer.path to use the model's own tokenizer"
+OWN_TOKENIZER = "Leave out data.tokenizer.path to use the model's own tokenizer"
+OWN_IS_WRONG = "This is the model's own tokenizer: set data.tokenizer.path to the one it was trained with"
 
 
 def check_model_fit(
     config: RunConfig,
-    load_tokenizer: Callable[[str], Tokenizer],
+    load_tokenizer: Callable[[str], Any],
     *,
     tokenizer_path: str | None = None,
     local_only: bool = False,
@@ -52,7 +51,8 @@ def check_model_fit(
             raise
         missing = f"data.tokenizer.path {tokenizer_path} is not on this machine: it is compared when it is loaded"
     else:
-        found += tokenizer_faults(f"the tokenizer {tokenizer_path}", tokenizer, f"model.path {model}", facts)
+        remedy = OWN_IS_WRONG if config.data.tokenizer.path == model else OWN_TOKENIZER
+        found += tokenizer_faults(f"the tokenizer {tokenizer_path}", tokenizer, f"model.path {model}", facts, remedy)
         if tokenizer_path != model:
             found += _other_tokens(tokenizer_path, tokenizer, model, load_tokenizer)
     if found:
@@ -69,28 +69,28 @@ def length_faults(config: RunConfig, model: str, facts: ModelFacts) -> Iterator[
         )
 
 
-def tokenizer_faults(name: str, tokenizer: Tokenizer, model: str, facts: ModelFacts) -> Iterator[str]:
+def tokenizer_faults(name: str, tokenizer: Any, model: str, facts: ModelFacts, remedy: str) -> Iterator[str]:
     """What does not fit between a tokenizer and a model: ids without an embedding, special tokens, texts that get lost.
 
-    name, model: how the messages call them. An embedding may have more rows than the tokenizer has tokens.
+    name, model, remedy: what the messages call them, and advise. An embedding may have more rows than the tokenizer has tokens.
     """
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= facts.vocabulary:
         yield (
             f"{name} has {len(tokenizer)} tokens with ids up to {largest}, but {model} has {facts.vocabulary} embeddings, for "
-            f"ids up to {facts.vocabulary - 1}. {REMEDY}, or first enlarge the model's embeddings (resize_token_embeddings)."
+            f"ids up to {facts.vocabulary - 1}. {remedy}, or first enlarge the model's embeddings (resize_token_embeddings)."
         )
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
     if facts.eos and eos not in facts.eos:
         yield (
             f"{name} ends a text with the token {eos} ({tokenizer.eos_token}), but {model} with {_list(facts.eos)} "
-            f"(eos_token_id of config.json and generation_config.json). {REMEDY}, or correct eos_token_id where it is wrong."
+            f"(eos_token_id of config.json and generation_config.json). {remedy}, or correct eos_token_id where it is wrong."
         )
     # A BOS that the tokenizer does not put before a text is in no prompt, so it makes no difference.
     if bos is not None and facts.bos not in (None, bos) and tokenizer("x")["input_ids"][:1] == [bos]:
         yield (
             f"{name} begins a text with the token {bos} ({tokenizer.bos_token}), but {model} with {facts.bos} (bos_token_id of "
-            f"config.json). {REMEDY}, or correct bos_token_id where it is wrong."
+            f"config.json). {remedy}, or correct bos_token_id where it is wrong."
         )
     for text in SAMPLES:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -100,9 +100,7 @@ def tokenizer_faults(name: str, tokenizer: Tokenizer, model: str, facts: ModelFa
             return
 
 
-def _other_tokens(
-    path: str, tokenizer: Tokenizer, model: str, load_tokenizer: Callable[[str], Tokenizer]
-) -> Iterator[str]:
+def _other_tokens(path: str, tokenizer: Any, model: str, load_tokenizer: Callable[[str], Any]) -> Iterator[str]:
     """Ids that mean other tokens in the model's own tokenizer, if it has one."""
     try:
         own = load_tokenizer(model)
@@ -114,7 +112,7 @@ def _other_tokens(
         index, token = min(other)
         yield (
             f"{len(other)} of the {len(tokenizer)} ids of the tokenizer {path} mean other tokens in the {len(names)} of "
-            f"model.path {model}: {index} is {token!r}, but there {names[index]!r}. {REMEDY}."
+            f"model.path {model}: {index} is {token!r}, but there {names[index]!r}. {OWN_TOKENIZER}."
         )
 
 

@@ -22,7 +22,7 @@ class NegativeCounts(Section):
     meanfield: Annotated[int, Field(ge=0)] = 5
     """The gold with a share of its tokens resampled independently from the reference."""
     truncation: Annotated[int, Field(ge=0)] = 3
-    """A prefix of the gold, then EOS."""
+    """A proper prefix of the gold, then EOS."""
     unhelpful: Annotated[int, Field(ge=0)] = 0
     """Written by an LLM on request for a response that does not help: see `sampling.unhelpful` (the paper's DPO baseline: 1,
     and no other kind)."""

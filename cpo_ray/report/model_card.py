@@ -177,6 +177,8 @@ def _data(run: RunContents) -> Iterator[str]:
         yield "- Cut to the length limits: " + ", ".join(
             f"{count:,} {name.split('_')[1]}" for name, count in cut.items()
         )
+    if summary.get("responses_without_eos"):
+        yield f"- Responses without EOS, because their text goes on: {summary['responses_without_eos']:,}"
 
 
 def _results(rows: Sequence[TableRow]) -> Iterator[str]:
@@ -229,7 +231,7 @@ def _use(run: RunContents) -> str:
         'tokenizer = AutoTokenizer.from_pretrained("PATH")\nmodel = AutoModelForCausalLM.from_pretrained("PATH")\n'
         'tokens = tokenizer("PROMPT", return_tensors="pt")\n'
         "print(tokenizer.decode(model.generate(**tokens, max_new_tokens=64)[0]))\n```\n\n"
-        f"Prompt and answer were tokenized apart, and the answer ends with EOS.{prompt_format}"
+        f"Prompt and answer were tokenized apart, and a whole answer ends with EOS.{prompt_format}"
     )
 
 

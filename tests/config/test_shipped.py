@@ -26,6 +26,14 @@ def test_each_is_valid_and_named_like_its_file(name):
     assert config.name == SHIPPED[name].stem
 
 
+@pytest.mark.parametrize("name", [name for name in SHIPPED if "wiki" in name])
+def test_answers_about_articles_are_limited_to_a_full_passage(name):
+    """A model that sees few ends writes up to the limit: more than the passage that it is compared with, if it may."""
+    data = load_config(SHIPPED[name], ("data.path=dump.xml.bz2", "data.tokenizer.path=gpt2")).data
+    assert data.has_articles
+    assert data.max_response_tokens == data.passages.tokens - data.passages.prompt_tokens(data.passages.tokens)
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_each_starts_with_its_purpose_and_command(name):
     text = SHIPPED[name].read_text(encoding="utf-8")

@@ -44,7 +44,13 @@ def make_fake_run(root, rows=500, steps=300, decodings=("greedy", "top_p"), mode
     tests = [_example(rng, index) for index in range(rows)]
     tests[0]["prompt"] = tests[0]["response"] = HOSTILE
     write_table(root / "data" / "test" / "rows.parquet", pa.Table.from_pylist(tests, EXAMPLE_SCHEMA))
-    counts = {"train_rows": 3000, "validation_rows": 0, "test_rows": rows, "truncated_responses": 12}
+    counts = {
+        "train_rows": 3000,
+        "validation_rows": 0,
+        "test_rows": rows,
+        "truncated_responses": 12,
+        "responses_without_eos": 12,
+    }
     data = _manifest(root / "data", 2.1, {"train/rows.parquet": 3000, "test/rows.parquet": rows}, 0, counts)
     _groups(root / "groups" / "train", rng)
     _metrics(root / "metrics.jsonl", steps)

@@ -50,6 +50,7 @@ def test_a_card_describes_the_model_and_its_training(root):
         "3 batch, 5 meanfield, 3 truncation (K = 12), ranked by similarity to the truth; beta 5.0",
         "- Train rows: 3,000",
         "12 responses",
+        "- Responses without EOS, because their text goes on: 12",
         "Its judge was local",
         "synthetic task",
         "cpo-ray run config.yaml --run-dir runs/demo-again",

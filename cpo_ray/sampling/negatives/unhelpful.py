@@ -18,7 +18,7 @@ from cpo_ray.config import RunConfig, UnhelpfulConfig
 from cpo_ray.errors import ConfigError, DataError, ServiceError
 from cpo_ray.inference.client import Client, RefusedError, jittered, read_key, run_bounded
 from cpo_ray.monitoring.console import say
-from cpo_ray.records import Tokens
+from cpo_ray.records import Tokens, without_eos
 from cpo_ray.sampling.negatives.budget import Budget, Usage
 from cpo_ray.sampling.responses import count_tokens, encode_responses
 from cpo_ray.sampling.seeding import draw_seed
@@ -161,8 +161,8 @@ class UnhelpfulWriter:
         for index in range(self.config.sampling.negatives.unhelpful):
             kept: Tokens | None = None
             for attempt in range(1 + self.config.sampling.redraws):
-                text = await self.ask(self.build_request(row, index, attempt), client)
-                negative = self.encode(text) if text else None
+                text, is_cut = await self.ask(self.build_request(row, index, attempt), client)
+                negative = self.encode(text, is_cut) if text else None
                 answered.redraws += attempt > 0
                 kept = negative or kept
                 if negative is not None and tuple(negative) not in seen:
@@ -173,17 +173,18 @@ class UnhelpfulWriter:
             seen.add(tuple(kept))
         return answered
 
-    async def ask(self, request: UnhelpfulRequest, client: Client) -> str:
-        """The answer, from the journal or from the API; empty if the model's message is empty."""
+    async def ask(self, request: UnhelpfulRequest, client: Client) -> tuple[str, bool]:
+        """The answer, from the journal or the API, and whether the API cut it. Empty if the model's message is empty."""
         if request.key not in self.journal:
-            text, used = await self.send(request, client)
-            self.journal.add(request.key, {"text": text, "usage": vars(used)})
+            text, is_cut, used = await self.send(request, client)
+            self.journal.add(request.key, {"text": text, "usage": vars(used)} | ({"cut": True} if is_cut else {}))
             self.asked += 1
             self.tokens += used.output_tokens
-        return str(self.journal[request.key]["text"])
+        entry = self.journal[request.key]
+        return str(entry["text"]), "cut" in entry
 
-    async def send(self, request: UnhelpfulRequest, client: Client) -> tuple[str, Usage]:
-        """The API's answer and its cost. A reply that is not a chat completion is retried like a 500."""
+    async def send(self, request: UnhelpfulRequest, client: Client) -> tuple[str, bool, Usage]:
+        """The API's answer, whether the API cut it, and its cost. A reply that is not a chat completion is retried."""
         reserved, reply = Usage(1, request.tokens, self.max_tokens), {}
         for attempt in range(1 + self.settings.retries):
             if self.failure is not None:
@@ -199,7 +200,7 @@ class UnhelpfulWriter:
             used = _read_usage(reply) or counted
             self.budget.settle(reserved, used)
             if text is not None:
-                return text, used
+                return text, reply["choices"][0].get("finish_reason") == "length", used
             self.record_charge(request, used)
             await asyncio.sleep(jittered(attempt))
         raise ServiceError(
@@ -214,9 +215,10 @@ class UnhelpfulWriter:
         charge = {"instead_of": request.key, "usage": vars(used)}
         self.journal.add(content_key([request.key, number]), charge)
 
-    def encode(self, text: str) -> Tokens:
-        """The text as a continuation, tokenized like the golds."""
-        return encode_responses(self.tokenizer, [text], self.config.data.max_response_tokens)[0]
+    def encode(self, text: str, is_cut: bool = False) -> Tokens:
+        """The text as a continuation, tokenized like the golds. An answer that was cut has no EOS."""
+        (tokens,) = encode_responses(self.tokenizer, [text], self.config.data.max_response_tokens)
+        return without_eos(tokens, self.tokenizer.eos_token_id) if is_cut else tokens
 
     def build_request(self, row: dict[str, Any], index: int, attempt: int) -> UnhelpfulRequest:
         """The request of attempt `attempt` at draw `index` of a row."""

@@ -84,6 +84,17 @@ def test_a_repeated_answer_is_requested_again_then_kept_and_counted(tmp_path):
     assert work["redraws"] == 6
 
 
+def test_an_answer_that_the_api_cut_has_no_eos(tmp_path):
+    """Also when it is read from the journal, and when its tokens are fewer here than there."""
+    for _ in range(2):
+        with serve_flaky(lambda _: chat_reply("half a", finish_reason="length")) as service:
+            selection, _, _ = write(service, tmp_path, rows(["some", "more"]), redraws=0)
+        assert negatives(selection) == [[encode("half a")[:-1]]] * 2
+    with serve_flaky(lambda _: chat_reply("half a")) as service:
+        selection, _, _ = write(service, tmp_path / "whole", rows(["some", "more"]), redraws=0)
+    assert negatives(selection) == [[encode("half a")]] * 2
+
+
 def test_the_key_is_required_and_never_printed_or_stored(tmp_path, monkeypatch, capsys):
     with serve_flaky(different) as service:
         write(service, tmp_path)

@@ -20,9 +20,9 @@ class Tokenizer:
         return {"input_ids": [[1 + ord(letter) % 90 for letter in text] for text in texts]}
 
 
-def chat_reply(text, usage=None):
-    message = {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
-    return message | ({"usage": usage} if usage else {})
+def chat_reply(text, usage=None, finish_reason="stop"):
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
+    return {"choices": [choice]} | ({"usage": usage} if usage else {})
 
 
 def gold_in(body):
