@@ -39,11 +39,11 @@ def time_steps(settings: dict[str, Any]) -> None:
     """In the worker: write the [ours, bare] seconds of each step, for processor and wall clock."""
     from cpo_ray.objective.attention import use_tree_attention
     from cpo_ray.objective.losses import cpo_loss
+    from cpo_ray.objective.pretrained import load_model
     from cpo_ray.training.batch_order import BatchOrder
     from cpo_ray.training.deepspeed_engine import start_engine
     from cpo_ray.training.loader import StoredLoader
     from cpo_ray.training.loop import training_steps
-    from cpo_ray.objective.pretrained import load_model
     from cpo_ray.training.rows import TrainingRows
     from cpo_ray.training.signals import Signals
 

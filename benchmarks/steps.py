@@ -17,7 +17,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from benchmarks.groups import CONTEXT, EOS, VOCABULARY, Batch
 from cpo_ray.objective.attention import use_tree_attention
 from cpo_ray.objective.cost import GroupSize, measure_group
-from cpo_ray.objective.logprobs import EdgeLogProbs, candidate_logps, lm_head_weight, source_hidden
+from cpo_ray.objective.head import lm_head_weight
+from cpo_ray.objective.logprobs import EdgeLogProbs, candidate_logps, source_hidden
 from cpo_ray.objective.losses import cpo_loss, mle_loss
 from cpo_ray.objective.packing import PackedGroups, drop_padding, pack_groups
 from cpo_ray.records import Tokens

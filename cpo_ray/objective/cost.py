@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from cpo_ray.objective.logprobs import lm_head_weight
 from cpo_ray.records import Tokens
 
 
@@ -53,15 +52,14 @@ def measure_group(prompt: Tokens, candidates: Sequence[Tokens]) -> GroupSize:
 
 
 def model_shape(model: PreTrainedModel) -> ModelShape:
-    """FLOPs of a decoder per token (every matrix except embeddings and head), per pair (attention) and per source (head)."""
-    head = lm_head_weight(model)
+    """FLOPs per token, pair and source of a decoder: every matrix but embeddings and head, then attention, then the head."""
+    head = model.get_output_embeddings().weight
     matrices = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and not _is_embedding(name))
     tied = model.get_input_embeddings().weight is head
     inner = matrices - (0 if tied else head.numel())
-    config = model.config
-    width = (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads) * (
-        config.num_attention_heads
-    )
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_attention_heads", None) or 1  # state spaces have none: their scans are not counted
+    width = (getattr(config, "head_dim", None) or config.hidden_size // heads) * heads
     return ModelShape(2.0 * inner, 4.0 * config.num_hidden_layers * width, 2.0 * head.numel())
 
 

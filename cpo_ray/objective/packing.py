@@ -43,8 +43,8 @@ class PackedGroups:
     source_S: Tensor  # flat index into R * N
     edge_source_E: Tensor  # index into S, ascending
     edge_target_E: Tensor
-    member_edge_M: Tensor  # which edge ...
-    member_candidate_M: Tensor  # ... belongs to which candidate, b * K + k
+    member_edge_M: Tensor  # which edge, in the order of candidates and their tokens ...
+    member_candidate_M: Tensor  # ... belongs to which candidate, b * K + k; ascending
     groups: int
     candidates: int
 
@@ -146,6 +146,7 @@ def pack_groups(
     flat_source, order = torch.sort(flat_source, stable=True)
     place = torch.empty_like(order)
     place[number[order]] = torch.arange(len(edges))
+    by_candidate = torch.sort(torch.tensor(member_candidate), stable=True)  # trees may stand in another order
     source, edge_source = torch.unique_consecutive(flat_source, return_inverse=True)
     return PackedGroups(
         input_ids_RN=input_ids.view(rows, width),
@@ -154,8 +155,8 @@ def pack_groups(
         source_S=source,
         edge_source_E=edge_source,
         edge_target_E=target[order],
-        member_edge_M=place[torch.tensor(member_edge)],
-        member_candidate_M=torch.tensor(member_candidate),
+        member_edge_M=place[torch.tensor(member_edge)[by_candidate.indices]],
+        member_candidate_M=by_candidate.values,
         groups=len(prompts),
         candidates=k_candidates,
     )

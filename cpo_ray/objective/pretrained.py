@@ -7,7 +7,7 @@ and two forward passes in training mode must then agree.
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from cpo_ray.errors import TrainingError
+from cpo_ray.objective.loading import load_causal_lm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-RATE = re.compile("dropout|drop_rate|drop_prob|drop_path|prob_drop|pdrop|layerdrop")
+RATE = re.compile("jitter|dropout|drop_rate|drop_prob|drop_path|prob_drop|pdrop|layerdrop")
 ATTENTION = re.compile("att")  # `attention_dropout`, `attn_pdrop`: dropout of attention weights
 PROBE_TOKENS = 8
 
@@ -35,23 +36,15 @@ def load_model(source: str | Path, precision: str, *, dropout: str = "none") -> 
 
     Raises TrainingError if the model cannot be loaded, or if, without dropout, two forward passes in training mode differ.
     """
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+    def adjust(config: PreTrainedConfig) -> None:
         rates = dropout_rates(config)
         _set_rates(config, {key: 0.0 for key in rates if dropout == "none" or ATTENTION.search(".".join(key))})
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=DTYPES[precision],
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"cannot load the model {source}: {error}") from None
+
+    model = load_causal_lm(source, DTYPES[precision], adjust)
     if dropout == "none":
         _switch_off(model)
-        check_repeatable(model, str(source))
+        check_repeatable(model, str(source), train_mode)
     return model
 
 
@@ -77,12 +70,25 @@ def dropout_rates(config: Any, parents: tuple[str, ...] = ()) -> Rates:
     return found
 
 
-def check_repeatable(model: PreTrainedModel, name: str) -> None:
+def train_mode(model: PreTrainedModel) -> None:
+    """Training mode for what checkpoints activations, which it does in no other, and evaluation mode for all else.
+
+    Some routers and layers draw at random in training mode, and the policy would not be the reference at the first step.
+    """
+    for module in model.modules():
+        module.training = bool(getattr(module, "gradient_checkpointing", False))
+
+
+def check_repeatable(
+    model: PreTrainedModel, name: str, start: Callable[[PreTrainedModel], object] = PreTrainedModel.train
+) -> None:
     """Raise TrainingError, naming the module, if two forward passes in training mode differ. Leaves evaluation mode.
+
+    start: puts the model into the mode in which it will be trained.
 
     A difference of rounding, which a library's kernels may show, is none: dropout changes far more.
     """
-    model.train()
+    start(model)
     first, second = _trace(model), _trace(model)
     model.eval()
     if not _differ(first[-1].outputs, second[-1].outputs):

@@ -9,7 +9,6 @@ from cpo_ray.records import Tokens
 from cpo_ray.sampling.negatives.registry import Limits
 from cpo_ray.sampling.responses import encode_responses, load_tokenizer
 
-
 UNLIMITED = 2**31 - 1  # positions of an architecture that sets no limit
 
 

@@ -1,5 +1,6 @@
 """Meanfield negatives and reference log-probs: pure functions of the model, and their Ray Data actor."""
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,16 @@ from transformers import PreTrainedModel
 from cpo_ray.config import RunConfig, SamplingConfig
 from cpo_ray.errors import TrainingError
 from cpo_ray.objective import pretrained
+from cpo_ray.objective.architectures import layout_of
 from cpo_ray.objective.attention import use_tree_attention
+from cpo_ray.objective.check import NotComputable, choose_groups, fall_back, first_not_finite, level_of, settle_layout
 from cpo_ray.objective.logprobs import candidate_logps, gold_logits
 from cpo_ray.objective.packing import pack_groups
 from cpo_ray.records import Group
 from cpo_ray.sampling.negatives.meanfield import MeanfieldDraw, meanfield_draws, meanfield_negatives, union_positions
 from cpo_ray.sampling.units import Unit, add_candidates, add_work, read_units, sort_candidates, write_units
+
+log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 8192  # tokens per forward pass, before prefixes are shared
 SPREAD_ROWS = 256  # rows, the first of a split, that are scored in other packings too, to measure rounding
@@ -32,6 +37,7 @@ class Scorer:
         torch.set_num_threads(config.cluster.threads_per_worker)
         self.config, self.eos = config, eos
         self.reference = load_model(reference, config)
+        self.layout_checked = False  # whether its packed log-probs have been compared with its own
         self.policy: tuple[str, PreTrainedModel] = (
             "",
             self.reference,
@@ -40,6 +46,9 @@ class Scorer:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Add and score the last candidates of the batch's units, one unit after another."""
         units = read_units(batch)
+        if not self.layout_checked and units:
+            choose_layout(self.reference, units[0]["groups"])
+            self.layout_checked = True
         for unit in units:
             if self.config.sampling.negatives.meanfield:
                 add_meanfield(self._load_policy(unit["policy"]), unit, self.config.sampling, self.eos)
@@ -52,6 +61,8 @@ class Scorer:
         """The model in `folder`; "" is the reference. Only the latest policy stays in memory."""
         if self.policy[0] != folder:
             self.policy = folder, load_model(folder, self.config) if folder else self.reference
+            if level_of(self.policy[1]) < level_of(self.reference):
+                fall_back(self.policy[1], level_of(self.reference), str(layout_of(self.reference).separate))
         return self.policy[1]
 
 
@@ -61,6 +72,20 @@ def load_model(folder: str | Path, config: RunConfig) -> PreTrainedModel:
     model.to("cuda" if config.cluster.gpus_per_worker else "cpu")
     use_tree_attention(model)  # as the trainer does, which also warns if it is not available
     return model
+
+
+def choose_layout(model: PreTrainedModel, groups: Sequence[Group]) -> None:
+    """Compare packed log-probs of a few groups with the model's own, and log which layout it needs if it is a slow one.
+
+    Raises TrainingError if none is right.
+    """
+    chosen = choose_groups([group["prompt_ids"] for group in groups], [group["candidate_ids"] for group in groups])
+    try:
+        notice = settle_layout(model, *chosen)
+    except NotComputable as error:
+        raise TrainingError(str(error)) from None
+    if notice is not None:
+        log.warning("the reference's scores: %s", notice)
 
 
 @torch.inference_mode()
@@ -84,7 +109,8 @@ def add_meanfield(model: PreTrainedModel, unit: Unit, config: SamplingConfig, eo
         )
         for r, logits_PV in zip(rows, logits, strict=True):
             if not torch.isfinite(logits_PV).all():
-                raise TrainingError(f"the reference's logits for row {groups[r]['id']} are not finite")
+                where = _broken_layer(model, [groups[r]["prompt_ids"]], [[golds[r]]])
+                raise TrainingError(f"the reference's logits for row {groups[r]['id']} are not finite: {where}")
             negatives, discarded = meanfield_negatives(golds[r], draws[r], logits_PV, eos, groups[r]["candidate_ids"])
             add_candidates(groups[r], "meanfield", negatives)
             redraws += discarded
@@ -102,8 +128,16 @@ def score(model: PreTrainedModel, groups: list[Group]) -> None:
         packed = pack_groups([groups[r]["prompt_ids"] for r in rows], [groups[r]["candidate_ids"] for r in rows])
         logps_BK = candidate_logps(model, packed.to(model.device)).tolist()
         for r, logps in zip(rows, logps_BK, strict=True):
-            if not all(map(math.isfinite, logps)):
-                raise TrainingError(f"the reference's log-probs for row {groups[r]['id']} are not finite: {logps}")
+            for logp, kind, candidate in zip(
+                logps, groups[r]["candidate_kind"], groups[r]["candidate_ids"], strict=True
+            ):
+                if not math.isfinite(logp):
+                    number = groups[r]["candidate_ids"].index(candidate)
+                    where = _broken_layer(model, [groups[r]["prompt_ids"]], [[candidate]])
+                    raise TrainingError(
+                        f"the reference's log-probs for row {groups[r]['id']} are not finite: candidate {number} ({kind}) "
+                        f"has {logp}; {where}"
+                    )
             groups[r]["ref_logps"] = logps
 
 
@@ -146,6 +180,11 @@ def batch_by_cost(costs: Sequence[float], budget: float) -> Iterator[list[int]]:
         total += costs[row]
     if rows:
         yield rows
+
+
+def _broken_layer(model: PreTrainedModel, prompts: list[list[int]], candidates: list[list[list[int]]]) -> str:
+    layer = first_not_finite(model, pack_groups(prompts, candidates).to(model.device))
+    return f"the first layer whose output is not finite is {layer}" if layer else "every layer's output is finite"
 
 
 def _gold_cost(group: Group, draws: Sequence[Sequence[MeanfieldDraw]], vocabulary: int) -> float:

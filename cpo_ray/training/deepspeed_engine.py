@@ -18,11 +18,14 @@ from torch.utils import cpp_extension
 from transformers import PreTrainedModel
 
 from cpo_ray.config import TrainingConfig
+from cpo_ray.objective.architectures import layout_of
 from cpo_ray.objective.attention import use_tree_attention
 from cpo_ray.objective.cost import model_shape
-from cpo_ray.objective.logprobs import candidate_logps, lm_head_weight, sample_edges
+from cpo_ray.objective.head import lm_head
+from cpo_ray.objective.logprobs import candidate_logps, sample_edges
 from cpo_ray.objective.packing import PackedGroups
-from cpo_ray.objective.pretrained import load_model
+from cpo_ray.objective.pretrained import load_model, train_mode
+from cpo_ray.training.layout import settle_on_workers
 from cpo_ray.training.models import export_model
 from cpo_ray.training.task import Task
 
@@ -55,8 +58,8 @@ class Policy(nn.Module):
 def start_engine(task: Task, notify: Callable[[str], None], *, universal: bool = False) -> Any:
     """Load the model and pass it to DeepSpeed with AdamW. Uses the process group that Ray Train has started.
 
-    notify: called with a line for the user if the fastest attention cannot be used. universal: a checkpoint in DeepSpeed's
-    universal form will be loaded.
+    notify: called with a line for the user if attention or the layout of packed rows is not the fastest. universal: a
+    checkpoint in DeepSpeed's universal form will be loaded.
     """
     import deepspeed  # here, because the import takes seconds and the driver never needs it
 
@@ -66,13 +69,18 @@ def start_engine(task: Task, notify: Callable[[str], None], *, universal: bool =
     reason = use_tree_attention(model)
     if reason is not None and task.cuda:
         notify(f"{reason}; SDPA with a dense mask is used")
+    settle_on_workers(model, task, notify)
     if task.training.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     policy = Policy(model)
-    policy.train()  # activation checkpointing needs it, and dropout where it is configured
+    if task.training.dropout == "none":
+        train_mode(model)
+    else:
+        policy.train()
     if task.training.zero_stage == 3:
         # The LM head is used outside its own module's forward, so ZeRO-3 would not gather it.
-        deepspeed.zero.register_external_parameter(policy, lm_head_weight(model))
+        for parameter in [] if layout_of(model).own_logits else lm_head(model).tensors:
+            deepspeed.zero.register_external_parameter(policy, parameter)
     engine, *_ = deepspeed.initialize(
         model=policy,
         model_parameters=parameter_groups(policy, task.training.weight_decay),

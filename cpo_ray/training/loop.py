@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from cpo_ray.cluster.accelerators import peak_flops
 from cpo_ray.training.batch_order import split_batch
 from cpo_ray.training.deepspeed_engine import optimizer_step, set_learning_rate
+from cpo_ray.training.layout import describe_row
 from cpo_ray.training.loader import Batch, BatchLoader
 from cpo_ray.training.memory import peak_memory_gib
 from cpo_ray.training.microbatch import microbatch_loss
@@ -51,7 +53,7 @@ def training_steps(
         sums = accumulate_gradients(engine, batch, costs, task, step)
         totals = sums.all_reduce()
         signals = (poll_signals() if dist.get_rank() == 0 else Signals()).broadcast(engine.device)
-        check_step(totals | without_dropout, sums, batch, task, step)
+        check_step(totals | without_dropout, sums, batch, task, step, partial(describe_row, engine, batch.rows))
         rate = learning_rate(task.training, step)
         set_learning_rate(engine, rate)
         grad_norm = optimizer_step(engine)

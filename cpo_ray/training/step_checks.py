@@ -1,6 +1,7 @@
 """Checks of a step's sums before the optimizer moves: everything is finite, and the policy starts at the reference."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,15 +75,18 @@ class FirstStep:
         )
 
 
-def check_step(totals: dict[str, float], own: StepSums, batch: Batch, task: Task, step: int) -> None:
+def check_step(
+    totals: dict[str, float], own: StepSums, batch: Batch, task: Task, step: int, describe: Callable[[int], str]
+) -> None:
     """Raise Refusal if a loss or a gradient is not finite, or if the first CPO loss is not that of the reference.
 
     totals: `own` (this worker's sums) over all workers. Every worker has the same totals, so all refuse or none.
+    describe: the name of one of this worker's rows whose loss is not finite, and what is known of the cause.
     """
     if totals["nonfinite_losses"]:
-        gathered: list[list[int]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(gathered, own.nonfinite_rows())
-        names = [batch.rows.ids[row] for rows in gathered for row in rows]
+        gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(gathered, [describe(row) for row in own.nonfinite_rows()[:10]])
+        names = [name for found in gathered for name in found]
         raise Refusal(f"step {step + 1}: the loss is not finite for rows {', '.join(names[:10])}; no step was taken")
     if totals["nonfinite_gradients"]:
         raise Refusal(

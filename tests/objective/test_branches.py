@@ -3,9 +3,10 @@ import torch
 from hypothesis import given
 
 from cpo_ray.objective import attention
-from cpo_ray.objective.attention import BRANCHES, arrange, tree_mask, use_tree_attention
+from cpo_ray.objective.attention import BRANCHES, arrange, use_tree_attention
 from cpo_ray.objective.branches import BranchAttention, find_branches
 from cpo_ray.objective.logprobs import candidate_logps
+from cpo_ray.objective.masks import tree_mask
 from cpo_ray.objective.packing import drop_padding, grow_tree, pack_groups
 from tests.objective.conftest import random_groups, separate_logps, tiny_model
 from tests.objective.test_packing import groups
@@ -83,8 +84,8 @@ def test_small_trees_use_a_dense_mask(monkeypatch):
     model = tiny_model("llama", torch.float64)
     use_tree_attention(model)
     packed = pack_groups(*random_groups(seed=15))
-    assert "branches" not in arrange(model, packed)[1]
+    assert arrange(model, packed)[1].branches is None
     dense = candidate_logps(model, packed)
     monkeypatch.setattr(attention, "BRANCH_OVERHEAD", 0)
-    assert "branches" in arrange(model, packed)[1]
+    assert arrange(model, packed)[1].branches
     torch.testing.assert_close(candidate_logps(model, packed), dense, rtol=1e-9, atol=1e-9)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cpo_ray.objective import logprobs
-from cpo_ray.objective.logprobs import EdgeLogProbs, candidate_logps, gold_logits, lm_head_weight, sample_edges
+from cpo_ray.objective.logprobs import EdgeLogProbs, candidate_logps, gold_logits, sample_edges
 from cpo_ray.objective.packing import pack_groups
 from tests.objective.conftest import random_groups, separate_logps, tiny_model
 
@@ -75,13 +75,6 @@ def test_gold_logits_predict_the_given_positions(model_name):
         for got, prompt, gold, where in zip(logits, prompts, golds, positions, strict=True):
             full = model(torch.tensor([prompt + gold])).logits[0]
             torch.testing.assert_close(got, full[[len(prompt) - 1 + p for p in where]], rtol=1e-4, atol=1e-4)
-
-
-def test_a_head_that_is_not_a_plain_matrix_is_refused():
-    model = tiny_model("llama", torch.float32)
-    model.config.final_logit_softcapping = 30.0
-    with pytest.raises(ValueError, match="final_logit_softcapping"):
-        lm_head_weight(model)
 
 
 def test_edges_are_sampled_from_the_models_distribution(monkeypatch):

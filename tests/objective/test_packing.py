@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpo_ray.objective.attention import tree_mask
+from cpo_ray.objective.masks import tree_mask
 from cpo_ray.objective.packing import drop_padding, grow_tree, pack_groups
 
 tokens = st.lists(st.integers(0, 4), min_size=1, max_size=8)

@@ -1,14 +1,18 @@
 """Scores and meanfield negatives, compared with separate forward passes of a tiny model."""
 
+import copy
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cpo_ray.config import SamplingConfig, TrainingConfig
 from cpo_ray.errors import TrainingError
+from cpo_ray.objective.architectures import layout_of
 from cpo_ray.sampling import scoring
-from cpo_ray.sampling.scoring import add_meanfield, batch_by_cost, measure_spread, measures_spread, score
-from cpo_ray.sampling.units import empty_unit
+from cpo_ray.sampling.scoring import add_meanfield, batch_by_cost, choose_layout, measure_spread, measures_spread, score
+from cpo_ray.sampling.units import empty_unit, read_units, write_units
+from tests.objective.tiny_models import tiny_architecture
 from tests.sampling.group_settings import make_config
 
 EOS = 1
@@ -132,13 +136,45 @@ def test_rounding_is_measured_in_bf16_in_the_first_rows_of_a_split_or_the_first_
     assert not measures_spread(0, make_config())  # float32
 
 
-def test_non_finite_outputs_of_the_reference_raise_an_error_with_the_row(model, config, monkeypatch):
-    groups = make_groups(1)
-    monkeypatch.setattr(model.lm_head, "weight", torch.nn.Parameter(torch.full((50, 32), torch.nan)))
+@torch.no_grad()
+def test_a_reference_that_is_not_finite_is_named_with_row_candidate_and_layer(model, config):
+    whole, model, groups = model, copy.deepcopy(model), make_groups(1)
+    model.lm_head.weight.fill_(torch.nan)
     with pytest.raises(TrainingError, match="row row0 are not finite"):
         add_meanfield(model, as_unit(groups), config, EOS)
-    with pytest.raises(TrainingError, match="row row0 are not finite"):
+    with pytest.raises(
+        TrainingError, match=r"row row0 are not finite: candidate 0 \(gold\) has nan; every layer's output"
+    ):
         score(model, groups)
+    model = copy.deepcopy(whole)
+    model.model.layers[1].mlp.up_proj.weight.fill_(torch.inf)
+    with pytest.raises(
+        TrainingError, match=r"the first layer whose output is not finite is Linear \(model.layers.1.mlp.up"
+    ):
+        score(model, groups)
+
+
+def test_the_first_unit_settles_the_layout_of_the_reference_and_of_later_policies(tmp_path, caplog):
+    """A reference of state spaces: a line says once that its continuations have rows of their own."""
+    for name in ("reference", "policy"):
+        tiny_architecture("mamba").save_pretrained(tmp_path / name)
+    config = make_config(negatives={"meanfield": 3})
+    scorer = scoring.Scorer(config, tmp_path / "reference", EOS)
+    units = []
+    for policy in ("", "", str(tmp_path / "policy")):
+        units += read_units(scorer(write_units([{**as_unit(make_groups(2)), "policy": policy}])))
+    assert caplog.text.count("each continuation is computed in a row of its own") == 1
+    assert layout_of(scorer.policy[1]).separate == layout_of(scorer.reference).separate
+    for group in (group for unit in units for group in unit["groups"]):
+        expected = [plain_logp(scorer.reference, group["prompt_ids"], c) for c in group["candidate_ids"]]
+        assert group["ref_logps"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_reference_that_cannot_be_scored_is_refused(model):
+    model = copy.deepcopy(model)
+    model.model.norm.register_forward_hook(lambda module, _, hidden: hidden + torch.randn_like(hidden))
+    with pytest.raises(TrainingError, match="LlamaForCausalLM: in rows of their own, packed log-probs differ"):
+        choose_layout(model, make_groups())
 
 
 def test_batches_stay_within_the_budget_and_contain_every_index():

@@ -87,10 +87,14 @@ def test_each_method_keeps_the_best_of_the_same_rates(trained, tmp_path, capsys)
     assert curves(tmp_path) == {"cpo": 3e-5, "mle": 1e-4}
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["cpo", "mle", "reference"]
     printed = " ".join(capsys.readouterr().out.split())
-    assert "learning rates tried, with validation losses: 1e-05 (3.0000), 3e-05 (2.0000), 0.0001 (2.5000); kept: 3e-05" in (
-        printed
+    assert (
+        "learning rates tried, with validation losses: 1e-05 (3.0000), 3e-05 (2.0000), 0.0001 (2.5000); kept: 3e-05"
+        in (printed)
     )
-    assert "warning the best learning rate, 0.0001, is the highest of tuning.learning_rates: a higher one may be" in printed
+    assert (
+        "warning the best learning rate, 0.0001, is the highest of tuning.learning_rates: a higher one may be"
+        in printed
+    )
 
 
 def test_a_second_run_trains_nothing_and_another_rate_costs_one_trial(trained, tmp_path):

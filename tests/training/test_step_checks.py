@@ -74,7 +74,7 @@ def take_first_step(drift_BK, *, precision="bf16", noise=0.05, **objective):
     microbatch.microbatch_loss(engine, rows, list(range(PROMPTS)), task, 0, 1.0, sums)
     totals = dict(zip(sums.index, sums.sums.tolist(), strict=True))
     batch = Batch(rows, list(range(PROMPTS)), ["gold", "batch"])
-    check_step(totals, sums, batch, task, 0)
+    check_step(totals, sums, batch, task, 0, rows.ids.__getitem__)
     return first_step(totals, batch, task)
 
 
@@ -157,4 +157,4 @@ def test_a_loss_that_is_not_finite_names_its_rows(world):
     sums = StepSums(torch.device("cpu"), ["gold"])
     sums.add_mle(torch.tensor([-1.0, float("nan"), -2.0]), 9, batch.numbers)
     with pytest.raises(Refusal, match=r"step 8: the loss is not finite for rows row-5; no step was taken"):
-        check_step(sums.all_reduce(), sums, batch, task, 7)
+        check_step(sums.all_reduce(), sums, batch, task, 7, batch.rows.ids.__getitem__)
