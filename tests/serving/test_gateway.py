@@ -1,75 +1,18 @@
 import asyncio
 import json
-import re
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from cpo_ray.config import LimitsConfig
 from cpo_ray.errors import ServiceError
 from cpo_ray.serving.auth import CONTROL_DIGEST_VARIABLE, DIGEST_VARIABLE, DRAIN_ROUTE, KeyMiddleware, digest
 from cpo_ray.serving.gateway import SETTINGS_VARIABLE, Gateway, GatewaySettings, guard_middlewares
 from tests.serving.odd_bodies import FIELDS, requests
-
-KEY, CONTROL = {"Authorization": "Bearer key"}, {"Authorization": "Bearer control"}
-LIMITS = LimitsConfig(body_mib=0.01, prompts=4, samples=8, tokens=2000, requests=3)
-SETTINGS = GatewaySettings({"a": 1000, "b": 500}, {"a": "LLMServer:a", "b": "LLMServer:b"}, 256, LIMITS)
-ASK = {"model": "a", "prompt": "hello", "max_tokens": 4}
-
-
-class StubEngine:
-    """An engine behind the gateway: records each request, and answers once `open` is set."""
-
-    def __init__(self) -> None:
-        self.bodies: list[Any] = []
-        self.headers: list[dict[str, str]] = []
-        self.open = asyncio.Event()
-        self.open.set()
-        self.arrived = asyncio.Semaphore(0)
-        routes = [
-            Route("/v1/completions", self.answer, methods=["POST"]),
-            Route("/v1/chat/completions", self.answer, methods=["POST"]),
-            Route("/v1/models", lambda _: JSONResponse({"data": []})),
-            Route("/docs", lambda _: JSONResponse({})),
-        ]
-        self.app = Starlette(routes=routes)
-
-    async def answer(self, request: Request) -> Response:
-        self.headers.append(dict(request.headers))
-        self.bodies.append(json.loads(await request.body()))
-        self.arrived.release()
-        await self.open.wait()
-        return JSONResponse({"choices": []})
-
-
-def ask(work: Callable[[httpx.AsyncClient, StubEngine], Any], limits: GatewaySettings = SETTINGS) -> Any:
-    """Run `work` against the key check and the gateway in front of a stub engine."""
-
-    async def run() -> Any:
-        engine = StubEngine()
-        app = KeyMiddleware(Gateway(engine.app, limits), digest("key"), digest("control"))
-        transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
-        async with httpx.AsyncClient(transport=transport, base_url="http://endpoint", headers=KEY) as client:
-            return await work(client, engine)
-
-    return asyncio.run(run())
-
-
-def post(body: Any, route: str = "/v1/completions", **options: Any) -> tuple[httpx.Response, StubEngine]:
-    async def work(client: httpx.AsyncClient, engine: StubEngine) -> Any:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return await client.post(route, content=content, **options), engine
-
-    return ask(work)  # type: ignore[no-any-return]
+from tests.serving.stub_engine import ASK, CONTROL, KEY, LIMITS, SETTINGS, StubEngine, ask, post
 
 
 def test_the_engine_gets_the_validated_request_without_the_key() -> None:
@@ -79,58 +22,6 @@ def test_the_engine_gets_the_validated_request_without_the_key() -> None:
     assert set(engine.headers[0]) == {"host", "accept", "content-type", "content-length", "x-request-id"}
     chat = {"model": "a", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "temperature": 0}
     assert post(chat, "/v1/chat/completions")[1].bodies == [chat]
-
-
-def chat(**message: Any) -> dict[str, Any]:
-    return {"model": "a", "messages": [{"role": "user", **message}]}
-
-
-def part(text: str) -> dict[str, str]:
-    return {"type": "text", "text": text}
-
-
-@pytest.mark.parametrize(
-    ("message", "content"),
-    [
-        ({"type": "text", "content": "hi"}, "hi"),
-        ({"content": [part("one")]}, "one"),
-        ({"content": [part("one"), part(""), part("two")], "name": "me"}, "one\n\ntwo"),
-    ],
-)
-def test_text_parts_of_a_message_are_joined(message: Any, content: str) -> None:
-    answer, engine = post(chat(**message), "/v1/chat/completions")
-    assert answer.status_code == 200
-    named = {"name": "me"} if "name" in message else {}
-    assert engine.bodies == [{"model": "a", "messages": [{"role": "user", "content": content} | named]}]
-
-
-@pytest.mark.parametrize(
-    ("message", "said"),
-    [
-        ({"content": [part("x"), {"type": "image_url", "image_url": {"url": "http://h/i.png"}}]}, "part 1 .*image_url"),
-        ({"content": [{"type": "input_audio", "input_audio": {}}]}, "part 0 .*input_audio"),
-        ({"content": [{"type": "x" * 1000, "text": "y"}]}, "part 0 "),
-        ({"content": [{"text": "x"}]}, "part 0 "),
-        ({"content": [{"type": "text"}]}, "part 0 "),
-        ({"content": [{"type": "text", "text": 5}]}, "part 0 "),
-        ({"content": [part("x") | {"cache_control": {}}]}, "part 0 .*cache_control"),
-        ({"content": ["x"]}, "part 0 "),
-        ({"content": []}, "no part"),
-        ({"content": [part("x")] * 300}, "256"),
-        ({"content": part("x")}, "content"),
-        ({"content": None}, "content"),
-        ({"type": "image", "content": "hi"}, "type"),
-        ({"content": "hi", "tool_calls": []}, "tool_calls: Extra inputs are not permitted"),
-        ({"content": "hi", "reasoning": "x"}, "reasoning: Extra inputs are not permitted"),
-    ],
-)
-def test_other_parts_and_keys_of_a_message_are_refused_by_name(message: Any, said: str) -> None:
-    answer, engine = post(chat(**message), "/v1/chat/completions")
-    assert (answer.status_code, engine.bodies) == (400, [])
-    error = answer.json()["error"]
-    assert error["param"].startswith("messages.0.")
-    assert re.search(said, error["message"]), error
-    assert len(error["message"]) < 200
 
 
 @pytest.mark.parametrize(

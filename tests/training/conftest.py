@@ -5,6 +5,8 @@ import torch.distributed as dist
 
 from tests.training.world import make_world
 
+pytest.register_assert_rewrite("tests.training.runs")
+
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):

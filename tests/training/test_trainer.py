@@ -5,20 +5,15 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
 import torch
 import torch.distributed as dist
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
-from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from cpo_ray.cluster.session import ray_cluster
@@ -26,14 +21,20 @@ from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import Preempted, TrainingError
 from cpo_ray.objective.pretrained import load_model
 from cpo_ray.training import trainer
-from cpo_ray.training.checkpoint import scratch_prefix
+from tests.training.runs import (
+    STEPS,
+    assert_same_weights,
+    checkpoints,
+    failing_storage,
+    kill_driver,
+    scratch,
+    train,
+    training_workers,
+)
 from tests.training.world import make_task, worker_with_kills, write_groups
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.e2e
-
-STEPS = 20
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -42,55 +43,6 @@ def cluster():
     with ray_cluster(config) as lazy:
         lazy.ensure()
         yield config
-
-
-def train(world, cluster, out, *, on_metrics=lambda _: None, notices=None, **settings):
-    """Train the model into `out`, with the checkpoints beside it, and return losses by step. Resumes from what is there."""
-    losses = {}
-
-    def record(metrics):
-        if "loss" in metrics:
-            losses[metrics["step"]] = metrics["loss"]
-        on_metrics(metrics)
-
-    out.mkdir(exist_ok=True)
-    on_notice = pytest.fail if notices is None else notices.append
-    task = make_task(world, **{"steps": STEPS, **settings})
-    trainer.train_model(task, cluster, out.with_name(f"{out.name}-checkpoints"), out, record, on_notice)
-    return losses
-
-
-def assert_same_weights(one, other):
-    """Bit for bit."""
-    one, other = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def checkpoints(out):
-    """The stored checkpoints: optimizer steps done -> folder."""
-    cursors = out.with_name(f"{out.name}-checkpoints").glob("checkpoint_*/cursor.json")
-    return {json.loads(cursor.read_text())["finished"]: cursor.parent for cursor in cursors}
-
-
-def training_workers():
-    """Ray Train's worker processes of this test's cluster."""
-    own = psutil.Process().children(recursive=True)
-    return [process for process in own if any("RayTrainWorker" in argument for argument in command_line(process))]
-
-
-def command_line(process):
-    """Its arguments; none if it has just ended."""
-    try:
-        return process.cmdline()
-    except psutil.NoSuchProcess:
-        return []
-
-
-def scratch(trainings):
-    """Temporary folders of these trainings. Others may be running on this machine."""
-    temporary = Path(tempfile.gettempdir())
-    return [left for folder in trainings for left in temporary.glob(f"{scratch_prefix(str(folder))}*")]
 
 
 @pytest.fixture(scope="module")
@@ -203,15 +155,6 @@ def test_a_worker_killed_at_every_step_does_not_change_the_result(world, cluster
     assert_same_weights(undisturbed[0], tmp_path / "model")
 
 
-def kill_driver(world, folder, kills):
-    """Run drivers in turn until all kills have happened and one finishes. Asserts that each was killed."""
-    driver = [sys.executable, "-m", "tests.training.driver", world, folder, json.dumps(kills)]
-    with (folder / "log").open("w+") as log:  # not a pipe: some of Ray's agents outlive their cluster and keep it open
-        ends = [subprocess.run(driver, stdout=log, stderr=log, cwd=ROOT).returncode for _ in range(len(kills) + 1)]
-        log.seek(0)
-        assert ends == [-signal.SIGKILL] * len(kills) + [0], log.read()
-
-
 def test_a_driver_killed_three_times_does_not_change_the_result(world, undisturbed, tmp_path):
     kill_driver(world, tmp_path, [("step", 8, 1), ("step", 11, 0), ("checkpoint", 15, 1)])
     assert_same_weights(undisturbed[0], tmp_path / "model")
@@ -309,28 +252,6 @@ def test_an_oom_on_one_worker_ends_all_and_names_what_to_lower(world, cluster, t
     assert len(received) == 1
 
 
-def failing_storage(number, times):
-    """train_worker with storage of which the first `times` uploads of each worker fail with this errno."""
-
-    def train_worker(settings):  # a closure, because workers cannot import the tests
-        from ray.train.v2._internal.execution.storage import StorageContext
-
-        from cpo_ray.training import worker
-
-        persist, failed = StorageContext.persist_current_checkpoint, []
-
-        def failing(self, checkpoint, name):
-            if len(failed) < times:
-                failed.append(name)
-                raise OSError(number, os.strerror(number))
-            return persist(self, checkpoint, name)
-
-        StorageContext.persist_current_checkpoint = failing
-        worker.train_worker(settings)
-
-    return train_worker
-
-
 @pytest.mark.chaos
 def test_a_storage_outage_repeats_no_step(world, cluster, undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "train_worker", failing_storage(errno.EIO, times=2))
@@ -361,18 +282,6 @@ def test_full_storage_is_an_error_with_advice(full):
 def test_training_resumes_once_there_is_room(world, cluster, undisturbed, full):
     train(world, cluster, full[1])
     assert_same_weights(undisturbed[0], full[1])
-
-
-@pytest.mark.parametrize("placement", ["PACK", "SPREAD"])
-def test_workers_are_placed_as_configured(world, tmp_path, monkeypatch, placement):
-    options_seen = {}
-    monkeypatch.setattr(
-        trainer, "ScalingConfig", lambda **options: options_seen.update(options) or ScalingConfig(**options)
-    )
-    monkeypatch.setattr(TorchTrainer, "fit", lambda _: (_ for _ in ()).throw(TrainingError("seen")))
-    with pytest.raises(TrainingError, match="seen"):
-        train(world, ClusterConfig(local_cpus=4, placement=placement), tmp_path / "model")
-    assert options_seen["placement_strategy"] == placement
 
 
 def test_no_worker_and_no_temporary_folder_is_left(cluster, tmp_path_factory):
