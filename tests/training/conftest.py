@@ -3,6 +3,8 @@ import importlib
 import pytest
 import torch.distributed as dist
 
+from cpo_ray.cluster.session import ray_cluster
+from cpo_ray.config import ClusterConfig
 from tests.training.world import make_world
 
 pytest.register_assert_rewrite("tests.training.runs")
@@ -11,6 +13,14 @@ pytest.register_assert_rewrite("tests.training.runs")
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    config = ClusterConfig(local_cpus=4, object_store_gib=0.2)
+    with ray_cluster(config) as lazy:
+        lazy.ensure()
+        yield config
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from cpo_ray.errors import TrainingError
 from cpo_ray.training import trainer
 from tests.training.runs import train
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("cluster")]
 
 
 @pytest.mark.parametrize("placement", ["PACK", "SPREAD"])

@@ -16,8 +16,6 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from transformers import AutoTokenizer
 
-from cpo_ray.cluster.session import ray_cluster
-from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import Preempted, TrainingError
 from cpo_ray.objective.pretrained import load_model
 from cpo_ray.training import trainer
@@ -35,14 +33,6 @@ from tests.training.world import make_task, worker_with_kills, write_groups
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    config = ClusterConfig(local_cpus=4, object_store_gib=0.2)
-    with ray_cluster(config) as lazy:
-        lazy.ensure()
-        yield config
 
 
 @pytest.fixture(scope="module")
