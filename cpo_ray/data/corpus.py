@@ -39,7 +39,9 @@ def prepare_instructions(data: DataConfig, seed: int) -> PreparedSource[int]:
     """
     corpus = load_corpus(data, seed)
     sizes = {name: getattr(data, f"{name}_rows") for name in SPLITS}
-    splits = split_prompts(corpus.prompts, sizes, seed)
+    bad = corpus.log.quarantined
+    remark = f" {len(bad)} rows cannot be used; the first: {bad[0]}" if bad else ""
+    splits = split_prompts(corpus.prompts, sizes, seed, remark)
     tokenizer = make_tokenizer(data.tokenizer, _texts(corpus, splits["train"]))
     contents = {(prompt, row.response) for prompt, row in zip(corpus.prompts, corpus.rows, strict=True)}
     counts = {

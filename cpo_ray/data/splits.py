@@ -9,18 +9,20 @@ SPLITS = ("train", "validation", "test")
 FILL_ORDER = ("test", "validation", "train")  # so that the test rows do not depend on the sizes of the other two
 
 
-def split_prompts(prompts: Sequence[str], sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
+def split_prompts(
+    prompts: Sequence[str], sizes: Mapping[str, int], seed: int, remark: str = ""
+) -> dict[str, list[int]]:
     """Indices into `prompts` for each split, exactly as many as `sizes` asks for, in shuffled order.
 
     All rows with the same prompt are in the same split (or all left out). Raises DataError, with the arithmetic, if there
-    are too few rows, or if a split cannot be filled exactly without separating rows of one prompt.
+    are too few rows (`remark` is added there), or if a split cannot be filled exactly without separating rows of one prompt.
     """
     wanted = sum(sizes.values())
     if wanted > len(prompts):
         terms = " + ".join(f"{name} {size}" for name, size in sizes.items())
         raise DataError(
             f"the data has {len(prompts)} usable rows, but {terms} = {wanted}: {wanted - len(prompts)} too few. "
-            "Lower data.train_rows, data.validation_rows or data.test_rows."
+            f"Lower data.train_rows, data.validation_rows or data.test_rows.{remark}"
         )
     groups: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):

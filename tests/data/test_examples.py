@@ -244,11 +244,15 @@ def test_bad_line_stops_the_stage_or_is_quarantined(tmp_path: Path) -> None:
     assert len(rows_of(out, *SPLITS)) == 4
 
 
-def test_quarantined_rows_do_not_count_as_usable(tmp_path: Path) -> None:
-    path = tmp_path / "d.jsonl"
-    path.write_text("{\n" * 5)
+def test_quarantined_rows_do_not_count_as_usable_and_the_error_quotes_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("instruction,response\n" * 5)
     config = configure(source="dolly", path=path, on_bad_row="quarantine", train_rows=3, test_rows=1)
-    with pytest.raises(DataError, match=r"0 usable rows, but train 3 \+ validation 200 \+ test 1 = 204: 204 too few"):
+    error = (
+        r"0 usable rows, but train 3 \+ validation 200 \+ test 1 = 204: 204 too few.*"
+        r"5 rows cannot be used; the first: .*d\.csv:1: not JSON"
+    )
+    with pytest.raises(DataError, match=error):
         prepare_examples(config, tmp_path / "out")
 
 
