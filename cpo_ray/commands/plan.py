@@ -15,7 +15,7 @@ from cpo_ray.config import RunConfig
 from cpo_ray.config.loading import load_config
 from cpo_ray.run import run_directory
 
-SAMPLE_ROWS = 500  # of the synthetic task, whose lengths are known once it is drawn
+SAMPLE_ROWS = 500  # of an embedded source, whose lengths are known once it is read
 
 
 class GpuKind(StrEnum):
@@ -55,17 +55,17 @@ def plan(
     with resumable("plan", config, run_dir, overrides):
         resolved = load_config(config, tuple(overrides or ()))
         root = run_directory(resolved.name, run_dir)
-        trial = sample_synthetic(resolved) if find_artifact(root, "data") is None else None
+        trial = sample_embedded(resolved) if find_artifact(root, "data") is None else None
         estimate = make_plan(resolved, gpu.value, nodes, root=root, parameters=parameters, trial=trial)
         Console(soft_wrap=False).print(render_plan(estimate, price))
 
 
-def sample_synthetic(config: RunConfig) -> Summary | None:
-    """The data stage's summary on a sample of the synthetic task, in a temporary folder.
+def sample_embedded(config: RunConfig) -> Summary | None:
+    """The data stage's summary on a sample of an embedded source, in a temporary folder.
 
     None for other sources, which may be large or remote, and for a tokenizer that is not trained on the data.
     """
-    if config.data.source != "synthetic" or config.data.tokenizer.path is not None or config.model.path is not None:
+    if config.data.files is not None or config.data.tokenizer.path is not None or config.model.path is not None:
         return None
     from cpo_ray.data.examples import prepare_examples
 

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from cpo_ray.config.section import Section
 
+EMBEDDED = ("synthetic", "python_docs")
+"""Sources that need no file."""
+
 
 class TokenizerConfig(Section):
     """The tokenizer: trained on the training split, or loaded."""
@@ -61,14 +64,16 @@ class PassagesConfig(Section):
 class DataConfig(Section):
     """Stage `data`: read, split, truncate and tokenize."""
 
-    source: Literal["synthetic", "dolly", "instructions", "wikidump", "text"] = "synthetic"
-    """`synthetic` is embedded and needs no file. The others read `path`: `dolly` databricks-dolly-15k's JSONL, `instructions`
-    JSON lines, a JSON array or Parquet with the fields named in `fields`, `wikidump` MediaWiki dumps, `text` plain text. The
-    content decides the format, and whether it is compressed (gzip, bzip2, xz, zstd)."""
+    source: Literal["synthetic", "python_docs", "dolly", "instructions", "wikidump", "text"] = "synthetic"
+    """`synthetic` (generated questions with checkable answers) and `python_docs` (paragraphs of the documentation in Python's
+    standard library: real text, PSF license) are embedded and need no file. The others read `path`: `dolly`
+    databricks-dolly-15k's JSONL, `instructions` JSON lines, a JSON array or Parquet with the fields named in `fields`,
+    `wikidump` MediaWiki dumps, `text` plain text. The content decides the format, and whether it is compressed (gzip, bzip2,
+    xz, zstd)."""
     path: str | None = None
     """The data: a file, a folder, a pattern (`dumps/*.xml*.bz2`) or an fsspec URL of one (`s3://...`, `hf://datasets/...`);
-    for `dolly` and `instructions` also a dataset on the Hugging Face hub (`owner/name`). Required for every source except
-    `synthetic`. Several large files are read in parallel."""
+    for `dolly` and `instructions` also a dataset on the Hugging Face hub (`owner/name`). Required for every source that is not
+    embedded. Several large files are read in parallel."""
     fields: FieldsConfig = FieldsConfig()
     """Only for `instructions`."""
     passages: PassagesConfig = PassagesConfig()
@@ -92,8 +97,8 @@ class DataConfig(Section):
 
     @property
     def files(self) -> str | None:
-        """The files to read: `path`, or None for the embedded task."""
-        return None if self.source == "synthetic" else self.path
+        """The files to read: `path`, or None for an embedded source."""
+        return None if self.source in EMBEDDED else self.path
 
     @property
     def has_articles(self) -> bool:
@@ -102,7 +107,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
-        if self.source != "synthetic" and not self.path:
+        if self.source not in EMBEDDED and not self.path:
             raise ValueError(
                 f"source: {self.source} needs data.path (for instance --set data.path=/data/{self._example})"
             )

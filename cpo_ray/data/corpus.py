@@ -10,6 +10,7 @@ from cpo_ray.config import DataConfig
 from cpo_ray.data import dolly
 from cpo_ray.data.instructions import read_instructions
 from cpo_ray.data.prepared import PreparedSource, SourceLog, UncutExample
+from cpo_ray.data.python_docs import python_docs_rows
 from cpo_ray.data.reading import list_and_report, read_chunks
 from cpo_ray.data.rows import BadRow, FileFormat, InstructionRow, ReadingCounts, content_hash
 from cpo_ray.data.splits import SPLITS, split_prompts
@@ -94,6 +95,8 @@ def _check_contexts(data: DataConfig, rows: int, log: SourceLog) -> None:
 
 
 def _read_source(data: DataConfig, seed: int) -> Iterable[FoundInFile]:
+    if data.source == "python_docs":
+        return python_docs_rows()
     if data.files is None:
         return islice(synthetic_rows(seed), data.train_rows + data.validation_rows + data.test_rows)
     return _read_files(data, data.files)

@@ -1,5 +1,6 @@
 """Stage `data`: read, split, cut and tokenize the examples."""
 
+import platform
 from pathlib import Path
 
 from cpo_ray.artifacts import WEIGHTS, Summary, hash_directories
@@ -26,7 +27,8 @@ def prepare_data(stage: StageRun) -> None:
         return prepare_examples(stage.config, out)
 
     files = fingerprint(config.files, config.source) if config.files else None
-    also = RULES | {"files": files} | hash_directories(without=WEIGHTS, tokenizer=config.tokenizer.path)
+    version = {"python": platform.python_version()} if config.source == "python_docs" else {}
+    also = RULES | {"files": files} | version | hash_directories(without=WEIGHTS, tokenizer=config.tokenizer.path)
     stage.make(EXAMPLES.name, build, also)
 
 

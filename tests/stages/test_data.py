@@ -37,3 +37,14 @@ def test_data_of_a_version_that_ended_cut_responses_with_eos_are_made_again(tmp_
     printed = " ".join(capsys.readouterr().out.split())
     assert "made data again: EOS of cut responses changed" in printed
     assert "reused data" in printed
+
+
+def test_embedded_text_of_another_python_makes_the_data_stale(tmp_path, monkeypatch):
+    made: list[Any] = []
+    monkeypatch.setattr(examples, "prepare_examples", lambda config, out: made.append(out) or {})
+    config = RunConfig.model_validate({"name": "x", "data": {"source": "python_docs"}})
+    with open_run(config, tmp_path / "run", accept_changes=False) as run:
+        for version, times in (("3.11.7", 1), ("3.11.7", 1), ("3.12.1", 2)):
+            monkeypatch.setattr("platform.python_version", lambda version=version: version)
+            perform("data", run)
+            assert len(made) == times
