@@ -65,7 +65,7 @@ class DataConfig(Section):
     """Stage `data`: read, split, truncate and tokenize."""
 
     source: Literal["synthetic", "python_docs", "dolly", "instructions", "wikidump", "text"] = "synthetic"
-    """`synthetic` (generated questions with checkable answers) and `python_docs` (paragraphs of the documentation in Python's
+    """`synthetic` (generated questions with checkable answers) and `python_docs` (passages of the documentation in Python's
     standard library: real text, PSF license) are embedded and need no file. The others read `path`: `dolly`
     databricks-dolly-15k's JSONL, `instructions` JSON lines, a JSON array or Parquet with the fields named in `fields`,
     `wikidump` MediaWiki dumps, `text` plain text. The content decides the format, and whether it is compressed (gzip, bzip2,

@@ -131,6 +131,7 @@ def _tokenize(corpus: Corpus, tokenizer: Tokenizer, indices: Sequence[int]) -> l
             response=corpus.rows[index].response,
             prompt_ids=prompt_ids,
             response_ids=response_ids,
+            ends=corpus.rows[index].ends,
         )
         for index, prompt_ids, response_ids in zip(indices, prompts, responses, strict=True)
     ]

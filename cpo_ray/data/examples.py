@@ -39,6 +39,7 @@ class TruncationCounts:
 
     prompts: int = 0
     responses: int = 0
+    endings: int = 0  # responses that were cut and lost their EOS
     without_eos: int = 0  # cut, or a passage after which its article goes on
 
 
@@ -98,7 +99,9 @@ def _cut(
             raise DataError(f"row {example.id} has a text without tokens: {example.prompt!r} -> {example.response!r}")
         response_ids = end_response(example.response_ids, eos, data.max_response_tokens, ends=example.ends)
         truncated.prompts += len(example.prompt_ids) > data.max_prompt_tokens
-        truncated.responses += len(example.response_ids) + example.ends > data.max_response_tokens
+        is_cut = len(example.response_ids) + example.ends > data.max_response_tokens
+        truncated.responses += is_cut
+        truncated.endings += is_cut and example.ends
         truncated.without_eos += response_ids[-1] != eos
         yield Example(
             id=example.id,
@@ -143,10 +146,10 @@ def _summarize(
 
 
 def _warnings(truncated: TruncationCounts, rows: int, max_response_tokens: int) -> list[str]:
-    if truncated.responses <= MANY_CUT * rows:
+    if truncated.endings <= MANY_CUT * rows:
         return []
     warning = (
-        f"{truncated.responses:,} of {rows:,} responses ({truncated.responses / rows:.0%}) are cut to "
+        f"{truncated.endings:,} of {rows:,} responses ({truncated.endings / rows:.0%}) are cut to "
         f"data.max_response_tokens {max_response_tokens} and have no EOS: from them the model does not learn where an answer "
         "ends. Raise data.max_response_tokens."
     )

@@ -1,4 +1,4 @@
-"""Paragraphs of the Python documentation, from the standard library of the running interpreter: real text without a download.
+"""Passages of the Python documentation, from the standard library of the running interpreter: real text without a download.
 
 The text is in docstrings, in comments and in the help topics of `pydoc`. It is part of Python, under the PSF License Version 2.
 Other versions of Python have other text.
@@ -14,8 +14,9 @@ from pathlib import Path
 from cpo_ray.data.rows import InstructionRow
 from cpo_ray.errors import DataError
 
-PROMPT_WORDS = 8
-MIN_CHARACTERS = 120  # of a paragraph: a shorter one leaves little to continue
+PROMPT_WORDS = 12
+RESPONSE_WORDS = 36
+MIN_CHARACTERS = 60  # of a paragraph: shorter ones are titles and labels
 LETTER_SHARE = 0.85  # of letters and spaces: tables, code and signatures have fewer
 EXCLUDED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data"})
 COMMENT = re.compile(r"\s*#+ ?(?!!)(.*)")
@@ -23,38 +24,43 @@ BLANK_LINES = re.compile(r"\n\s*\n")
 
 
 def python_docs_rows() -> Iterator[InstructionRow]:
-    """A row per paragraph: the first PROMPT_WORDS words are the instruction, the rest, with its leading space, the response.
+    """The prose of each file and help topic, cut into consecutive passages of PROMPT_WORDS + RESPONSE_WORDS words.
 
-    The category is the top-level module or package. A paragraph that occurs more than once gives one row. Raises DataError if
-    the interpreter comes without the source code of its standard library.
+    The first PROMPT_WORDS words of a passage are the instruction, the others, with their leading space, the response. It does
+    not end there: the text goes on. The rest of a text, shorter than a passage, is dropped. A paragraph that occurs more than
+    once is used once. The category is the top-level module or package. Raises DataError if the interpreter comes without the
+    source code of its standard library.
     """
+    length = PROMPT_WORDS + RESPONSE_WORDS
     seen: set[str] = set()
-    for category, text in _texts(Path(sysconfig.get_path("stdlib"))):
-        for part in BLANK_LINES.split(text):
-            paragraph = " ".join(part.split())
+    found = False
+    for category, parts in _texts(Path(sysconfig.get_path("stdlib"))):
+        words: list[str] = []
+        for paragraph in (" ".join(text.split()) for part in parts for text in BLANK_LINES.split(part)):
             if _is_prose(paragraph) and paragraph not in seen:
                 seen.add(paragraph)
-                words = paragraph.split(" ")
-                prompt, rest = " ".join(words[:PROMPT_WORDS]), " ".join(words[PROMPT_WORDS:])
-                yield InstructionRow("python_docs", category, instruction=prompt, context="", response=f" {rest}")
-    if not seen:
+                words += paragraph.split(" ")
+        for start in range(0, len(words) - length + 1, length):
+            prompt, rest = words[start : start + PROMPT_WORDS], words[start + PROMPT_WORDS : start + length]
+            found = True
+            yield InstructionRow("python_docs", category, " ".join(prompt), "", f" {' '.join(rest)}", ends=False)
+    if not found:
         raise DataError(
             "data.source: python_docs finds no documentation: this Python comes without the source code of its standard "
             "library. Install Python with it, or choose another data.source."
         )
 
 
-def _texts(library: Path) -> Iterator[tuple[str, str]]:
-    """(category, text) of each help topic, docstring and block of comments, in a fixed order."""
+def _texts(library: Path) -> Iterator[tuple[str, list[str]]]:
+    """(category, texts) of each help topic and each file, in a fixed order. A file's texts: docstrings, blocks of comments."""
     from pydoc_data.topics import topics
 
-    yield from (("topics", text) for _, text in sorted(topics.items()))
+    yield from (("topics", [text]) for _, text in sorted(topics.items()))
     for path in sorted(library.rglob("*.py")):
         parts = path.relative_to(library).parts
         if EXCLUDED.isdisjoint(parts):
             source = path.read_text(encoding="utf-8", errors="replace")
-            category = parts[0].removesuffix(".py")
-            yield from ((category, text) for text in (*_docstrings(source), *_comments(source)))
+            yield parts[0].removesuffix(".py"), [*_docstrings(source), *_comments(source)]
 
 
 def _docstrings(source: str) -> Iterator[str]:

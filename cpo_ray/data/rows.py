@@ -16,6 +16,7 @@ class InstructionRow:
     context: str  # empty if the row has none
     response: str
     answer: tuple[str, ...] = ()  # lower-case answer words, in order; only in the synthetic task
+    ends: bool = True  # False if the response is a part of a text that goes on
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,13 @@ def test_a_warning_if_more_than_a_quarter_of_the_responses_is_cut(
     assert [line[: len(warning or "")] for line in lines] == ([warning] if warning else [])
 
 
+def test_passages_without_an_end_cause_no_warning_when_they_are_cut(tmp_path: Path) -> None:
+    config = configure(source="python_docs", train_rows=20, validation_rows=0, test_rows=10, max_response_tokens=24)
+    summary = prepare_examples(config, tmp_path / "out")
+    assert summary["truncated_responses"] == summary["responses_without_eos"] == 30
+    assert summary["warnings"] == []
+
+
 def test_exact_duplicates_are_kept_counted_and_given_different_ids(tmp_path: Path) -> None:
     same = {"instruction": "Say hi.", "response": "hi"}
     others = [{"instruction": f"Say {n}.", "response": str(n)} for n in range(5)]
