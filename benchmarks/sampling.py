@@ -29,7 +29,7 @@ GIB = 2**20  # kB, as getrusage counts
 
 
 def configure(rows: int, wanted: dict[str, int], **sampling: Any) -> RunConfig:
-    """The demo's model and task with `rows` prompts and only these negatives."""
+    """The model and task of configs/checkable.yaml with `rows` prompts and only these negatives."""
     counts = {"autoregressive": 0, "batch": 0, "meanfield": 0, "truncation": 0} | wanted
     return RunConfig.model_validate(
         {

@@ -130,12 +130,12 @@ def test_a_stage_on_gpus_has_six_minutes_to_start_if_it_has_work():
     assert starts["cpo"] == starts["generation"] == START_UP_H
 
 
-def test_the_demo_on_two_cores_takes_as_long_as_it_did(monkeypatch):
+def test_the_checkable_task_on_two_cores_takes_as_long_as_it_did(monkeypatch):
     """Its stages took 167, 39, 71, 53 and 195 s on two cores that multiply matrices of its width with 90 GFLOP/s each."""
     core = Device("core", memory_gib=12, bf16_tflops=0.18, fp32_tflops=0.09, per_node=2, cores=True)
     monkeypatch.setattr("cpo_ray.planning.estimate.measure_cores", lambda _: core)
     trial = {"train_prompt_tokens": 14.9, "train_response_tokens": 8.9, "vocabulary": 946}
-    demo = config(
+    checkable = config(
         data={"train_rows": 8000, "test_rows": 500, "max_prompt_tokens": 128, "max_response_tokens": 48},
         reference={"steps": 1100, "prompts_per_step": 32, "prompts_per_microbatch": 16},
         sampling={"rows": 2000, "negatives": {"autoregressive": 3, "batch": 1, "meanfield": 2, "truncation": 1}},
@@ -143,7 +143,7 @@ def test_the_demo_on_two_cores_takes_as_long_as_it_did(monkeypatch):
         merging={"alphas": [0.3, 0.7]},
         generation={"rows": 500},
     )
-    plan = make_plan(demo, "cpu", 1, trial=trial)
+    plan = make_plan(checkable, "cpu", 1, trial=trial)
     assert plan.shape.parameters == 1_422_560
     assert plan.hours * 3600 == pytest.approx(167 + 39 + 71 + 53 + 195, rel=0.3)
 
