@@ -1,4 +1,4 @@
-"""Stages `generation` to `report`: answers, verdicts, MAUVE, the report page.
+"""Stages `generation` to `report`: answers, verdicts, MAUVE, text metrics, the report page.
 
 ray job submit --working-dir . -- python jobs/evaluate.py CONFIG
 """

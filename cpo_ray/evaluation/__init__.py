@@ -1,1 +1,1 @@
-"""Evaluation of models: generation, the LLM judge, the reward model, MAUVE, and their statistics."""
+"""Evaluation of models: generation, the LLM judge, the reward model, MAUVE, text metrics, and their statistics."""

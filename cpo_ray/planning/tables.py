@@ -80,7 +80,7 @@ def _closing(plan: RunPlan) -> str:
         f"take {_duration(plan.start_hours)}. The bottleneck is [bold]{slowest.stage}[/] "
         f"({slowest.total_hours / plan.hours:.0%} of the time).\n"
         f"Assumed: {device.bf16_tflops:.3g} TFLOP/s in bf16, {device.fp32_tflops:.3g} in fp32{measured}; "
-        f"share of the peak that is used: {assumed}. Not included: data, judging, reward, mauve, report."
+        f"share of the peak that is used: {assumed}. Not included: data, judging, reward, mauve, text_metrics, report."
     )
 
 

@@ -51,6 +51,7 @@ class TableRow(TypedDict):
     mauve: float | None
     mauve_deviation: float | None
     mean_length: float | None  # whitespace-separated words
+    texts: dict[str, Any] | None  # text_metrics.TextScores
     is_baseline: bool  # other rows are compared with it
 
 
@@ -107,6 +108,7 @@ def _measure(run: RunContents, model: str, decoding: str, *, several: bool) -> T
         mauve=mauve.get("mean"),
         mauve_deviation=mauve.get("deviation"),
         mean_length=mean_words(answers),
+        texts=run.texts.get(model, {}).get(decoding),
     )
 
 

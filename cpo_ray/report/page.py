@@ -14,6 +14,7 @@ from cpo_ray.report.result_tables import ReportFacts, render_models, render_pape
 from cpo_ray.report.samples import embed_json
 from cpo_ray.report.sampling_section import render_sampling
 from cpo_ray.report.svg import PALETTES
+from cpo_ray.report.text_tables import render_texts
 
 RESULT_CHARTS = ("win-rate-", "mauve-")
 SAMPLING_CHARTS = ("sampling-",)
@@ -32,6 +33,7 @@ def render_page(
         "result": ("Result", render_result(report)),
         "paper": ("As in the paper", render_paper(report)),
         "table": ("All models", render_models(report)),
+        "texts": ("Texts", render_texts(report)),
         "figures": ("Win rates", _figures(charts, RESULT_CHARTS) or missing_notice("No verdicts: nothing to draw.")),
         "training": (
             "Training",

@@ -35,6 +35,8 @@ def render_result(report: ReportFacts) -> str:
         by += "Verdicts of different judges are not compared. "
     note = f"{by}A tie counts as half; comparisons are paired, prompt by prompt. {best_of}" if report["table"] else ""
     parts = [f'<p class="headline">{escape(report["headline"])}</p><p class="note">{note}</p>']
+    if report["text_headline"]:
+        parts.append(f"<p>{escape(report['text_headline'])}</p>")
     if len(report["runs"]) > 1:
         parts.append(_runs_table(report["runs"]))
     for run in report["runs"]:

@@ -50,6 +50,7 @@ class RunContents:
     verdicts: RowsByModel
     mauve: dict[str, dict[str, dict[str, Any]]]  # model -> decoding -> scores
     reward: dict[str, dict[str, dict[str, Any]]]  # the same for the reward model, if the run has one
+    texts: dict[str, dict[str, dict[str, Any]]]  # the same for the text metrics: text_metrics.TextScores
     outdated: dict[str, str]  # stale artifact, left out -> the artifact it was made from, which has changed since
 
     @property
@@ -140,6 +141,7 @@ def read_run(root: Path) -> RunContents:
         verdicts=_read_answers(root / "verdicts", Verdict.__required_keys__, current),
         mauve=_read_scores(root / "mauve", current),
         reward=_read_scores(root / "reward", current),
+        texts=_read_text_scores(root / "text_metrics", current),
         outdated=dict(current.outdated),
     )
 
@@ -227,8 +229,20 @@ def _read_answers(folder: Path, keys: AbstractSet[str], current: CurrentResults)
 
 def _read_scores(folder: Path, current: CurrentResults) -> dict[str, dict[str, dict[str, Any]]]:
     """Read scores.json, by model and decoding."""
-    found = {
-        model: {name: score for name, score in scores.items() if current.includes(folder.name, model, name)}
-        for model, scores in read_object(folder / "scores.json").items()
+    return _current_scores(folder.name, read_object(folder / "scores.json"), current)
+
+
+def _read_text_scores(folder: Path, current: CurrentResults) -> dict[str, dict[str, dict[str, Any]]]:
+    """Read <model>/scores.json, by model and decoding."""
+    paths = [path for path in sorted(folder.glob("*/scores.json")) if not path.parent.name.startswith(".")]
+    return _current_scores(folder.name, {path.parent.name: read_object(path) for path in paths}, current)
+
+
+def _current_scores(
+    stage: str, found: dict[str, dict[str, dict[str, Any]]], current: CurrentResults
+) -> dict[str, dict[str, dict[str, Any]]]:
+    kept = {
+        model: {name: score for name, score in scores.items() if current.includes(stage, model, name)}
+        for model, scores in found.items()
     }
-    return {model: scores for model, scores in found.items() if scores}
+    return {model: scores for model, scores in kept.items() if scores}

@@ -36,7 +36,7 @@ class CurrentResults:
         stage, _, model = artifact.partition("/")
         if stage == "models":
             return self.made is None or not model.startswith("merged-") or model in self.made
-        if stage in ("generations", "verdicts"):
+        if stage in ("generations", "verdicts", "text_metrics"):
             return self.evaluated is None or model in self.evaluated
         return stage != "reward" or self.rewarded
 

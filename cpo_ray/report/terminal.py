@@ -1,19 +1,27 @@
 """Print a report's summary on the terminal: the table of results, the headline and the path of the page."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from cpo_ray.artifacts import Summary
+from cpo_ray.evaluation.text_scores import TEXT_METRICS
 from cpo_ray.monitoring.console import console, say
 from cpo_ray.report.findings import TableRow, signed
+from cpo_ray.report.text_tables import measured_rows
 
 
 def show_report(summary: Summary, folder: Path) -> None:
     """Print what `write_report` returned, and the path of the page."""
     console.print(format_table(summary))
-    say(escape(summary["headline"]))
+    texts = format_texts(summary)
+    if texts is not None:
+        console.print(texts)
+    for sentence in filter(None, (summary["headline"], summary["text_headline"])):
+        say(escape(sentence))
     say(f"[bold]{escape(str(folder / 'index.html'))}[/]")
 
 
@@ -33,6 +41,34 @@ def format_table(summary: Summary) -> Table:
                 "-" if row["mean_length"] is None else f"{row['mean_length']:.1f}",
             )
     return table
+
+
+def format_texts(summary: Summary) -> Table | None:
+    """Format the text metrics of the summary's first decoding as a table that ends with the truth; None without any."""
+    rows = measured_rows(summary["table"], summary["decoding"])
+    if not rows:
+        return None
+    metrics = {key: metric for key, metric in TEXT_METRICS.items() if metric.short}
+    title = (
+        f"the texts, {escape(summary['decoding'])} decoding (\N{PLUS-MINUS SIGN} half of the 95% interval over prompts)"
+    )
+    table = Table(title=title)
+    for column in ("model", *(metric.label for metric in metrics.values())):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for row in rows:
+        table.add_row(escape(row["label"]), *(_format_text(row, key, "answers") for key in metrics))
+    table.add_row("truth", *(_format_text(rows[0], key, "truth") for key in metrics))
+    return table
+
+
+def _format_text(row: Mapping[str, Any], key: str, side: str) -> str:
+    estimate, form = row["texts"]["metrics"][key][side], TEXT_METRICS[key].form
+    if estimate is None or estimate["value"] is None:
+        return "-"
+    value = format(estimate["value"], form)
+    if estimate["low"] is None:
+        return value
+    return f"{value}\n\N{PLUS-MINUS SIGN}{(estimate['high'] - estimate['low']) / 2:{form}}"
 
 
 def _format_rate(row: TableRow) -> str:

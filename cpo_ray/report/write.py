@@ -20,6 +20,7 @@ from cpo_ray.report.provenance import reproduce_command
 from cpo_ray.report.run_contents import RunContents, all_decodings, read_object, read_runs
 from cpo_ray.report.samples import collect_samples
 from cpo_ray.report.svg import standalone
+from cpo_ray.report.text_tables import text_sentence
 from cpo_ray.report.training_charts import draw_charts, first_step_loss
 
 
@@ -28,7 +29,8 @@ def write_report(roots: Sequence[Path], out: Path) -> Summary:
 
     Figures and cards of an earlier report in `out` are removed first.
 
-    Returns the `headline`, the results `table`, the `decoding` that the terminal shows, and what is `missing`.
+    Returns the `headline`, the `text_headline` (None without text metrics), the results `table`, the `decoding` that the
+    terminal shows, and what is `missing`.
 
     Raises ArtifactError if a run does not exist or is given twice, or for a damaged file in it. Missing parts are named on
     the page.
@@ -41,6 +43,7 @@ def write_report(roots: Sequence[Path], out: Path) -> Summary:
         "name": " vs ".join(run.label for run in runs),
         "finished": max((each["finished"] for each in facts if each["finished"]), default=None),
         "headline": headline_sentence(table, decodings[0] if decodings else None),
+        "text_headline": text_sentence(table, decodings[0] if decodings else None),
         "decodings": decodings,
         "table": table,
         "paper": paper_tables(runs, table),
@@ -57,7 +60,7 @@ def write_report(roots: Sequence[Path], out: Path) -> Summary:
     for run in runs:
         write_cards(run, [row for row in table if row["run"] == run.label], out / "cards" / _card_folder(run, runs))
     missing = [item if len(runs) == 1 else f"{each['label']}: {item}" for each in facts for item in each["missing"]]
-    summary = {name: report[name] for name in ("headline", "table")}
+    summary = {name: report[name] for name in ("headline", "text_headline", "table")}
     return summary | {"missing": missing, "decoding": next(iter(decodings), None)}
 
 
@@ -146,6 +149,7 @@ def _missing(run: RunContents) -> list[str]:
         "generated answers (generations)": run.generations,
         "verdicts": run.verdicts,
         "MAUVE scores (mauve/scores.json)": run.mauve,
+        "text metrics (text_metrics)": run.texts,
     }
     outdated = [f"{name} (made from an earlier {source})" for name, source in run.outdated.items()]
     return [name for name, part in parts.items() if not part] + outdated

@@ -11,11 +11,25 @@ from cpo_ray.stages.merging import MERGING
 from cpo_ray.stages.record import Output, Read, Recipe, Stage, StageRun, recipes
 from cpo_ray.stages.report import REPORT
 from cpo_ray.stages.sampling import SAMPLING
+from cpo_ray.stages.text_metrics import TEXT_METRICS
 from cpo_ray.stages.training import CPO, MLE, REFERENCE
 
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
-    for stage in (DATA, REFERENCE, SAMPLING, CPO, MLE, MERGING, GENERATION, JUDGING, REWARD, MAUVE, REPORT)
+    for stage in (
+        DATA,
+        REFERENCE,
+        SAMPLING,
+        CPO,
+        MLE,
+        MERGING,
+        GENERATION,
+        JUDGING,
+        REWARD,
+        MAUVE,
+        TEXT_METRICS,
+        REPORT,
+    )
 }
 
 __all__ = ["STAGES", "Output", "Read", "Recipe", "Stage", "StageRun", "expected_artifacts", "perform"]

@@ -50,8 +50,7 @@ def reward(stage: StageRun) -> None:
 
         stage.ray.ensure()
         rows = {
-            name: {file.stem: read_jsonl(file) for file in _answer_files(artifact)}
-            for name, artifact in answers.items()
+            name: {file.stem: read_jsonl(file) for file in answer_files(artifact)} for name, artifact in answers.items()
         }
         with measured_bar("reward", len(collect_responses(rows)), "texts") as progress:
             return score_generations(rows, config.reward, config.cluster, out, progress.advance)
@@ -68,7 +67,7 @@ def mauve(stage: StageRun) -> None:
         from cpo_ray.evaluation.mauve import score_mauve
 
         featurize = load_featurizer(config.mauve)
-        files = [(name, file) for name, artifact in answers.items() for file in _answer_files(artifact)]
+        files = [(name, file) for name, artifact in answers.items() for file in answer_files(artifact)]
         scores: dict[str, dict[str, Summary]] = {name: {} for name in answers}
         with measured_bar("mauve", len(files), "files") as progress:
             for name, file in files:
@@ -103,7 +102,7 @@ def _judge_answers(answers: Artifact, url: str, key: str, config: JudgeConfig, s
     """Verdicts on one model's answers, a file per decoding."""
     from cpo_ray.evaluation.judge import estimate_cost, judge_answers
 
-    files = _answer_files(answers)
+    files = answer_files(answers)
     summary: Summary = {}
     for file in files:
         estimate = estimate_cost(read_jsonl(file), config, seed, out / file.name)
@@ -141,7 +140,7 @@ def _answers(stage: StageRun) -> dict[str, Artifact]:
     return {name: stage.read(GENERATIONS.named(name)) for name in evaluated_models(stage.config)}
 
 
-def _answer_files(answers: Artifact) -> list[Path]:
+def answer_files(answers: Artifact) -> list[Path]:
     """One per decoding."""
     files = sorted(answers.path.glob("*.jsonl"))
     if not files:

@@ -10,6 +10,7 @@ from cpo_ray.stages.generation import GENERATIONS
 from cpo_ray.stages.merging import MERGED
 from cpo_ray.stages.record import Output, Read, Stage, StageRun
 from cpo_ray.stages.sampling import TRAIN_GROUPS
+from cpo_ray.stages.text_metrics import TEXT_SCORES
 from cpo_ray.stages.training import (
     CPO_MODEL,
     MLE_MODEL,
@@ -35,6 +36,7 @@ SHOWN = (
     VERDICTS,
     REWARDS,
     MAUVE_SCORES,
+    TEXT_SCORES,
 )
 PAGE = Output("report", reads=tuple(Read(output, optional=True) for output in SHOWN), keys=("*",))
 

@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from cpo_ray.artifacts import Manifest, write_json, write_table
+from cpo_ray.evaluation.text_scores import TEXT_METRICS
 from cpo_ray.records import EXAMPLE_SCHEMA, GROUP_SCHEMA
+from cpo_ray.report.method import BASELINE
 
 MODELS = {"reference": 0.36, "mle": 0.41, "cpo": 0.45, "merged-0.30": 0.47, "merged-0.70": 0.44}
 HOSTILE = "</script><script>window.hacked = true</script><!-- <img src=x onerror='window.hacked=1'> \u2028 ]]>"
@@ -70,6 +72,25 @@ def make_fake_run(root, rows=500, steps=300, decodings=("greedy", "top_p"), mode
     write_json(root / "reward" / "scores.json", preferred)
     for order, stage in enumerate(("reward", "mauve")):
         _manifest(root / stage, 31.0, {"scores.json": 0}, 30 + order, reads=answers)
+    for order, (model, rate) in enumerate(models.items()):
+        _texts(root, model, rate, decodings, 40 + order, answers)
+
+
+def _texts(root, model, rate, decodings, order, answers):
+    """Text metrics that were not measured on the answers: a plausible value of each."""
+    compared = f"generations/{BASELINE}" in answers
+    score = {"answers": _estimate(rate), "truth": _estimate(0.1), "to_truth": _estimate(rate - 0.1)}
+    score["to_baseline"] = _estimate(rate - MODELS[BASELINE]) if compared and model != BASELINE else None
+    apart = {**score, "truth": None, "to_truth": None}
+    metrics = {name: apart if "distance" in name else score for name in TEXT_METRICS}
+    scores = {"rows": 500, "empty": 3, "baseline": BASELINE, "metrics": metrics}
+    write_json(root / "text_metrics" / model / "scores.json", dict.fromkeys(decodings, scores))
+    reads = {name: answers[name] for name in (f"generations/{model}", f"generations/{BASELINE}") if name in answers}
+    _manifest(root / "text_metrics" / model, 1.0, {"scores.json": 0}, order, reads=reads)
+
+
+def _estimate(value):
+    return {"value": value, "low": value - 0.03, "high": value + 0.04, "n": 500}
 
 
 def merge(before, after):

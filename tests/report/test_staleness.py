@@ -42,9 +42,9 @@ def test_verdicts_and_scores_of_changed_answers_are_missing(small):
     edit_json(small / "generations" / "cpo" / "manifest.json", files={})
     summary = write_report([small], small / "report")
     earlier = "(made from an earlier generations/cpo)"
-    assert summary["missing"] == [f"{name}/cpo {earlier}" for name in ("verdicts", "reward", "mauve")]
+    assert summary["missing"] == [f"{name}/cpo {earlier}" for name in ("verdicts", "reward", "mauve", "text_metrics")]
     row = next(row for row in summary["table"] if row["model"] == "cpo")
-    for name in ("win_rate", "judge", "length_controlled", "reward_rate", "mauve", "difference_to_mle"):
+    for name in ("win_rate", "judge", "length_controlled", "reward_rate", "mauve", "difference_to_mle", "texts"):
         assert row[name] is None, name
     assert row["mean_length"] is not None
     assert f"verdicts/cpo {earlier}" in (small / "report" / "index.html").read_text(encoding="utf-8")
@@ -54,9 +54,15 @@ def test_answers_of_a_retrained_model_and_everything_made_from_them_are_missing(
     edit_json(small / "models" / "cpo" / "manifest.json", files={})
     summary = write_report([small], small / "report")
     assert [line.split(" ")[0] for line in summary["missing"]] == [
-        "generations/cpo", "verdicts/cpo", "reward/cpo", "mauve/cpo",
+        "generations/cpo", "verdicts/cpo", "reward/cpo", "mauve/cpo", "text_metrics/cpo",
     ]  # fmt: skip
     assert "cpo" not in [row["model"] for row in summary["table"]]
+
+
+def test_text_metrics_of_all_models_are_stale_if_the_baseline_s_answers_have_changed(small):
+    edit_json(small / "generations" / "mle" / "manifest.json", files={})
+    missing = write_report([small], small / "report")["missing"]
+    assert {f"text_metrics/{model} (made from an earlier generations/mle)" for model in MODELS} <= set(missing)
 
 
 def test_rewards_are_left_out_if_the_run_has_no_reward_model(small):

@@ -166,6 +166,7 @@ PARTS = {
     "generations": "No generated answers",
     "verdicts": "No answers have been judged",
     "mauve": "MAUVE scores",
+    "text_metrics": "No text metrics",
 }
 
 
@@ -186,9 +187,9 @@ def test_a_missing_part_is_named(small, part):
 def test_an_empty_run_directory_is_reported_as_empty(tmp_path):
     summary = write_report([tmp_path], tmp_path / "report")
     assert summary["table"] == []
-    assert len(summary["missing"]) == 8
+    assert len(summary["missing"]) == 9
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
-    assert page.count('class="absent"') == 10
+    assert page.count('class="absent"') == 11
     assert json.loads((tmp_path / "report" / "report.json").read_text())["runs"][0]["first_step"] is None
     assert json.loads((tmp_path / "report" / "report.json").read_text())["runs"][0]["command"] is None
     Console(quiet=True).print(format_table(summary))
