@@ -105,6 +105,11 @@ class DataConfig(Section):
         """Whether the source has articles, which are cut into passages, instead of instructions with responses."""
         return self.source in {"wikidump", "text"}
 
+    @property
+    def responses_go_on(self) -> bool:
+        """Whether a response is a part of a text that goes on after it, so that it has no EOS."""
+        return self.has_articles or self.source == "python_docs"
+
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
         if self.source not in EMBEDDED and not self.path:

@@ -103,9 +103,9 @@ def _faults(config: RunConfig, eos: int) -> dict[str, Fault]:
         return _lengths(table, "response_ids") - (_last(table, "response_ids") == eos)
 
     def has_no_eos(table: pa.Table) -> npt.NDArray[np.bool_]:
-        """A response that is cut to the limit has none; a passage, after which its article goes on, may be shorter."""
+        """A response that is cut to the limit has none; a passage, after which its text goes on, may be shorter."""
         is_cut = _lengths(table, "response_ids") == longest
-        return (_last(table, "response_ids") != eos) & ~is_cut & (not config.data.has_articles)
+        return (_last(table, "response_ids") != eos) & ~is_cut & (not config.data.responses_go_on)
 
     faults: dict[str, Fault] = {
         "empty prompt": lambda table: _lengths(table, "prompt_ids") == 0,

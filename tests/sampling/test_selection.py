@@ -64,8 +64,12 @@ def test_a_response_without_eos_is_cut_at_the_limit_or_a_passage():
         select_rows(table, config, context=32, eos=EOS)
     passages = {"passages": {"tokens": 8, "min_tokens": 8}, "max_prompt_tokens": 8, "max_response_tokens": 8}
     data = {"source": "text", "path": "x", "tokenizer": {"path": "t"}, **passages}
+    embedded = RunConfig.model_validate(
+        config.model_dump() | {"data": {"source": "python_docs", "max_response_tokens": 8}}
+    )
     articles = RunConfig.model_validate(config.model_dump() | {"data": data})
-    assert len(select_rows(table, articles, context=32, eos=EOS).table) == 5
+    for source in (embedded, articles):
+        assert len(select_rows(table, source, context=32, eos=EOS).table) == 5
     with pytest.raises(DataError, match="one-token response"):
         select_rows(make_table([[4], *responses(4)]), articles, context=32, eos=EOS)
 
