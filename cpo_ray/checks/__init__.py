@@ -1,1 +1,1 @@
-"""Is this machine, or this description of a cluster, ready? Each check reports what was found and the remedy."""
+"""Is this machine, this description of a cluster, or this configuration ready? Each check reports what was found and the remedy."""

@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from cpo_ray.commands.failures import resumable
 from cpo_ray.commands.options import ConfigPath, Overrides
+from cpo_ray.commands.recipe import warn_about_recipe
 from cpo_ray.config import RunConfig
 from cpo_ray.config.loading import load_config
 from cpo_ray.monitoring.console import say
@@ -21,6 +22,7 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
         say(escape(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)))
         for line in describe_run(resolved):
             say(escape(line))
+        warn_about_recipe(resolved)
         if resolved.model.path is not None and (missing := _check_fit(resolved)):
             say(escape(missing))
 

@@ -26,3 +26,12 @@ def test_validate_says_which_model_it_cannot_compare(config):
     result = invoke("validate", config, "--set", "model.path=owner/model-that-is-not-here")
     assert result.exit_code == 0
     assert "model.path owner/model-that-is-not-here is not on this machine" in " ".join(result.output.split())
+
+
+def test_validate_and_run_warn_of_a_recipe_that_can_change_little(config, pipeline_calls):
+    sampled = ["--set", "sampling.negatives={autoregressive: 11, batch: 0, meanfield: 0, truncation: 0}"]
+    for command in ("validate", "run", "sampling", "cpo"):
+        seen = " ".join(invoke(command, config, *sampled).output.split())
+        assert "warning negatives come from the reference and objective.beta is 5" in seen, command
+        assert "warning negatives" not in invoke(command, config).output
+    assert "warning negatives" not in invoke("judging", config, *sampled).output

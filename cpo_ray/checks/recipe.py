@@ -1,0 +1,49 @@
+"""Can this recipe change the policy? The optimum of the loss, where the kind of negative gives it a formula (docs/theory.md)."""
+
+from cpo_ray.config import RunConfig
+
+LEAST_WAY = 0.5
+"""The user is warned if the optimum is a smaller part of the way from the reference to the data (in log-probs)."""
+NEAR_TEMPERATURE = 0.1
+"""Samples at 1 / temperature closer to 1 than this count as samples of the reference."""
+NEAR_TOP_K = 50
+"""Samples from at least so many tokens count as samples of the reference."""
+PLAIN = "autoregressive"
+
+
+def recipe_warnings(config: RunConfig) -> list[str]:
+    """What a recipe cannot change, with the reason and a remedy: sentences, none for a recipe whose optimum has no formula."""
+    objective = config.objective
+    if not _samples_the_reference(config) or objective.length_normalised or objective.mle_weight:
+        return []
+    way, source = way_to_the_data(config), "the reference"
+    if config.sampling.refresh_steps is not None:
+        source = "the policy, and the reference stays"
+    if way >= LEAST_WAY:
+        return []
+    ranks = ", apart from what the ranks of the negatives add" if objective.ranked and config.candidates > 2 else ""
+    return [
+        f"negatives come from {source} and objective.beta is {objective.beta:g}: at its optimum this policy is {way:.0%} of the "
+        f"way from the reference to the data{ranks}, where MLE goes all of it. Lower objective.beta (1: all of the way), or take "
+        "negatives that hold what the data lacks, see docs/theory.md"
+    ]
+
+
+def way_to_the_data(config: RunConfig) -> float:
+    """How far the optimum is from the reference, 0, to the data, 1, in log-probs, for negatives sampled at temperature 1.
+
+    From the reference: pi_ref^(1 - 1/beta) p^(1/beta). From the policy, with a fixed reference: the policy that its own
+    negatives leave where it is, pi_ref^(beta/(beta+1)) p^(1/(beta+1)).
+    """
+    beta = config.objective.beta
+    return 1 / beta if config.sampling.refresh_steps is None else 1 / (beta + 1)
+
+
+def _samples_the_reference(config: RunConfig) -> bool:
+    """Whether all negatives are samples of a model, about as it is."""
+    sampling = config.sampling
+    return (
+        set(sampling.negatives.by_kind) == {PLAIN}
+        and abs(1 / sampling.temperature - 1) <= NEAR_TEMPERATURE
+        and sampling.top_k >= NEAR_TOP_K
+    )

@@ -1,0 +1,45 @@
+import pytest
+
+from cpo_ray.checks.recipe import recipe_warnings, way_to_the_data
+from cpo_ray.config import RunConfig
+
+SAMPLED = {"autoregressive": 3, "batch": 0, "meanfield": 0, "truncation": 0}
+
+
+def recipe(objective=None, **sampling):
+    return RunConfig.model_validate(
+        {"name": "x", "sampling": {"negatives": SAMPLED} | sampling, "objective": objective or {}}
+    )
+
+
+def test_samples_of_the_reference_at_beta_5_go_a_fifth_of_the_way():
+    (warning,) = recipe_warnings(recipe({"ranked": False}))
+    assert "negatives come from the reference and objective.beta is 5" in warning
+    assert "20% of the way from the reference to the data, where MLE goes all of it" in warning
+    assert "docs/theory.md" in warning
+    assert "apart from what the ranks of the negatives add" in recipe_warnings(recipe())[0]
+    assert "ranks" not in recipe_warnings(recipe(negatives=SAMPLED | {"autoregressive": 1}))[0]  # K = 2
+
+
+def test_the_policy_s_own_samples_go_less_far():
+    config = recipe(stream=True, refresh_steps=10)
+    assert way_to_the_data(config) == pytest.approx(1 / 6)
+    assert "17% of the way" in recipe_warnings(config)[0]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RunConfig(name="x"),  # MixN
+        recipe({"beta": 1.0}),
+        recipe({"beta": 2.0}),
+        recipe({"length_normalised": True}),
+        recipe({"mle_weight": 1.0}),
+        recipe(temperature=0.7),
+        recipe(temperature=1.4),
+        recipe(top_k=5),
+        recipe(negatives=SAMPLED | {"batch": 1}),
+    ],
+)
+def test_no_warning_where_it_does_not_apply(config):
+    assert recipe_warnings(config) == []
