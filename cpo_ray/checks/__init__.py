@@ -1,1 +1,1 @@
-"""Is this machine, this description of a cluster, or this configuration ready? Each check reports what was found and the remedy."""
+"""Is this machine, this description of a cluster, or this configuration ready? Each check says what it found and the remedy."""

@@ -1,4 +1,4 @@
-"""Can this recipe change the policy? The optimum of the loss, where the kind of negative gives it a formula (docs/theory.md)."""
+"""Can this recipe change the policy? The optimum of the loss, for negatives that give it a formula (docs/theory.md)."""
 
 from cpo_ray.config import RunConfig
 
@@ -23,9 +23,11 @@ def recipe_warnings(config: RunConfig) -> list[str]:
         return []
     ranks = ", apart from what the ranks of the negatives add" if objective.ranked and config.candidates > 2 else ""
     return [
-        f"negatives come from {source} and objective.beta is {objective.beta:g}: at its optimum this policy is {way:.0%} of the "
-        f"way from the reference to the data{ranks}, where MLE goes all of it. Lower objective.beta (1: all of the way), or take "
-        "negatives that hold what the data lacks, see docs/theory.md"
+        (
+            f"negatives come from {source} and objective.beta is {objective.beta:g}: at its optimum this policy is {way:.0%} "
+            f"of the way from the reference to the data{ranks}, where MLE goes all of it. Lower objective.beta (1: all of the "
+            "way), or take negatives that hold what the data lacks, see docs/theory.md"
+        )
     ]
 
 
