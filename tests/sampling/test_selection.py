@@ -64,9 +64,8 @@ def test_a_response_without_eos_is_cut_at_the_limit_or_a_passage():
         select_rows(table, config, context=32, eos=EOS)
     passages = {"passages": {"tokens": 8, "min_tokens": 8}, "max_prompt_tokens": 8, "max_response_tokens": 8}
     data = {"source": "text", "path": "x", "tokenizer": {"path": "t"}, **passages}
-    embedded = RunConfig.model_validate(
-        config.model_dump() | {"data": {"source": "python_docs", "max_response_tokens": 8}}
-    )
+    docs = {"source": "python_docs", "max_prompt_tokens": 8, "max_response_tokens": 8}
+    embedded = RunConfig.model_validate(config.model_dump() | {"data": docs})
     articles = RunConfig.model_validate(config.model_dump() | {"data": data})
     for source in (embedded, articles):
         assert len(select_rows(table, source, context=32, eos=EOS).table) == 5
