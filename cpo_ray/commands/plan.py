@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from cpo_ray.artifacts import Summary, find_artifact
 from cpo_ray.commands.failures import resumable
 from cpo_ray.commands.options import ConfigPath, Overrides, RunDir
 from cpo_ray.config import RunConfig
 from cpo_ray.config.loading import load_config
+from cpo_ray.monitoring.console import say
 from cpo_ray.run import run_directory
 
 SAMPLE_ROWS = 500  # of an embedded source, whose lengths are known once it is read
@@ -55,9 +57,25 @@ def plan(
     with resumable("plan", config, run_dir, overrides):
         resolved = load_config(config, tuple(overrides or ()))
         root = run_directory(resolved.name, run_dir)
+        resolved = with_row_counts(resolved, root)
         trial = sample_embedded(resolved) if find_artifact(root, "data") is None else None
         estimate = make_plan(resolved, gpu.value, nodes, root=root, parameters=parameters, trial=trial)
         Console(soft_wrap=False).print(render_plan(estimate, price))
+
+
+def with_row_counts(config: RunConfig, root: Path) -> RunConfig:
+    """The configuration with numbers of rows for shares: those of the run's data, or what the beginning of the data shows."""
+    if not config.data.has_shares:
+        return config
+    artifact = find_artifact(root, "data")
+    if artifact is None:
+        from cpo_ray.data.inspection import read_beginning, with_expected_rows
+
+        counted, remark = with_expected_rows(config, [read_beginning(source) for source in config.data.inputs])
+        say(escape("\n".join(remark)))
+        return counted
+    counts = {key: artifact.manifest.summary[key] for key in ("train_rows", "validation_rows", "test_rows")}
+    return config.model_copy(update={"data": config.data.model_copy(update=counts)})
 
 
 def sample_embedded(config: RunConfig) -> Summary | None:
@@ -69,7 +87,7 @@ def sample_embedded(config: RunConfig) -> Summary | None:
         return None
     from cpo_ray.data.examples import prepare_examples
 
-    sizes = {"train_rows": min(SAMPLE_ROWS, config.data.train_rows), "validation_rows": 0, "test_rows": 1}
+    sizes = {"train_rows": min(SAMPLE_ROWS, config.data.rows("train")), "validation_rows": 0, "test_rows": 1}
     sample = config.model_copy(update={"data": config.data.model_copy(update=sizes)})
     with tempfile.TemporaryDirectory() as folder:
         return prepare_examples(sample, Path(folder))

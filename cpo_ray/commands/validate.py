@@ -14,17 +14,21 @@ from cpo_ray.monitoring.console import say
 
 
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Check a configuration and print it with every default filled in. Starts nothing and downloads nothing."""
+    """Check a configuration and the first rows of its data. Prints every default. Starts nothing and downloads nothing."""
+    from cpo_ray.data.inspection import check_beginning, read_beginning, with_expected_rows
     from cpo_ray.planning.tables import describe_run
 
     with resumable("validate", config, None, overrides):
         resolved = load_config(config, tuple(overrides or ()))
         say(escape(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)))
-        for line in describe_run(resolved):
+        found = [read_beginning(source) for source in resolved.data.inputs]
+        counted, remark = with_expected_rows(resolved, found)
+        for line in (*map(str, found), *remark, *describe_run(counted)):
             say(escape(line))
         warn_about_recipe(resolved)
         if resolved.model.path is not None and (missing := _check_fit(resolved)):
             say(escape(missing))
+        check_beginning(resolved.data, found)
 
 
 def _check_fit(config: RunConfig) -> str | None:

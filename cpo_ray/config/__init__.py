@@ -5,7 +5,7 @@ out of bounds are errors that name the key; nothing is rounded or guessed.
 """
 
 from cpo_ray.config.cluster import ClusterConfig
-from cpo_ray.config.data import DataConfig, FieldsConfig, PassagesConfig, TokenizerConfig
+from cpo_ray.config.data import ROW_SOURCES, DataConfig, PassagesConfig, TokenizerConfig
 from cpo_ray.config.evaluation import DecodingConfig, GenerationConfig, JudgeConfig, MauveConfig, RewardConfig
 from cpo_ray.config.inference import EngineConfig
 from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
@@ -13,6 +13,7 @@ from cpo_ray.config.run import RunConfig
 from cpo_ray.config.sampling import PoolConfig, SamplingConfig
 from cpo_ray.config.section import EXECUTION, Section, stage_inputs
 from cpo_ray.config.serving import LimitsConfig, MergingConfig, ServingConfig
+from cpo_ray.config.sources import FieldsConfig, SourceConfig
 from cpo_ray.config.training import (
     MleConfig,
     ModelConfig,
@@ -25,6 +26,7 @@ from cpo_ray.config.training import (
 
 __all__ = [
     "EXECUTION",
+    "ROW_SOURCES",
     "ClusterConfig",
     "DataConfig",
     "DecodingConfig",
@@ -47,6 +49,7 @@ __all__ = [
     "ScheduledSamplingConfig",
     "Section",
     "ServingConfig",
+    "SourceConfig",
     "TokenizerConfig",
     "TrackingConfig",
     "TrainingConfig",

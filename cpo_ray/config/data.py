@@ -1,10 +1,14 @@
 """Stage `data`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from cpo_ray.config.section import Section
+from cpo_ray.config.sources import HUB_KEYS, FieldsConfig, RowSource, SourceConfig
+from cpo_ray.config.split_sizes import SHARES, FilledSplitSize, SplitSize, count_rows, is_share
+
+ROW_SOURCES: tuple[str, ...] = get_args(RowSource)
 
 EMBEDDED = ("synthetic", "python_docs")
 """Sources that need no file."""
@@ -18,20 +22,6 @@ class TokenizerConfig(Section):
     Default: the tokenizer of `model.path`. Without that, a byte-level BPE is trained on the training split."""
     vocabulary_size: Annotated[int, Field(ge=300, le=500_000)] = 1024
     """Size of the trained vocabulary. Not used with `path`."""
-
-
-class FieldsConfig(Section):
-    """Names of the fields of a row (`source: instructions`). Their values must be text. A row without the field `instruction`
-    but with `messages` (or ShareGPT's `conversations`) is a conversation, see [Data](data.md#conversations)."""
-
-    instruction: str = "instruction"
-    """The instruction or question. It must not be empty."""
-    context: str | None = None
-    """Text that the instruction refers to; it may be empty, null or absent. Default: no row has a context."""
-    response: str = "response"
-    """The ground-truth response. It must not be empty."""
-    category: str | None = None
-    """A label that the report groups rows by. Default: none."""
 
 
 class PassagesConfig(Section):
@@ -64,26 +54,36 @@ class PassagesConfig(Section):
 class DataConfig(Section):
     """Stage `data`: read, split, truncate and tokenize."""
 
-    source: Literal["synthetic", "python_docs", "dolly", "instructions", "wikidump", "text"] = "synthetic"
+    source: Literal["synthetic", "python_docs", RowSource, "wikidump", "text"] = "synthetic"
     """`synthetic` (generated questions with checkable answers) and `python_docs` (passages of the documentation in Python's
-    standard library: real text, PSF license) are embedded and need no file. The others read `path`: `dolly`
-    databricks-dolly-15k's JSONL, `instructions` JSON lines, a JSON array or Parquet with the fields named in `fields`,
-    `wikidump` MediaWiki dumps, `text` plain text. The content decides the format, and whether it is compressed (gzip, bzip2,
-    xz, zstd)."""
+    standard library: real text, PSF license) are embedded and need no file. `wikidump` reads MediaWiki dumps, `text` plain
+    text. The others read rows, and name their layout: `dolly`, `alpaca`, `messages` (OpenAI's), `sharegpt`,
+    `prompt_completion`, or `instructions` with the names in `fields`. `auto`: the first row shows the layout, see
+    [Data](data.md#sources). The content decides the format (JSON lines, a JSON array, Parquet), and whether it is compressed.
+    Default: `auto` with `path` or `sources`."""
     path: str | None = None
     """The data: a file, a folder, a pattern (`dumps/*.xml*.bz2`) or an fsspec URL of one (`s3://...`, `hf://datasets/...`);
-    for `dolly` and `instructions` also a dataset on the Hugging Face hub (`owner/name`). Required for every source that is not
-    embedded. Several large files are read in parallel."""
+    for sources of rows also a dataset on the Hugging Face hub (`owner/name`). Required for every source that is not embedded.
+    Several large files are read in parallel."""
     fields: FieldsConfig = FieldsConfig()
-    """Only for `instructions`."""
+    """For `instructions`, and for `auto` if the rows have these names."""
+    subset: str | None = None
+    """The subset (configuration) of a dataset on the hub. Default: its only or default one."""
+    split: str | None = None
+    """The split of a dataset on the hub that is read, also a part (`train[:10%]`). Default: `train`."""
+    revision: str | None = None
+    """The revision of a dataset on the hub: a branch, a tag or a commit. Default: the newest."""
+    sources: tuple[SourceConfig, ...] = ()
+    """Several sources of rows, instead of `path`, each with its own layout and weight."""
     passages: PassagesConfig = PassagesConfig()
     """Only for `wikidump` and `text`."""
-    train_rows: Annotated[int, Field(ge=1)] = 3000
-    """Rows of the training split (the paper: 7505 of Dolly)."""
-    validation_rows: Annotated[int, Field(ge=0)] = 200
-    """Rows held out for tuning. They are taken from the rows for training, never from the test rows."""
-    test_rows: Annotated[int, Field(ge=1)] = 500
-    """Rows of the test split (the paper: 7506 of Dolly). A prompt is never in two splits."""
+    train_rows: FilledSplitSize = 3000
+    """Rows of the training split (the paper: 7505 of Dolly), or their share of all rows, for example 0.8. Without any of these
+    three sizes, a source of rows is split into shares of 0.8, 0.1 and 0.1."""
+    validation_rows: SplitSize = 200
+    """Rows, or a share, held out for tuning. They are taken from the rows for training, never from the test rows."""
+    test_rows: FilledSplitSize = 500
+    """Rows, or a share, of the test split (the paper: 7506 of Dolly). A prompt is never in two splits."""
     template: str = "{instruction}\n{context}\n"
     """The prompt, with `{instruction}` and `{context}`. For a row without context, the line with `{context}` is removed."""
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -97,8 +97,16 @@ class DataConfig(Section):
 
     @property
     def files(self) -> str | None:
-        """The files to read: `path`, or None for an embedded source."""
+        """The files of the only source: `path`, or None for an embedded source and for several sources."""
         return None if self.source in EMBEDDED else self.path
+
+    @property
+    def inputs(self) -> tuple[SourceConfig, ...]:
+        """The sources of rows: `sources`, or `path` as the only one; none for articles and for the embedded task."""
+        if self.source not in ROW_SOURCES or self.sources:
+            return self.sources
+        keys: dict[str, Any] = {key: getattr(self, key) for key in ("source", "path", "fields", *HUB_KEYS)}
+        return (SourceConfig.model_construct(**keys),)
 
     @property
     def has_articles(self) -> bool:
@@ -110,17 +118,78 @@ class DataConfig(Section):
         """Whether a response is a part of a text that goes on after it, so that it has no EOS."""
         return self.has_articles or self.source == "python_docs"
 
+    @property
+    def sizes(self) -> dict[str, int | float]:
+        """Rows or shares of the splits `train`, `validation` and `test`."""
+        return {key.removesuffix("_rows"): getattr(self, key) for key in SHARES}
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether the rows of a split depend on how many there are."""
+        return any(map(is_share, self.sizes.values()))
+
+    def rows(self, split: str) -> int:
+        """Rows of a split. Raises ValueError for a share: use `with_counts` first."""
+        size = self.sizes[split]
+        if is_share(size):
+            raise ValueError(f"data.{split}_rows {size:g} is a share of rows that are not counted yet")
+        return int(size)
+
+    def with_counts(self, total: int) -> "DataConfig":
+        """The same with numbers of rows instead of shares, if there are `total` usable rows."""
+        counts = count_rows(self.sizes, total)
+        return self.model_copy(update={f"{split}_rows": count for split, count in counts.items()})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, keys: Any) -> Any:
+        """The source of a configuration with a path, and the sizes of a source of rows, unless they are given."""
+        if not isinstance(keys, dict):
+            return keys
+        if keys.get("source") is None and (keys.get("path") is not None or keys.get("sources")):
+            keys = keys | {"source": "auto"}
+        if keys.get("source") in ROW_SOURCES and not SHARES.keys() & keys.keys():
+            keys = keys | SHARES
+        return keys
+
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
-        if self.source not in EMBEDDED and not self.path:
+        if self.source not in EMBEDDED and not self.path and not self.sources:
             raise ValueError(
                 f"source: {self.source} needs data.path (for instance --set data.path=/data/{self._example})"
             )
         if "{instruction}" not in self.template:
             raise ValueError("template must contain {instruction}")
+        self._check_sources()
+        if self.has_shares:
+            self._check_shares()
         if self.has_articles:
             self._check_passages()
         return self
+
+    def _check_sources(self) -> None:
+        if self.sources and (self.path or self.source != "auto"):
+            given = f"path: {self.path}" if self.path else f"source: {self.source}"
+            raise ValueError(f"sources cannot be combined with {given}: name it in an entry of sources")
+        weights = [source.weight for source in self.sources if source.weight is not None]
+        if weights and len(weights) < len(self.sources):
+            raise ValueError(
+                f"{len(weights)} of {len(self.sources)} sources have a weight: give all of them one, or none"
+            )
+        hub = [key for key in HUB_KEYS if getattr(self, key) is not None]
+        if hub and (self.source not in ROW_SOURCES or self.sources):
+            raise ValueError(f"{hub[0]} is for a dataset on the hub that data.path names, owner/name")
+
+    def _check_shares(self) -> None:
+        shares = [size for size in self.sizes.values() if is_share(size)]
+        if sum(shares) > 1 + 1e-9:
+            terms = " + ".join(f"{name} {size:g}" for name, size in self.sizes.items() if is_share(size))
+            raise ValueError(f"the shares of the splits, {terms} = {sum(shares):g}, are more than all rows")
+        if self.source not in ROW_SOURCES:
+            raise ValueError(
+                f"a share of the rows of source: {self.source} is unknown before all of it is read: give train_rows, "
+                "validation_rows and test_rows as numbers of rows"
+            )
 
     @property
     def _example(self) -> str:

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -175,8 +175,12 @@ def _keys_at(path: list[str]) -> list[str]:
     """Keys of the section at `path`."""
     section: type[BaseModel] = RunConfig
     for part in path:
+        if part.isdigit():  # an entry of a list of sections
+            continue
         field = section.model_fields.get(part)
         annotation = field.annotation if field else None
+        if get_origin(annotation) is tuple:
+            annotation = get_args(annotation)[0]
         if annotation == dict[str, DecodingConfig] or not (
             isinstance(annotation, type) and issubclass(annotation, BaseModel)
         ):

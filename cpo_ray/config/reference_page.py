@@ -41,9 +41,12 @@ def _section(model: type[BaseModel], prefix: str) -> list[str]:
             rows.append(_row(prefix + name, field))
         else:
             path, description = f"{prefix}{name}.", (field.description or "") + _execution(field)
-            if field.annotation is not section:  # a dict of sections, or a section or null
+            if field.annotation is not section:  # a dict or a list of sections, or a section or null
                 rows.append(_row(prefix + name, field))
-                path, description = path + "<name>." * (get_origin(field.annotation) is dict), ""
+                entry = {"dict": "<name>.", "tuple": "<n>."}.get(
+                    getattr(get_origin(field.annotation), "__name__", ""), ""
+                )
+                path, description = path + entry, ""
             inner.append((section, path, description))
     lines = [title, "", _one_line(model.__doc__ or ""), ""]
     if rows:
@@ -70,8 +73,8 @@ def _nested(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is dict:
-        return _nested(arguments[1])
+    if origin in (dict, tuple):
+        return _nested(arguments[1 if origin is dict else 0])
     if origin in (Union, UnionType):
         return next(filter(None, map(_nested, arguments)), None)
     return None
@@ -88,8 +91,9 @@ def _type_name(annotation: Any) -> str:
     if hasattr(annotation, "__metadata__"):
         bounds = ", ".join(filter(None, map(_bound, annotation.__metadata__)))
         return f"{_type_name(arguments[0])} {bounds}".strip()
-    if arguments and (origin is Union or type(None) in arguments):
-        return " or ".join(_type_name(argument) for argument in arguments if argument is not type(None)) + ", or null"
+    if arguments and (origin in (Union, UnionType) or type(None) in arguments):
+        names = " or ".join(_type_name(argument) for argument in arguments if argument is not type(None))
+        return names + (", or null" if type(None) in arguments else "")
     if _nested(annotation):
         return "section"
     return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}.get(

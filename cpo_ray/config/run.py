@@ -10,6 +10,7 @@ from cpo_ray.config.evaluation import GenerationConfig, JudgeConfig, MauveConfig
 from cpo_ray.config.sampling import SamplingConfig
 from cpo_ray.config.section import EXECUTION, Section
 from cpo_ray.config.serving import MergingConfig, ServingConfig
+from cpo_ray.config.split_sizes import is_share
 from cpo_ray.config.training import (
     MleConfig,
     ModelConfig,
@@ -68,7 +69,7 @@ class RunConfig(Section):
             )
         for section in ("reference", "training"):
             rows = getattr(self, section).validation_rows
-            if rows > self.data.validation_rows:
+            if not is_share(self.data.validation_rows) and rows > self.data.validation_rows:
                 raise ValueError(
                     f"{section}.validation_rows {rows} exceeds data.validation_rows {self.data.validation_rows}"
                 )

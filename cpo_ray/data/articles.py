@@ -28,7 +28,7 @@ def prepare_articles(data: DataConfig, seed: int, path: str) -> PreparedSource[S
             f"data.tokenizer.path: {data.tokenizer.path} gives no character offsets for its tokens, so it cannot be used "
             "to cut articles. Convert it to a tokenizer.json."
         )
-    selector = ArticleSelector({name: getattr(data, f"{name}_rows") for name in SPLITS}, seed)
+    selector = ArticleSelector({name: data.rows(name) for name in SPLITS}, seed)
     log = SourceLog(data)
     reader = partial(read_cut_articles, data=_with_absolute_tokenizer(data))
     for chunk in read_chunks(list_and_report(path, data.source), reader):

@@ -1,25 +1,29 @@
 """Prepares instructions with their responses, from a file or from the synthetic task: reads, splits and tokenizes them."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-from cpo_ray.config import DataConfig
+from rich.markup import escape
+
+from cpo_ray.config import DataConfig, SourceConfig
 from cpo_ray.data import dolly
-from cpo_ray.data.instructions import read_instructions
+from cpo_ray.data.instructions import read_rows
+from cpo_ray.data.layouts import RowLayout, layout_of
+from cpo_ray.data.mixing import mix
 from cpo_ray.data.prepared import PreparedSource, SourceLog, UncutExample
 from cpo_ray.data.python_docs import python_docs_rows
 from cpo_ray.data.reading import list_and_report, read_chunks
-from cpo_ray.data.rows import BadRow, FileFormat, InstructionRow, ReadingCounts, content_hash
+from cpo_ray.data.rows import InstructionRow, content_hash
+from cpo_ray.data.sources import hub_part
 from cpo_ray.data.splits import SPLITS, split_prompts
 from cpo_ray.data.synthetic import filler_words, synthetic_rows
 from cpo_ray.data.template import apply_template
 from cpo_ray.data.tokenization import Tokenizer, encode, make_tokenizer
 from cpo_ray.errors import DataError
-
-FoundInFile = FileFormat | InstructionRow | BadRow | ReadingCounts
+from cpo_ray.monitoring.console import say
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,13 @@ def prepare_instructions(data: DataConfig, seed: int) -> PreparedSource[int]:
     that cannot be loaded.
     """
     corpus = load_corpus(data, seed)
-    sizes = {name: getattr(data, f"{name}_rows") for name in SPLITS}
     bad = corpus.log.quarantined
     remark = f" {len(bad)} rows cannot be used; the first: {bad[0]}" if bad else ""
-    splits = split_prompts(corpus.prompts, sizes, seed, remark)
+    splits = split_prompts(corpus.prompts, data.sizes, seed, remark)
     tokenizer = make_tokenizer(data.tokenizer, _texts(corpus, splits["train"]))
     contents = {(prompt, row.response) for prompt, row in zip(corpus.prompts, corpus.rows, strict=True)}
     counts = {
-        "unused_rows": len(corpus.rows) - sum(sizes.values()),
+        "unused_rows": len(corpus.rows) - sum(map(len, splits.values())),
         "duplicate_rows": len(corpus.rows) - len(contents),
         "repeated_prompts": len(corpus.rows) - len(set(corpus.prompts)),
         **corpus.log.summary,
@@ -67,8 +70,12 @@ def load_corpus(data: DataConfig, seed: int) -> Corpus:
     the context.
     """
     log = SourceLog(data)
-    rows = list(log.rows(_read_source(data, seed)))
-    _check_contexts(data, len(rows), log)
+    if data.source == "synthetic":
+        rows = list(islice(synthetic_rows(seed), sum(map(data.rows, SPLITS))))
+    elif data.source == "python_docs":
+        rows = list(python_docs_rows())
+    else:
+        rows = mix([list(_read_input(source, data, log)) for source in data.inputs], data.inputs, seed, log)
     prompts = [apply_template(data.template, row.instruction, row.context) for row in rows]
     return Corpus(rows, log, prompts, example_ids(rows, prompts))
 
@@ -84,32 +91,29 @@ def example_ids(rows: Sequence[InstructionRow], prompts: Sequence[str]) -> list[
     return ids
 
 
-def _check_contexts(data: DataConfig, rows: int, log: SourceLog) -> None:
+def _read_input(source: SourceConfig, data: DataConfig, log: SourceLog) -> Iterator[InstructionRow]:
+    """The rows of one source in file order, also if several files are read in parallel."""
+    hint = dolly.HINT if source.source == "dolly" else ""
+    parts = list_and_report(source.path, source.source, hub_part(source))
+    layout = layout_of(source, parts, hint)
+    if source.source == "auto":
+        say(f"  rows of {escape(parts[0])} are in the layout `{layout.name}`")
+    own = SourceLog(data)
+    chunks = list(read_chunks(parts, partial(read_rows, layout=layout), hint))
+    records = (record for chunk in sorted(chunks, key=lambda c: (c.part, c.number)) for record in chunk.records)
+    rows = list(own.rows(records))
+    _check_contexts(layout, len(rows), own)
+    log.add(own)
+    yield from rows
+
+
+def _check_contexts(layout: RowLayout, rows: int, log: SourceLog) -> None:
     """A row without the key of the context has none; but if it is absent from all rows, the name is wrong."""
     if rows and log.counts["rows_without_context_key"] >= rows:
-        key = dolly.FIELDS.context if data.source == "dolly" else data.fields.context
         raise DataError(
-            f"no row has the key {key!r} that data.fields.context names; the first one has {', '.join(log.keys)}. Correct the "
-            "name, or leave out data.fields.context if no row has a context."
+            f"no row has the key {layout.fields.context!r} that data.fields.context names; the first one has "
+            f"{', '.join(log.keys)}. Correct the name, or leave out data.fields.context if no row has a context."
         )
-
-
-def _read_source(data: DataConfig, seed: int) -> Iterable[FoundInFile]:
-    if data.source == "python_docs":
-        return python_docs_rows()
-    if data.files is None:
-        return islice(synthetic_rows(seed), data.train_rows + data.validation_rows + data.test_rows)
-    return _read_files(data, data.files)
-
-
-def _read_files(data: DataConfig, path: str) -> Iterator[FoundInFile]:
-    """The rows in file order, also if several files are read in parallel."""
-    is_dolly = data.source == "dolly"
-    fields = dolly.FIELDS if is_dolly else data.fields
-    reader = partial(read_instructions, fields=fields, source=data.source)
-    chunks = list(read_chunks(list_and_report(path, data.source), reader, dolly.HINT if is_dolly else ""))
-    for chunk in sorted(chunks, key=lambda chunk: (chunk.part, chunk.number)):
-        yield from chunk.records
 
 
 def _texts(corpus: Corpus, indices: Sequence[int]) -> Iterator[str]:

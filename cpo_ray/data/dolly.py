@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from cpo_ray.config import FieldsConfig
 from cpo_ray.data.instructions import read_instructions
+from cpo_ray.data.layouts import DOLLY
 from cpo_ray.data.rows import BadRow, FileFormat, InstructionRow, ReadingCounts
 from cpo_ray.data.sources import open_part
 
-FIELDS = FieldsConfig(instruction="instruction", context="context", response="response", category="category")
 HINT = (
     "Download databricks-dolly-15k.jsonl (Hugging Face: databricks/databricks-dolly-15k) and name it with "
     "--set data.path=FILE."
@@ -21,4 +20,4 @@ def read_dolly(path: Path) -> Iterator[FileFormat | InstructionRow | BadRow | Re
     Raises DataError if the file cannot be read or has no lines.
     """
     with open_part(str(path), HINT) as file:
-        yield from read_instructions(file, str(path), FIELDS, "dolly")
+        yield from read_instructions(file, str(path), DOLLY, "dolly")

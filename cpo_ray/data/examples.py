@@ -19,7 +19,7 @@ from cpo_ray.data.corpus import prepare_instructions
 from cpo_ray.data.prepared import PreparedSource, UncutExample
 from cpo_ray.data.reading import reads_in_parallel
 from cpo_ray.data.rows import BadRow
-from cpo_ray.data.sources import list_parts, part_bytes
+from cpo_ray.data.sources import hub_part, list_parts, part_bytes
 from cpo_ray.data.splits import SPLITS
 from cpo_ray.data.template import check_template
 from cpo_ray.data.tokenization import Tokenizer
@@ -45,7 +45,10 @@ class TruncationCounts:
 
 def needs_ray(data: DataConfig) -> bool:
     """Whether the source has several files that Ray Data reads in parallel."""
-    return data.files is not None and reads_in_parallel(list(map(part_bytes, list_parts(data.files, data.source))))
+    inputs = [list_parts(source.path, source.source, hub_part(source)) for source in data.inputs]
+    if data.has_articles and data.files is not None:
+        inputs = [list_parts(data.files, data.source)]
+    return any(reads_in_parallel(list(map(part_bytes, parts))) for parts in inputs)
 
 
 def prepare_examples(config: RunConfig, out: Path) -> Summary:

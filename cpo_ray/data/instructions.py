@@ -1,13 +1,16 @@
-"""Reads instruction data: one object per row, with configurable field names, or with the messages of a conversation."""
+"""Reads instruction data: one object per row, with named fields, or with the messages of a conversation."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from cpo_ray.config import FieldsConfig
-from cpo_ray.data.chat import ChatError, find_messages, read_conversation
+from cpo_ray.data.chat import ChatError, find_messages, join_completion, read_conversation, with_system
+from cpo_ray.data.layouts import RowLayout
 from cpo_ray.data.objects import FileObject, keys_of, read_objects
 from cpo_ray.data.rows import BadRow, FileFormat, InstructionRow, ReadingCounts
+
+CATEGORY = "category"  # the field with the category of a row whose layout names none
 
 
 class _RowError(Exception):
@@ -17,12 +20,19 @@ class _RowError(Exception):
 def read_instructions(
     file: IO[bytes], name: str, fields: FieldsConfig, source: str
 ) -> Iterator[FileFormat | InstructionRow | BadRow | ReadingCounts]:
+    """`read_rows` with fields that are named, or with conversations in place of them."""
+    return read_rows(file, name, RowLayout("instructions", fields, source, has_names=True))
+
+
+def read_rows(
+    file: IO[bytes], name: str, layout: RowLayout
+) -> Iterator[FileFormat | InstructionRow | BadRow | ReadingCounts]:
     """Stream the file's format, and for each object an InstructionRow, or a BadRow with the reason; then ReadingCounts.
 
-    name: the file's name in messages. source: the rows' `source`. Whitespace around texts is removed. A context that is
-    absent or null is empty. Raises DataError if the file is empty, or in a format that `read_objects` does not read.
+    name: the file's name in messages. Whitespace around texts is removed. A context that is absent or null is empty. Raises
+    DataError if the file is empty, or in a format that `read_objects` does not read.
     """
-    rows = _Rows(fields, source)
+    rows = _Rows(layout)
     for found in read_objects(file, name):
         yield rows.read(found) if isinstance(found, FileObject) else found
     yield ReadingCounts(dict(rows.counts), rows.keys)
@@ -31,8 +41,8 @@ def read_instructions(
 class _Rows:
     """Turns objects into rows, and counts."""
 
-    def __init__(self, fields: FieldsConfig, source: str) -> None:
-        self.fields, self.source = fields, source
+    def __init__(self, layout: RowLayout) -> None:
+        self.layout, self.fields = layout, layout.fields
         self.counts: Counter[str] = Counter()
         self.keys: tuple[str, ...] = ()  # of the first row without a context
 
@@ -47,10 +57,13 @@ class _Rows:
         if not isinstance(record, dict):
             raise _RowError(f"a JSON object is expected, not {type(record).__name__}")
         fields = self.fields
-        messages = find_messages(record) if fields.instruction not in record else None
+        messages = self._find_messages(record)
         if messages is not None:
             record = self._flatten(record, messages)
-        required = [key for key in (fields.instruction, fields.response, fields.category) if key is not None]
+        elif self.layout.is_conversation:
+            raise _RowError(f"missing key {fields.instruction}; found {keys_of(record)}")
+        category = fields.category if self.layout.has_names or fields.category else _optional_category(record)
+        required = [key for key in (fields.instruction, fields.response, category) if key is not None]
         missing = [key for key in required if key not in record]
         if missing:
             raise _RowError(f"missing key {', '.join(missing)}; found {keys_of(record)}")
@@ -59,12 +72,12 @@ class _Rows:
         empty = [key for key in (fields.instruction, fields.response) if not texts[key]]
         if empty:
             raise _RowError(f"empty {', '.join(empty)}")
-        if fields.context is not None and fields.context not in record:
+        if self.layout.has_names and fields.context is not None and fields.context not in record:
             self.counts["rows_without_context_key"] += 1
             self.keys = self.keys or tuple(record)
         return InstructionRow(
-            source=self.source,
-            category=texts[fields.category] if fields.category is not None else "",
+            source=self.layout.source,
+            category=texts[category] if category is not None else "",
             instruction=texts[fields.instruction],
             context=context,
             response=texts[fields.response],
@@ -77,8 +90,21 @@ class _Rows:
         value = record.get(key)
         return "" if value is None else _text(key, value)
 
+    def _find_messages(self, record: Mapping[str, Any]) -> str | None:
+        """The key of the row's messages, if it has any in place of the instruction."""
+        key = self.fields.instruction
+        if self.layout.has_names:
+            return find_messages(record) if key not in record else None
+        if self.layout.is_conversation:
+            return key if key in record else None
+        return key if isinstance(record.get(key), list) else None
+
     def _flatten(self, record: Mapping[str, Any], key: str) -> dict[str, Any]:
-        conversation = read_conversation(record, key)
+        if not self.layout.has_names:
+            record = with_system(record, key)
+        if self.layout.name == "prompt_completion":
+            record = join_completion(record, key, self.fields.response)
+        conversation = read_conversation(record, key, strict=not self.layout.has_names)
         self.counts["conversations"] += 1
         self.counts["multi_turn_conversations"] += conversation.is_multi_turn
         self.counts["unanswered_messages"] += conversation.unanswered
@@ -89,6 +115,10 @@ class _Rows:
         if self.fields.context is not None:
             flat[self.fields.context] = record.get(self.fields.context)
         return {**record, **flat}
+
+
+def _optional_category(record: Mapping[str, Any]) -> str | None:
+    return CATEGORY if isinstance(record.get(CATEGORY), str) else None
 
 
 def _text(key: str, value: object) -> str:

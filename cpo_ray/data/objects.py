@@ -1,4 +1,4 @@
-"""Reads a file's objects, one per row: JSON lines, a JSON array, JSON objects, or Parquet, compressed or not."""
+"""Reads a file's objects, one per row: JSON lines, a JSON array, JSON objects, Parquet, or CSV, compressed or not."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from cpo_ray.data.lines import decode_line, read_lines
 from cpo_ray.data.rows import BadRow, FileFormat
+from cpo_ray.data.tables import is_table, read_table_rows
 from cpo_ray.errors import DataError
 from cpo_ray.files.compression import ContentStream, DamagedFileError, open_stream
 from cpo_ray.files.json_values import BrokenJsonError, is_json_lines, read_json_values
@@ -36,7 +37,7 @@ class FileObject:
 
 
 def read_objects(file: IO[bytes], name: str) -> Iterator[FileFormat | FileObject | BadRow]:
-    """Stream the file's format, then its objects. The content decides the format, not the name.
+    """Stream the file's format, then its objects. The content decides the format, not the name, except for CSV and TSV.
 
     name: the file's name in messages. A line that is not JSON becomes a BadRow and does not affect the others; in an array,
     in Parquet and in a damaged compressed file, the rest of the file is lost with it. Memory holds one object, or
@@ -53,6 +54,13 @@ def read_objects(file: IO[bytes], name: str) -> Iterator[FileFormat | FileObject
 def _read_json(stream: ContentStream, name: str) -> Iterator[FileFormat | FileObject | BadRow]:
     try:
         content = open_text(stream, name)
+        if is_table(name, content.head):
+            yield FileFormat.of(name, "a table (CSV)", stream.compression)
+            yield from (
+                FileObject(name, line, None, value) if isinstance(value, dict) else BadRow(name, line, value)
+                for line, value in read_table_rows(content.lines, name)
+            )
+            return
         lines = is_json_lines(content.head)
         what = "JSON lines" if lines else "a JSON array" if content.head.lstrip().startswith(b"[") else "JSON objects"
         yield FileFormat.of(name, what, stream.compression)
@@ -75,7 +83,11 @@ def _parse_line(name: str, number: int, text: str) -> FileObject | BadRow:
         return FileObject(name, number, None, json.loads(text))
     except json.JSONDecodeError as error:
         end = text[-EXCERPT:]
-        return BadRow(name, number, f"not JSON: {error.msg} at column {error.colno}; the line ends {end!r}")
+        reason = f"not JSON: {error.msg} at column {error.colno}; the line ends {end!r}"
+        is_text = number == 1 and not text.lstrip().startswith(("{", "["))
+        return BadRow(
+            name, number, reason + (". If this is a table, a CSV needs the ending .csv or .tsv" if is_text else "")
+        )
     except (ValueError, RecursionError) as error:  # numbers too long, nesting too deep
         return BadRow(name, number, str(error))
 

@@ -62,6 +62,13 @@ class SourceLog:
             else:
                 yield record
 
+    def add(self, other: "SourceLog") -> None:
+        """Add what another source found."""
+        self.quarantined += other.quarantined
+        self.formats += other.formats
+        self.counts += other.counts
+        self.keys = self.keys or other.keys
+
     @property
     def summary(self) -> Summary:
         """The formats and the counts, for the stage's summary."""

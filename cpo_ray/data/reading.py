@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from cpo_ray.cluster.raydata import configure
 from cpo_ray.data.rows import FileFormat
-from cpo_ray.data.sources import list_files, open_part, part_bytes
+from cpo_ray.data.sources import DEFAULT_PART, HubPart, list_files, open_part, part_bytes
 from cpo_ray.errors import DataError
 from cpo_ray.monitoring.console import progress_bar, say
 
@@ -60,9 +60,9 @@ def read_chunks(parts: Sequence[str], reader: Reader, hint: str = "") -> Iterato
             yield chunk
 
 
-def list_and_report(path: str, source: str) -> list[str]:
+def list_and_report(path: str, source: str, hub: HubPart = DEFAULT_PART) -> list[str]:
     """The parts of a source (`sources.list_files`). Prints which files are passed over."""
-    listing = list_files(path, source)
+    listing = list_files(path, source, hub)
     for message in listing.passed_over:
         say(f"  {escape(message)}")
     return listing.parts

@@ -1,6 +1,7 @@
 """What the readers yield: instruction rows, articles, bad rows that cannot be used, and facts about a file."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 
 from cpo_ray.artifacts import canonical
@@ -62,6 +63,11 @@ class ReadingCounts:
 
     counts: dict[str, int]
     keys: tuple[str, ...] = ()  # of a row whose context is absent
+
+
+def without_numbers(reason: str) -> str:
+    """A reason with its numbers and quotations left out, so that rows with the same fault can be counted together."""
+    return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", reason))
 
 
 def content_hash(*parts: object) -> str:

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
+from cpo_ray.config import ROW_SOURCES, DataConfig, SourceConfig
 from cpo_ray.errors import DataError
 from cpo_ray.files.compression import conversion
 
@@ -21,9 +22,9 @@ def _with_compression(*endings: str) -> tuple[str, ...]:
 
 OBJECTS = (*_with_compression(".jsonl", ".ndjson"), ".parquet")
 JSON = _with_compression(".json")  # read from a folder that has none of OBJECTS: beside them it is often a description
-SUFFIXES = {
-    "dolly": OBJECTS + JSON,
-    "instructions": OBJECTS + JSON,
+TABLES = _with_compression(".csv", ".tsv")  # read from a folder that has none of OBJECTS and JSON
+ROWS = OBJECTS + JSON + TABLES
+SUFFIXES = dict.fromkeys(ROW_SOURCES, ROWS) | {
     "wikidump": (".xml", *COMPRESSED[1:]),
     "text": _with_compression(".txt", ".tokens", ".raw"),
 }
@@ -31,6 +32,22 @@ SUFFIXES = {
 INDEX = re.compile(r"-multistream-index\d*\.txt[^/]*$")
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+class HubPart(NamedTuple):
+    """What is read of a dataset on the hub; None is the hub's default, and the split `train`."""
+
+    subset: str | None = None
+    split: str | None = None
+    revision: str | None = None
+
+
+DEFAULT_PART = HubPart()
+
+
+def hub_part(source: SourceConfig | DataConfig) -> HubPart:
+    """What a source, or the only one of the data, reads of a dataset on the hub."""
+    return HubPart(source.subset, source.split, source.revision)
 
 
 @dataclass(frozen=True)
@@ -41,23 +58,29 @@ class Listing:
     passed_over: list[str]  # messages: a file that is not read, and why
 
 
-def list_parts(path: str, source: str) -> list[str]:
+def list_parts(path: str, source: str, hub: HubPart = DEFAULT_PART) -> list[str]:
     """The parts of `list_files`."""
-    return list_files(path, source).parts
+    return list_files(path, source, hub).parts
 
 
-def list_files(path: str, source: str) -> Listing:
+def list_files(path: str, source: str, hub: HubPart = DEFAULT_PART) -> Listing:
     """The files that `path` names, sorted by name: the file itself, or those of a folder or pattern.
 
-    Indexes of multistream dumps are passed over, and in a folder: compressed copies of files that are there too, `.json`
-    beside other files with rows, and `.7z`. A dataset on the hub is downloaded and has one part. Raises DataError if a
+    Indexes of multistream dumps are passed over, and in a folder: compressed copies of files that are there too, `.json` and
+    `.csv` beside other files with rows, and `.7z`. A dataset on the hub is downloaded and has one part. Raises DataError if a
     folder or pattern has no files, or if a URL cannot be listed. A missing file is reported later, by `open_part`.
     """
     suffixes = SUFFIXES[source]
-    if suffixes == SUFFIXES["instructions"] and _is_hub_dataset(path):
+    if suffixes == ROWS and is_hub_dataset(path):
         from cpo_ray.data.hub import fetch_rows
 
-        return Listing([str(fetch_rows(path))], [])
+        return Listing([str(fetch_rows(path, *hub))], [])
+    if hub != DEFAULT_PART:
+        key, value = next((key, value) for key, value in hub._asdict().items() if value is not None)
+        raise DataError(
+            f"data.{key} {value!r} is for a dataset on the Hugging Face hub, owner/name, but data.path {path} is not one: "
+            f"leave out data.{key}, or correct the path"
+        )
     with _as_data_error(path):
         files, is_folder = _list_remote(path, suffixes) if "://" in path else _list_local(path)
     listing = _select(files, suffixes if is_folder else None)
@@ -81,6 +104,7 @@ def _select(files: Sequence[str], suffixes: Sequence[str] | None) -> Listing:
         files = [file for file in files if _is_part(_name(file), suffixes)]
     parts = []
     has_objects = any(file.endswith(OBJECTS) for file in files)
+    has_rows = has_objects or any(file.endswith(JSON) for file in files)
     for file in files:
         plain = file.removesuffix(PurePosixPath(file).suffix)
         if INDEX.search(file):
@@ -89,17 +113,19 @@ def _select(files: Sequence[str], suffixes: Sequence[str] | None) -> Listing:
             passed_over.append(f"{file} is passed over: {_name(plain)} is read")
         elif suffixes is not None and file.endswith(JSON) and has_objects:
             passed_over.append(f"{file} is passed over beside files of rows (.jsonl, .ndjson, .parquet)")
+        elif suffixes is not None and file.endswith(TABLES) and has_rows:
+            passed_over.append(f"{file} is passed over beside files of rows (.jsonl, .ndjson, .parquet, .json)")
         else:
             parts.append(file)
     return Listing(parts, passed_over)
 
 
-def fingerprint(path: str, source: str) -> list[str | None]:
+def fingerprint(path: str, source: str, hub: HubPart = DEFAULT_PART) -> list[str | None]:
     """A hash of each part's content, in order: of the bytes of a local file, of the store's metadata for a remote one.
 
     None for a missing local file.
     """
-    return [_fingerprint(part) for part in list_parts(path, source)]
+    return [_fingerprint(part) for part in list_parts(path, source, hub)]
 
 
 @contextlib.contextmanager
@@ -211,12 +237,12 @@ def _unreadable(part: str) -> tuple[type[Exception], ...]:
     return (OSError,)
 
 
-def _is_hub_dataset(path: str) -> bool:
+def is_hub_dataset(path: str) -> bool:
     """Whether `path` has the form `owner/name` and no local file or folder has that name."""
     return bool(HUB_ID.fullmatch(path)) and not path.endswith(sum(SUFFIXES.values(), ())) and not Path(path).exists()
 
 
 def _hub_advice(part: str) -> str:
-    if not _is_hub_dataset(part):
+    if not is_hub_dataset(part):
         return ""
     return f" For a dataset on the Hugging Face hub, name its files: data.path=hf://datasets/{part}/*.txt"

@@ -16,7 +16,7 @@ LAPTOP_GBIT = 10
 def describe_run(config: RunConfig) -> list[str]:
     """K, batch sizes, tokens and epochs of a configuration, one line each."""
     training, counts = config.training, config.sampling.negatives
-    rows = min(config.sampling.rows or config.data.train_rows, config.data.train_rows)
+    rows = min(config.sampling.rows or config.data.rows("train"), config.data.rows("train"))
     passes = training.prompts_per_step // (training.workers * training.prompts_per_microbatch)
     own = 1 + counts.total - counts.truncation
     most = training.prompts_per_step * (config.data.max_prompt_tokens + own * config.data.max_response_tokens)
@@ -48,7 +48,7 @@ def _describe_rates(config: RunConfig) -> str:
 def render_plan(plan: RunPlan, price: float | None = None) -> Group:
     """The estimate with its assumptions. price: of a machine-hour, in any currency."""
     config, shape, tokens = plan.config, plan.shape, plan.tokens
-    rows = min(config.sampling.rows or config.data.train_rows, config.data.train_rows)
+    rows = min(config.sampling.rows or config.data.rows("train"), config.data.rows("train"))
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column()

@@ -92,8 +92,8 @@ def stage_work(
     per rate of `tuning.learning_rates`.
     """
     n, negatives, group = shape.parameters, config.sampling.negatives, tokens.group(config)
-    rows = min(config.sampling.rows or config.data.train_rows, config.data.train_rows)
-    available = config.data.test_rows if config.generation.split == "test" else config.data.validation_rows
+    rows = min(config.sampling.rows or config.data.rows("train"), config.data.rows("train"))
+    available = config.data.rows(config.generation.split)
     answers = min(config.generation.rows or available, available)
     answers *= len(config.evaluated_models) * len(config.generation.decodings)
     sequence = tokens.prompt + tokens.response

@@ -52,12 +52,18 @@ def sample_groups(stage: StageRun) -> None:
             stage,
             TRAIN_GROUPS.name,
             config,
-            min(config.sampling.rows or config.data.train_rows, config.data.train_rows),
+            training_rows(config, stage.read("data").manifest.summary),
         )
     if has_validation(config):
         rows = config.training.validation_rows
         fewer = config.model_copy(update={"sampling": config.sampling.model_copy(update={"rows": rows})})
         _make_groups(stage, VALIDATION_GROUPS.name, fewer, rows)
+
+
+def training_rows(config: RunConfig, data: Summary) -> int:
+    """Rows that become groups. data: the summary of stage `data`, which has counted the rows of a share."""
+    rows = data["train_rows"] if config.data.has_shares else config.data.rows("train")
+    return min(config.sampling.rows or rows, rows)
 
 
 def outside_files(sampling: SamplingConfig) -> dict[str, Any]:

@@ -24,11 +24,13 @@ class Hub(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         folder = "" if self.kind == "models" else f"/{self.kind}"
         api, files = f"/api/{self.kind}/{self.name}", f"{folder}/{self.name}/resolve/"
-        if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
+        if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}", f"{api}/revision/v1"):
             listed = [{"rfilename": name} for name in self.files]
             self.reply({"id": self.name, "sha": COMMIT, "siblings": listed, "private": False, "tags": []})
         elif path == f"{api}/tree/{COMMIT}":
             self.reply([self.describe(name) for name in self.files])
+        elif path.startswith(f"{api}/revision/"):
+            self.reply({"error": "no such revision"}, 404, "RevisionNotFound")
         elif path.startswith(f"{api}/tree/"):
             self.reply({"error": "no such folder"}, 404, "EntryNotFound")
         elif path.startswith(files):

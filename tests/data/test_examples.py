@@ -197,7 +197,7 @@ def test_special_tokens_spelled_out_in_a_text_stay_text(tmp_path: Path) -> None:
 
 
 def test_the_synthetic_task_reads_no_file(tmp_path: Path) -> None:
-    config = configure(**{**SMALL, "path": tmp_path / "absent.jsonl"})
+    config = configure(**SMALL, source="synthetic", path=tmp_path / "absent.jsonl")
     assert not needs_ray(config.data)
     assert len(load_corpus(config.data, config.seed).rows) == 400
 
@@ -252,12 +252,12 @@ def test_bad_line_stops_the_stage_or_is_quarantined(tmp_path: Path) -> None:
 
 
 def test_quarantined_rows_do_not_count_as_usable_and_the_error_quotes_the_first(tmp_path: Path) -> None:
-    path = tmp_path / "d.csv"
+    path = tmp_path / "d.txt"
     path.write_text("instruction,response\n" * 5)
     config = configure(source="dolly", path=path, on_bad_row="quarantine", train_rows=3, test_rows=1)
     error = (
         r"0 usable rows, but train 3 \+ validation 200 \+ test 1 = 204: 204 too few.*"
-        r"5 rows cannot be used; the first: .*d\.csv:1: not JSON"
+        r"5 rows cannot be used; the first: .*d\.txt:1: not JSON"
     )
     with pytest.raises(DataError, match=error):
         prepare_examples(config, tmp_path / "out")

@@ -72,3 +72,29 @@ def test_too_few_rows_shows_the_arithmetic() -> None:
 def test_whole_prompts_that_do_not_fit_are_explained() -> None:
     with pytest.raises(DataError, match=r"data.test_rows 3 cannot be filled: 2 rows fit"):
         split_prompts(["a", "a", "b", "b", "c", "c"], {"train": 2, "validation": 0, "test": 3}, 17)
+
+
+SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
+
+
+@given(st.lists(st.integers(0, 12), min_size=40, max_size=120), st.integers(0, 2**32))
+def test_shares_use_every_row_and_keep_prompts_together(numbers: list[int], seed: int) -> None:
+    """13 prompts with several rows each, so that few splits can be filled exactly, and 10 with one."""
+    prompts = [*map(str, numbers), *(f"once {n}" for n in range(10))]
+    splits = split_prompts(prompts, SHARES, seed)
+    assert sorted(row for rows in splits.values() for row in rows) == list(range(len(prompts)))
+    sides = [{prompts[row] for row in rows} for rows in splits.values()]
+    assert sum(map(len, sides)) == len(set(prompts))
+    assert 1 <= len(splits["test"]) <= len(prompts) * 0.1
+
+
+def test_counts_beside_shares_are_exact() -> None:
+    splits = split_prompts([str(n) for n in range(100)], {"train": 0.5, "validation": 0, "test": 7}, 17)
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 50, "validation": 0, "test": 7}
+
+
+def test_too_few_rows_for_shares_shows_the_arithmetic() -> None:
+    with pytest.raises(DataError, match=r"2 usable rows, but train 1 \(share 0\.8\) \+ validation 1 .* = 3: 1 too few"):
+        split_prompts(["a", "b"], SHARES, 17)
+    with pytest.raises(DataError, match=r"no row is left for the split `test`.* 1 different prompts"):
+        split_prompts(["a"] * 100, SHARES, 17)
