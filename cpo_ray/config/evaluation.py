@@ -27,6 +27,13 @@ class DecodingConfig(Section):
     length_penalty: Annotated[float, Field(ge=0)] = 1.0
     """Beams are ranked by log-prob / tokens ** length_penalty; 0 ranks by log-prob. vLLM counts the prompt's tokens too."""
 
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] = 1.0
+    """Tokens of the prompt and of the answer so far become less likely: their logits are divided by this if positive and
+    multiplied by it if negative (Keskar et al. 2019). 1 changes nothing; 1.2 is usual."""
+    no_repeat_ngram: Annotated[int, Field(ge=0)] = 0
+    """n: no n-gram of tokens may occur twice in prompt and answer together (`no_repeat_ngram_size` of transformers). 0: no such
+    rule."""
+
     @model_validator(mode="after")
     def _check(self) -> "DecodingConfig":
         if self.beams > 1 and (self.temperature, self.top_p, self.top_k) != (0.0, 1.0, -1):

@@ -77,6 +77,9 @@ class ServingConfig(Section):
     """How long, in seconds, the load must be high before another engine is started."""
     scale_down_after_s: Annotated[float, Field(gt=0)] = Field(default=600.0, json_schema_extra=EXECUTION)
     """How long, in seconds, the load must be low before an engine is stopped. Starting it again takes time."""
+    no_repeat_ngram: bool = Field(default=False, json_schema_extra=EXECUTION)
+    """Load what `no_repeat_ngram_size` in a request needs; without it, such requests are refused. On GPUs the engines then use
+    vLLM's first model runner. Stage `generation` sets it if a decoding has `no_repeat_ngram`."""
     limits: LimitsConfig = LimitsConfig()
     engine: EngineConfig = EngineConfig()
     """Every replica has one."""

@@ -71,7 +71,12 @@ def _build_request(
     if decoding.beams > 1:  # vLLM returns all beams, the best first, and its usage counts the tokens of all of them
         beams = {"use_beam_search": True, "n": decoding.beams, "length_penalty": decoding.length_penalty}
         return body | beams | {"return_token_ids": True}
-    return body | {"top_p": decoding.top_p, "top_k": decoding.top_k, "seed": row_seed(seed, example["id"])}
+    body |= {"top_p": decoding.top_p, "top_k": decoding.top_k, "seed": row_seed(seed, example["id"])}
+    if decoding.repetition_penalty != 1:
+        body["repetition_penalty"] = decoding.repetition_penalty
+    if decoding.no_repeat_ngram:
+        body["no_repeat_ngram_size"] = decoding.no_repeat_ngram
+    return body
 
 
 async def _send_requests(

@@ -60,7 +60,7 @@ def serve_models(
     port = choose_port(config.host, config.port)
     deployments = {name: f"LLMServer:{part}" for name, part in name_deployments(models, config.in_place).items()}
     vocabularies = {name: read_vocabulary(path) for name, path in models.items()}
-    settings = GatewaySettings(vocabularies, deployments, max_model_len, config.limits)
+    settings = GatewaySettings(vocabularies, deployments, max_model_len, config.limits, config.no_repeat_ngram)
     for path in models.values():
         check_one_set_of_weights(path)
     first, *others = models.values()

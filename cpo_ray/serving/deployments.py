@@ -10,6 +10,7 @@ from cpo_ray.errors import ServiceError
 ENGINE_CPUS = 0.5  # logical CPUs, few so that several engines fit on a small machine
 SWITCHING_WORKER = "cpo_ray.inference.vllm_worker.SwitchingWorker"
 LOOPBACK_WORKER = "cpo_ray.cluster.loopback.LoopbackWorker"
+NO_REPEAT_NGRAM = "cpo_ray.inference.no_repeat_ngram:NoRepeatNgram"
 SHARED = "shared"  # name of the deployment whose engine serves all models
 LONGEST_LOOK_BACK_S = 30.0  # Ray Serve's default
 STARTS = 3  # attempts to start an engine: a process or a machine may be lost during the start
@@ -83,6 +84,8 @@ def engine_options(model: Path, config: ServingConfig, max_model_len: int, gpus_
         "trust_remote_code": False,
         "worker_extension_cls": SWITCHING_WORKER if config.in_place else LOOPBACK_WORKER,
     }
+    if config.no_repeat_ngram:
+        options["logits_processors"] = [NO_REPEAT_NGRAM]
     if gpus_per_engine:
         return options | {"gpu_memory_utilization": config.engine.gpu_memory_utilization}
     return options | {
@@ -158,6 +161,8 @@ def _configure(
         worker["GPU"] = gpus_per_engine / config.engine.tensor_parallel
     engine = "SharedEngine" if config.in_place else "LeanEngine"
     environment = {**ENGINE_ENVIRONMENT, "RAYLLM_VLLM_ENGINE_CLS": f"cpo_ray.serving.vllm_engine.{engine}"}
+    if config.no_repeat_ngram:
+        environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # its logits processors have another interface
     if config.in_place:
         folders = {model: str(folder.resolve()) for model, folder in models.items()}
         environment["CPO_RAY_SHARED_MODELS"] = json.dumps(folders)

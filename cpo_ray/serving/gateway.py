@@ -32,12 +32,15 @@ CLIENT_GONE = 499  # nginx's status for a client that disconnected
 
 @dataclass(frozen=True)
 class GatewaySettings:
-    """Each model's vocabulary size and Serve deployment, the context length in tokens, and the limits."""
+    """Each model's vocabulary size and Serve deployment, the context length in tokens, the limits, and whether the engines
+    have what `no_repeat_ngram_size` needs.
+    """
 
     vocabularies: dict[str, int]
     deployments: dict[str, str]
     context: int
     limits: LimitsConfig
+    no_repeat_ngram: bool = False
 
     def dump(self) -> str:
         """As JSON, for the environment of Serve's proxy."""
@@ -133,6 +136,10 @@ class Gateway:
         settings = self.settings
         body = await _read_body(scope, receive, int(settings.limits.body_mib * 2**20))
         request = read_request(scope["path"], body, settings.limits, settings.vocabularies, settings.context)
+        if request.no_repeat_ngram_size is not None and not settings.no_repeat_ngram:
+            raise RequestRefusedError(
+                400, "this endpoint was started without serving.no_repeat_ngram", "no_repeat_ngram_size"
+            )
         record.model = request.model
         if self.draining:  # checked after the body has arrived, not before
             raise RequestRefusedError(503, "this endpoint is shutting down and takes no new requests")

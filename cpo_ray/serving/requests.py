@@ -4,6 +4,7 @@ The fields here are useful and were tested not to harm an engine. Other fields t
 `structured_outputs`, priorities, ...) are refused.
 """
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -55,6 +56,7 @@ class Decoding(_StrictModel):
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[Number, Field(ge=0.01, le=10)] | None = None
+    no_repeat_ngram_size: Annotated[int, Field(ge=1, le=LONGEST_CONTEXT)] | None = None
     use_beam_search: bool = False
     length_penalty: Annotated[Number, Field(ge=-10, le=10)] = 1.0
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
@@ -73,6 +75,8 @@ class Decoding(_StrictModel):
             raise ValueError("stream_options needs stream: true")
         if self.use_beam_search and self.stream:
             raise ValueError("use_beam_search cannot stream")
+        if self.use_beam_search and self.no_repeat_ngram_size is not None:
+            raise ValueError("use_beam_search cannot be combined with no_repeat_ngram_size")
         if self.n > 1 and self.temperature == 0 and not self.use_beam_search:
             raise ValueError("n above 1 needs a temperature above 0: greedy answers are all the same")
         if any(not (key.isascii() and key.isdigit() and len(key) <= 10) for key in self.logit_bias or ()):
@@ -217,8 +221,13 @@ def write_request(request: Decoding) -> bytes:
     """Encode the fields that the request set, so that the engine reads exactly what was validated.
 
     Nulls are omitted: vLLM reads `max_tokens: null` as "as many as fit", which was not counted against the limit.
+    `no_repeat_ngram_size`, which vLLM does not have, becomes an argument of our logits processor.
     """
-    return request.model_dump_json(exclude_unset=True, exclude_none=True).encode()
+    if request.no_repeat_ngram_size is None:
+        return request.model_dump_json(exclude_unset=True, exclude_none=True).encode()
+    fields = request.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    fields["vllm_xargs"] = {"no_repeat_ngram_size": fields.pop("no_repeat_ngram_size")}
+    return json.dumps(fields).encode()
 
 
 def _explain(error: ValidationError) -> RequestRefusedError:

@@ -50,10 +50,12 @@ def _serve(stage: StageRun, models: dict[str, Artifact]) -> Iterator[Any]:
     window = config.data.max_prompt_tokens + config.data.max_response_tokens
     gpus = config.serving.engine.tensor_parallel if config.cluster.gpus_per_worker else 0
     folders = {name: model.path for name, model in models.items()}
+    bans = any(decoding.no_repeat_ngram for decoding in config.generation.decodings.values())
+    serving = config.serving.model_copy(update={"no_repeat_ngram": bans or config.serving.no_repeat_ngram})
     with contextlib.ExitStack() as stack:
         with measured_bar("engines", len(models), "models") as progress:
             on_ready: Callable[[str], None] = lambda name: progress.advance(1, f"{name} is up")  # noqa: E731
-            endpoint = stack.enter_context(serve_models(folders, config.serving, window, gpus, on_ready))
+            endpoint = stack.enter_context(serve_models(folders, serving, window, gpus, on_ready))
         yield endpoint
 
 

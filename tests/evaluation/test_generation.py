@@ -94,6 +94,16 @@ def test_a_request_has_token_ids_decoding_and_its_own_seed(tmp_path: Path) -> No
     assert row_seed(18, "row0") != row_seed(17, "row0")
 
 
+def test_rules_against_repetition_are_requested_only_where_they_are_set(tmp_path: Path) -> None:
+    rules = DecodingConfig(repetition_penalty=1.2, no_repeat_ngram=3)
+    with serve_flaky(complete) as service:
+        generate(service, tmp_path / "ruled.jsonl", EXAMPLES[:1], decoding=rules)
+        generate(service, tmp_path / "plain.jsonl", EXAMPLES[:1], decoding=DecodingConfig())
+        ruled, plain = service.answered
+    assert ruled == {**plain, "repetition_penalty": 1.2, "no_repeat_ngram_size": 3}
+    assert plain.keys() & {"repetition_penalty", "no_repeat_ngram_size"} == set()
+
+
 def test_beam_search_requests_all_beams_and_keeps_the_best(tmp_path: Path) -> None:
     def beams(_: dict[str, Any]) -> dict[str, Any]:
         choices = [
@@ -124,6 +134,9 @@ def test_beam_search_requests_all_beams_and_keeps_the_best(tmp_path: Path) -> No
 def test_beam_search_refuses_sampling_settings() -> None:
     with pytest.raises(ValueError, match=r"beams: 4 does not sample.*got temperature 0.7, top_p 1, top_k 50"):
         DecodingConfig(beams=4, temperature=0.7, top_k=50)
+    for rule in ({"repetition_penalty": 1.2}, {"no_repeat_ngram": 3}):
+        with pytest.raises(ValueError, match=r"beams: 4 needs repetition_penalty 1 and no_repeat_ngram 0"):
+            DecodingConfig(beams=4, **rule)
 
 
 def test_a_killed_run_keeps_its_rows(tmp_path: Path) -> None:

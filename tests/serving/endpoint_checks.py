@@ -19,7 +19,7 @@ from tests.engines import engine_processes
 from tests.waiting import eventually
 
 CONFIG = ServingConfig.model_validate({"start_timeout_s": 300, "engine": {"kv_cache_gib": 0.25, "max_sequences": 32}})
-SHARED = CONFIG.model_copy(update={"in_place": True})
+SHARED = CONFIG.model_copy(update={"in_place": True, "no_repeat_ngram": True})
 PROMPTS = [[5, 6, 7], [300, 20, 41, 7], [900], list(range(50, 90))]
 NEW_TOKENS = 24
 
@@ -74,6 +74,25 @@ def check_that_mixed_requests_get_their_own_model(endpoint: Endpoint, models: di
         assert list(threads.map(ask, asked)) == [expected[name][index] for name, index in asked]
 
 
+def check_that_no_ngram_repeats(endpoint: Endpoint, name: str, model: Path) -> None:
+    """Requests with and without the rule, in the same batches."""
+    sizes, prompts = (None, 1, 2, 3), [*PROMPTS, [5, 6, 7, 5, 6]]
+    asked = [(size, prompt) for prompt in prompts for size in sizes]
+
+    def ask(question: tuple[int | None, list[int]]) -> list[int]:
+        size, prompt = question
+        body = {"model": name, "prompt": prompt, "max_tokens": NEW_TOKENS, "temperature": 0, "return_token_ids": True}
+        return post(endpoint, body | ({} if size is None else {"no_repeat_ngram_size": size}))["choices"][0][
+            "token_ids"
+        ]  # type: ignore[no-any-return]
+
+    with ThreadPoolExecutor(len(asked)) as threads:
+        found = list(threads.map(ask, asked))
+    expected = {size: greedy(model, prompts, no_repeat_ngram_size=size) for size in sizes}
+    assert found == [expected[size][prompts.index(prompt)] for size, prompt in asked]
+    assert expected[2] != expected[None], "the rule changed no answer, which proves nothing"
+
+
 def check_stop_seed_and_beams(endpoint: Endpoint) -> None:
     stopped = post(endpoint, {"prompt": [1], "max_tokens": 5, "allowed_token_ids": [0]})
     assert stopped["choices"][0]["finish_reason"] == "stop"
@@ -116,6 +135,7 @@ def check_that_extreme_requests_harm_no_engine(endpoint: Endpoint) -> None:
         "logit_bias": [{"1023": 100}, {"0": -100}],
         "min_tokens": [0, 5, 300],
         "ignore_eos": [True],
+        "no_repeat_ngram_size": [1, 3, 10_000],
         "use_beam_search": [True],
         "length_penalty": [-10, 10],
         "stream": [True],
@@ -224,14 +244,14 @@ def post(endpoint: Endpoint, body: dict[str, Any]) -> dict[str, Any]:
     return answer.json()  # type: ignore[no-any-return]
 
 
-def greedy(model: Path, prompts: list[list[int]] = PROMPTS) -> list[list[int]]:
+def greedy(model: Path, prompts: list[list[int]] = PROMPTS, **rules: Any) -> list[list[int]]:
     from transformers import AutoModelForCausalLM
 
     reference = AutoModelForCausalLM.from_pretrained(model).eval()
     answers = []
     with torch.no_grad():
         for prompt in prompts:
-            tokens = reference.generate(torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False)
+            tokens = reference.generate(torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, **rules)
             answers.append(tokens[0, len(prompt) :].tolist())
     return answers
 

@@ -10,7 +10,13 @@ import pytest
 from cpo_ray.config import ServingConfig
 from cpo_ray.errors import ArtifactError, ServiceError
 from cpo_ray.serving.app import choose_port, serve_models
-from cpo_ray.serving.deployments import build_application, engine_options, read_context, read_vocabulary
+from cpo_ray.serving.deployments import (
+    NO_REPEAT_NGRAM,
+    build_application,
+    engine_options,
+    read_context,
+    read_vocabulary,
+)
 from tests.serving.endpoint_checks import (
     CONFIG,
     SHARED,
@@ -24,6 +30,7 @@ from tests.serving.endpoint_checks import (
     check_that_every_route_needs_the_key,
     check_that_extreme_requests_harm_no_engine,
     check_that_mixed_requests_get_their_own_model,
+    check_that_no_ngram_repeats,
 )
 from tests.serving.tiny_llama import write_tiny_llama
 
@@ -41,6 +48,9 @@ def test_engine_options_keep_the_stored_dtype(model: Path, tmp_path: Path) -> No
     options = engine_options(model, CONFIG, max_model_len=256, gpus_per_engine=1)
     assert options["gpu_memory_utilization"] == CONFIG.engine.gpu_memory_utilization
     assert "kv_cache_memory_bytes" not in options
+    assert "logits_processors" not in options
+    banning = CONFIG.model_copy(update={"no_repeat_ngram": True})
+    assert engine_options(model, banning, 256, 1)["logits_processors"] == [NO_REPEAT_NGRAM]
     with pytest.raises(ServiceError, match="is not a model directory"):
         engine_options(tmp_path, CONFIG, max_model_len=256, gpus_per_engine=0)
 
@@ -128,6 +138,7 @@ def test_models_share_an_engine_in_place_behind_a_key_and_answer_as_transformers
         for name in ("tiny-0.50", "tiny-1.00", "tiny-0.50"):
             check_greedy_answers(endpoint, name, models[name])
         check_that_mixed_requests_get_their_own_model(endpoint, models)
+        check_that_no_ngram_repeats(endpoint, "tiny-1.00", other)
         check_stop_seed_and_beams(endpoint)
         check_that_disconnected_clients_block_no_other(endpoint)
         check_that_extreme_requests_harm_no_engine(endpoint)

@@ -1,6 +1,7 @@
 import asyncio
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,20 @@ def test_a_value_out_of_bounds_is_refused_before_the_engine(change: Any, status:
     assert param is None or error["param"] == param
     assert error["message"]
     assert engine.bodies == []
+
+
+def test_a_rule_against_repeated_ngrams_needs_engines_that_have_it() -> None:
+    body = {**ASK, "no_repeat_ngram_size": 3}
+    answer, engine = post(body)
+    assert (answer.status_code, answer.json()["error"]["param"], engine.bodies) == (400, "no_repeat_ngram_size", [])
+
+    async def work(client: httpx.AsyncClient, engine: StubEngine) -> list[Any]:
+        assert (await client.post("/v1/completions", json=body)).status_code == 200
+        beams = await client.post("/v1/completions", json={**body, "use_beam_search": True})
+        assert (beams.status_code, "cannot be combined" in beams.text) == (400, True)
+        return engine.bodies
+
+    assert ask(work, replace(SETTINGS, no_repeat_ngram=True)) == [{**ASK, "vllm_xargs": {"no_repeat_ngram_size": 3}}]
 
 
 @pytest.mark.parametrize(
