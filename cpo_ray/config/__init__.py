@@ -6,7 +6,14 @@ out of bounds are errors that name the key; nothing is rounded or guessed.
 
 from cpo_ray.config.cluster import ClusterConfig
 from cpo_ray.config.data import ROW_SOURCES, DataConfig, PassagesConfig, TokenizerConfig
-from cpo_ray.config.evaluation import DecodingConfig, GenerationConfig, JudgeConfig, MauveConfig, RewardConfig
+from cpo_ray.config.evaluation import (
+    DecodingConfig,
+    GenerationConfig,
+    JudgeConfig,
+    MauveConfig,
+    RewardConfig,
+    TextMetricsConfig,
+)
 from cpo_ray.config.inference import EngineConfig
 from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
 from cpo_ray.config.run import RunConfig
@@ -50,6 +57,7 @@ __all__ = [
     "Section",
     "ServingConfig",
     "SourceConfig",
+    "TextMetricsConfig",
     "TokenizerConfig",
     "TrackingConfig",
     "TrainingConfig",

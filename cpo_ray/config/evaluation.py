@@ -1,4 +1,4 @@
-"""Stages `generation`, `judging`, `reward` and `mauve`."""
+"""Stages `generation`, `judging`, `reward`, `mauve` and `text_metrics`."""
 
 import re
 from typing import Annotated, Literal
@@ -40,6 +40,10 @@ class DecodingConfig(Section):
             raise ValueError(
                 f"beams: {self.beams} does not sample, so it needs temperature 0, top_p 1 and top_k -1, got "
                 f"temperature {self.temperature:g}, top_p {self.top_p:g}, top_k {self.top_k}"
+            )
+        if self.beams > 1 and (self.repetition_penalty, self.no_repeat_ngram) != (1.0, 0):
+            raise ValueError(
+                f"beams: {self.beams} needs repetition_penalty 1 and no_repeat_ngram 0: vLLM's beam search has neither"
             )
         return self
 
@@ -124,6 +128,20 @@ class RewardConfig(Section):
     counted. Default: the model's maximum."""
     batch_tokens: Annotated[int, Field(ge=1)] = Field(default=8192, json_schema_extra=EXECUTION)
     """Tokens per forward pass, padding included."""
+
+
+class TextMetricsConfig(Section):
+    """Stage `text_metrics`: what the answers are like, without a judge. Always: repetition, diversity and length."""
+
+    embedder: str | None = "minilm"
+    """The model of the similarity to the truth and of the energy distance, as in `sampling.embedder`; null leaves both out."""
+    reference_likelihood: bool = True
+    """Score the answers under the run's reference model."""
+    heldout: str | None = None
+    """A language model that took no part in the run, a Hugging Face directory or hub id: the answers are scored under it too.
+    Default: none."""
+    grammar: bool = False
+    """Count grammar and spelling lints of English answers with Harper, which needs the extra `cpo-ray[grammar]`."""
 
 
 class MauveConfig(Section):

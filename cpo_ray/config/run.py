@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from cpo_ray.config.cluster import ClusterConfig
 from cpo_ray.config.data import DataConfig
-from cpo_ray.config.evaluation import GenerationConfig, JudgeConfig, MauveConfig, RewardConfig
+from cpo_ray.config.evaluation import GenerationConfig, JudgeConfig, MauveConfig, RewardConfig, TextMetricsConfig
 from cpo_ray.config.sampling import SamplingConfig
 from cpo_ray.config.section import EXECUTION, Section
 from cpo_ray.config.serving import MergingConfig, ServingConfig
@@ -45,6 +45,7 @@ class RunConfig(Section):
     judge: JudgeConfig = JudgeConfig()
     reward: RewardConfig = RewardConfig()
     mauve: MauveConfig = MauveConfig()
+    text_metrics: TextMetricsConfig = TextMetricsConfig()
     cluster: ClusterConfig = Field(default=ClusterConfig(), json_schema_extra=EXECUTION)
 
     @model_validator(mode="before")

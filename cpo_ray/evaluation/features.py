@@ -1,12 +1,14 @@
-"""Text features for MAUVE: sentence embeddings, or a language model's hidden state at the last token."""
+"""Text features for MAUVE and the text metrics: sentence embeddings, or a language model's hidden state at the last token."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from cpo_ray.artifacts import content_key
 from cpo_ray.config import MauveConfig
 from cpo_ray.errors import ConfigError
 from cpo_ray.evaluation.batching import batch_by_length
@@ -23,8 +25,7 @@ def load_featurizer(config: MauveConfig) -> Featurize:
     It uses a GPU if there is one. Raises ConfigError if the model cannot be loaded.
     """
     if config.features == "sentence":
-        embedder = load_embedder(config.embedder)
-        return lambda texts: embed_texts(embedder, texts)
+        return sentence_features(config.embedder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.embedder, trust_remote_code=False)
         model = AutoModel.from_pretrained(config.embedder, dtype="auto", use_safetensors=True, trust_remote_code=False)
@@ -35,6 +36,23 @@ def load_featurizer(config: MauveConfig) -> Featurize:
         ) from None
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return lambda texts: last_token_states(model, tokenizer, texts)
+
+
+@cache
+def sentence_features(embedder: str) -> Featurize:
+    """Sentence embeddings, kept in memory: the stages `mauve` and `text_metrics` of a run embed the same lists of texts.
+
+    Kept by list, not by text: in another batch an embedding may differ in its last bits.
+    """
+    model, known = load_embedder(embedder), dict[str, npt.NDArray[np.float32]]()
+
+    def featurize(texts: list[str]) -> npt.NDArray[np.float32]:
+        key = content_key(texts)
+        if key not in known:
+            known[key] = embed_texts(model, texts)
+        return known[key]
+
+    return featurize
 
 
 @torch.no_grad()

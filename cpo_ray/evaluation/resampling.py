@@ -70,19 +70,23 @@ def share(values_N: npt.NDArray[np.float64]) -> Estimate:
     return Estimate(value=value, low=low, high=high, n=len(values_N))
 
 
+def assign_groups(rows: int, seed: int) -> npt.NDArray[np.int64]:
+    """Each prompt's group for the jackknife, (N,): at random, GROUPS of about equal size, or one each for fewer prompts."""
+    return np.random.default_rng(seed).permutation(rows) % max(1, min(GROUPS, rows))
+
+
 def jackknife(
-    statistics: Callable[[npt.NDArray[np.bool_]], list[Measured]], rows: int, seed: int, groups: int = GROUPS
+    statistics: Callable[[npt.NDArray[np.bool_]], list[Measured]], group_N: npt.NDArray[np.int64]
 ) -> list[Estimate]:
     """Each statistic of a set, with an interval from the set without one group of prompts after another.
 
-    statistics: maps the kept rows, (N,), to values; NaN is "not defined". The rows are divided at random into `groups`. Why
-    not a bootstrap: it draws prompts repeatedly, and a text that occurs twice makes every set less diverse than it is. The
+    statistics: maps the kept rows, (N,), to values; NaN is "not defined". group_N: from `assign_groups`. Why not a bootstrap:
+    it draws prompts repeatedly, and a text that occurs twice makes every set less diverse than it is. The
     jackknife's variance is on average not too small (Efron and Stein 1981); the interval is Student's, with groups - 1
     degrees of freedom.
     """
-    whole = statistics(np.ones(rows, dtype=bool))
-    groups = min(groups, rows)
-    group_N = np.random.default_rng(seed).permutation(rows) % max(1, groups)
+    whole = statistics(np.ones(len(group_N), dtype=bool))
+    groups = int(group_N.max(initial=-1)) + 1
     without_GM = np.array([[each.value for each in statistics(group_N != group)] for group in range(groups)])
     estimates = []
     for column, (value, count) in enumerate(whole):

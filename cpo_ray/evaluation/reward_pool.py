@@ -126,15 +126,18 @@ def _score_missing(
         fn_constructor_args=(config, device, cluster.threads_per_worker),
         batch_size=BATCH_ROWS,
         batch_format="pyarrow",
-        **_actor_options(cluster, blocks),
+        **actor_options(cluster, blocks, "a reward model"),
     )
     with plain_errors("a reward model's actor"):
         for batch in scored.iter_batches(batch_size=BATCH_ROWS, batch_format="pyarrow", prefetch_batches=1):
             yield [(row["key"], row["reward"], row["cut"]) for row in batch.to_pylist()]
 
 
-def _actor_options(cluster: ClusterConfig, batches: int) -> dict[str, Any]:
-    """Return the actor pool's options: one actor without GPUs; with GPUs, as many as the cluster has and the batches need."""
+def actor_options(cluster: ClusterConfig, batches: int, what: str) -> dict[str, Any]:
+    """Return an actor pool's options: one actor without GPUs; with GPUs, as many as the cluster has and the batches need.
+
+    what: the model that needs the GPUs, for the error. Raises ClusterError if there are too few.
+    """
     import ray
     from ray.data import ActorPoolStrategy
 
@@ -143,7 +146,7 @@ def _actor_options(cluster: ClusterConfig, batches: int) -> dict[str, Any]:
         return {"compute": ActorPoolStrategy(size=1), "num_cpus": LOGICAL_CPUS}
     possible = int(ray.cluster_resources().get("GPU", 0.0) // gpus)
     if not possible:
-        raise ClusterError(f"the cluster has fewer than the {gpus:g} GPUs of a reward model (cluster.gpus_per_worker)")
+        raise ClusterError(f"the cluster has fewer than the {gpus:g} GPUs of {what} (cluster.gpus_per_worker)")
     return {"compute": ActorPoolStrategy(min_size=1, max_size=max(1, min(possible, batches))), "num_gpus": gpus}
 
 

@@ -33,9 +33,13 @@ ANSWER_METRICS: Mapping[str, TextMetric] = {
         short=True,
     ),
     "empty": TextMetric("empty", "share of answers without text"),
+    "similarity": TextMetric("similarity", "mean cosine of an answer's embedding with its truth's", short=True),
+    "reference_logp": TextMetric("log-prob, reference", "mean log-prob per token under the run's reference, nats"),
+    "heldout_logp": TextMetric("log-prob, held-out", "mean log-prob per token under a model outside of the run, nats"),
+    "lints": TextMetric("lints", "grammar and spelling lints per 100 words, mean over answers", ".2f"),
     "tokens": TextMetric("tokens", "mean length of an answer, EOS not counted", ".1f", short=True),
 }
-"""Measured on each answer, and averaged."""
+"""Measured on each answer, and averaged. Which of them there are depends on the configuration."""
 SHARES = ("loops", "empty")  # of them, those that an answer has or has not
 SET_METRICS: Mapping[str, TextMetric] = {
     "length_distance": TextMetric(
@@ -49,6 +53,11 @@ SET_METRICS: Mapping[str, TextMetric] = {
         )
         for n in ORDERS
     },
+    "energy_distance": TextMetric(
+        "energy distance",
+        "between the embeddings of the answers and of the truths; 0 if both are distributed alike",
+        ".4f",
+    ),
     "self_bleu": TextMetric("Self-BLEU", "mean BLEU-4 of each answer with all others as references", short=True),
 }
 """Measured on all answers together."""

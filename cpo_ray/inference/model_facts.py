@@ -20,25 +20,23 @@ class ModelFacts:
     stops: tuple[int, ...]  # the tokens that end a generation: those of generation_config.json, if it names any
 
 
-def read_model_facts(path: str | Path, *, local_only: bool = False) -> ModelFacts | None:
+def read_model_facts(path: str | Path, *, local_only: bool = False, key: str = "model.path") -> ModelFacts | None:
     """Read a Hugging Face directory or hub id; no remote code is run.
 
-    local_only: do not download; None for a hub id that is not on this machine. Raises ConfigError for a directory that is
-    missing or not a model, and for a hub id that cannot be loaded.
+    local_only: do not download; None for a hub id that is not on this machine. key: the configuration key with the path, for
+    errors. Raises ConfigError for a directory that is missing or not a model, and for a hub id that cannot be loaded.
     """
     from transformers import AutoConfig, GenerationConfig
 
     options: dict[str, Any] = {"local_files_only": local_only, "trust_remote_code": False}
     if is_local(path) and not Path(path).is_dir():
-        raise ConfigError(f"model.path: there is no directory {path}")
+        raise ConfigError(f"{key}: there is no directory {path}")
     try:
         config: Any = AutoConfig.from_pretrained(path, **options).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         if local_only and not is_local(path):
             return None
-        raise ConfigError(
-            f"model.path {path} cannot be read as a model: {str(error).strip().splitlines()[0]}"
-        ) from None
+        raise ConfigError(f"{key} {path} cannot be read as a model: {str(error).strip().splitlines()[0]}") from None
     try:
         generation: Any = GenerationConfig.from_pretrained(path, local_files_only=local_only)
     except OSError:  # many models have none

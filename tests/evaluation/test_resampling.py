@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from cpo_ray.evaluation.resampling import Measured, bootstrap_means, jackknife, share
+from cpo_ray.evaluation.resampling import Measured, assign_groups, bootstrap_means, jackknife, share
 
 NAN = math.nan
 
@@ -47,7 +47,7 @@ def test_a_share_of_nothing_has_an_interval_of_some_width():
 def test_the_jackknife_of_a_mean_is_student_s_interval():
     """Leaving out one row after another, the jackknife's variance of a mean is the usual one, exactly."""
     values = np.array([1.0, 4.0, 2.0, 7.0])
-    (found,) = jackknife(lambda kept: [Measured(float(values[kept].mean()), 4)], 4, seed=1)
+    (found,) = jackknife(lambda kept: [Measured(float(values[kept].mean()), 4)], assign_groups(4, seed=1))
     margin = 3.182446 * values.std(ddof=1) / 2  # t with 3 degrees of freedom
     assert found["value"] == 3.5
     assert (found["low"], found["high"]) == pytest.approx((3.5 - margin, 3.5 + margin))
@@ -55,7 +55,7 @@ def test_the_jackknife_of_a_mean_is_student_s_interval():
 
 def test_the_jackknife_leaves_out_every_row_once():
     left_out = []
-    jackknife(lambda kept: left_out.append(np.flatnonzero(~kept)) or [Measured(0.0, 50)], 50, seed=1)
+    jackknife(lambda kept: left_out.append(np.flatnonzero(~kept)) or [Measured(0.0, 50)], assign_groups(50, seed=1))
     assert len(left_out) == 1 + 20
     assert sorted(np.concatenate(left_out).tolist()) == list(range(50))
 
@@ -64,8 +64,8 @@ def test_a_statistic_that_is_not_defined_has_no_interval():
     def statistics(kept):
         return [Measured(NAN, 0), Measured(1.0 if kept.all() else NAN, 3)]
 
-    assert jackknife(statistics, 3, seed=1) == [
+    assert jackknife(statistics, assign_groups(3, seed=1)) == [
         {"value": None, "low": None, "high": None, "n": 0},
         {"value": 1.0, "low": None, "high": None, "n": 3},
     ]
-    assert jackknife(lambda kept: [Measured(2.0, 1)], 1, seed=1)[0]["low"] is None
+    assert jackknife(lambda kept: [Measured(2.0, 1)], assign_groups(1, seed=1))[0]["low"] is None

@@ -1,15 +1,18 @@
 """Answers of words, where every word is a token."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 
 from cpo_ray.errors import ArtifactError
-from cpo_ray.evaluation.text_metrics import TextMeasurer
+from cpo_ray.evaluation.text_metrics import Instruments, TextMeasurer
 from cpo_ray.evaluation.text_scores import ANSWER_METRICS, SET_METRICS, TEXT_METRICS
 from cpo_ray.records import Generation
 
 TRUTHS = ["a b c d e", "f g h i", "k l m n o p q r", "s t"]
+CONFIGURED = {"similarity", "energy_distance", "lints", "reference_logp", "heldout_logp"}
 MODEL = ["a b a b a b", "", "k l m n o p q r s t", "s"]
 BASELINE = ["a b c d e", "f f f f f", "k l m n o p q r s t", "s t"]
 
@@ -27,13 +30,16 @@ def generations(responses):
 
 @pytest.fixture
 def measurer():
-    return TextMeasurer(generations(MODEL), encode, max_tokens=8, seed=17)
+    return TextMeasurer(generations(MODEL), Instruments(encode, max_tokens=8), 17, {})
+
+
+def measure(measurer, texts, **scored):
+    return measurer.measure(generations(texts), "file", {name: np.array(values) for name, values in scored.items()})
 
 
 @pytest.fixture
 def scores(measurer):
-    ours, theirs = (measurer.answers(generations(texts), "file") for texts in (MODEL, BASELINE))
-    return measurer.compare(ours, theirs, "mle")
+    return measurer.compare(measure(measurer, MODEL), measure(measurer, BASELINE), "mle")
 
 
 def values(scores, name):
@@ -41,7 +47,7 @@ def values(scores, name):
 
 
 def test_every_metric_has_every_side(scores):
-    assert list(scores["metrics"]) == list(TEXT_METRICS)
+    assert list(scores["metrics"]) == [name for name in TEXT_METRICS if name not in CONFIGURED]
     for name, score in scores["metrics"].items():
         assert score["answers"] is not None
         assert (score["truth"] is None) == (score["to_truth"] is None) == (name == "length_distance")
@@ -65,14 +71,14 @@ def test_an_empty_answer_is_counted_and_has_a_length_and_no_repetition(scores, m
     assert values(scores, "tokens") == {
         "answers": (6 + 0 + 8 + 1) / 4, "truth": (5 + 4 + 8 + 2) / 4, "to_truth": -1.0, "to_baseline": -1.25,
     }  # fmt: skip
-    row = measurer.rows(measurer.answers(generations(MODEL), "file"))[1]
+    row = measurer.rows(measure(measurer, MODEL))[1]
     assert row == {
         "id": "1", "rep_1": None, "rep_2": None, "rep_3": None, "rep_4": None, "loops": 0.0, "empty": 1.0, "tokens": 0.0,
     }  # fmt: skip
 
 
 def test_answers_that_are_all_empty_are_null_and_never_nan(measurer):
-    scores = measurer.compare(measurer.answers(generations([""] * 4), "file"), None, "mle")
+    scores = measurer.compare(measure(measurer, [""] * 4), None, "mle")
     json.dumps(scores, allow_nan=False)
     for name in (*(f"rep_{n}" for n in (1, 2, 3, 4)), *(f"distinct_{n}" for n in (1, 2, 3, 4)), "self_bleu"):
         assert scores["metrics"][name]["answers"] == {"value": None, "low": None, "high": None, "n": 0}, name
@@ -93,12 +99,12 @@ def test_the_set_has_its_diversity_and_its_lengths(scores):
 
 
 def test_without_a_baseline_there_is_no_difference_to_it(measurer):
-    scores = measurer.compare(measurer.answers(generations(MODEL), "file"), None, "mle")
+    scores = measurer.compare(measure(measurer, MODEL), None, "mle")
     assert {score["to_baseline"] for score in scores["metrics"].values()} == {None}
 
 
 def test_the_truth_against_itself_differs_in_nothing(measurer):
-    truth = measurer.answers(generations(TRUTHS), "file")
+    truth = measure(measurer, TRUTHS)
     scores = measurer.compare(truth, truth, "mle")
     for name, score in scores["metrics"].items():
         assert score["to_baseline"]["value"] == score["to_baseline"]["low"] == score["to_baseline"]["high"] == 0, name
@@ -106,8 +112,48 @@ def test_the_truth_against_itself_differs_in_nothing(measurer):
 
 
 def test_answers_to_other_prompts_are_refused(measurer):
-    with pytest.raises(ArtifactError, match="generations/mle answers other prompts"):
-        measurer.answers(generations(MODEL)[:3], "generations/mle")
+    with pytest.raises(ArtifactError, match=r"generations/mle/hot\.jsonl has other prompts"):
+        measurer.measure(generations(MODEL)[:3], "generations/mle/hot.jsonl", {})
+
+
+def embed(texts):
+    """The share of four letters in a text; nothing for an empty one."""
+    return np.array([[text.count(letter) for letter in "abcd"] for text in texts], dtype=np.float32)
+
+
+def test_similarity_and_energy_distance_compare_with_the_truth(measurer):
+    texts = ["a b", "", "a b c", "b"]
+    rows = [{**row, "reference": truth} for row, truth in zip(generations(texts), ["a", "b", "c", "d"], strict=True)]
+    measurer = TextMeasurer(rows, Instruments(encode, 8, embed), 17, {})
+    answers = measurer.measure(rows, "file", {})
+    assert answers.each["similarity"] == pytest.approx([0.5**0.5, 0, 3**-0.5, 0]), "0 for the empty one"
+    scores = measurer.compare(answers, None, None)["metrics"]
+    assert scores["similarity"]["truth"] is scores["energy_distance"]["truth"] is None
+    ours, truth = embed(texts), embed(["a", "b", "c", "d"])
+    pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
+    mean = lambda left, right: np.mean([np.linalg.norm(left[i] - right[j]) for i, j in pairs])  # noqa: E731
+    expected = 2 * mean(ours, truth) - mean(ours, ours) - mean(truth, truth)
+    assert scores["energy_distance"]["answers"]["value"] == pytest.approx(expected)
+
+
+def test_metrics_that_were_scored_elsewhere_are_compared_like_the_others():
+    truth = {"reference_logp": np.array([-1.0, -2.0, -3.0, -4.0])}
+    measurer = TextMeasurer(generations(MODEL), Instruments(encode, 8), 17, truth)
+    ours = measure(measurer, MODEL, reference_logp=[-2.0, math.nan, -2.0, -2.0])
+    theirs = measure(measurer, BASELINE, reference_logp=[-1.0, -1.0, -1.0, math.nan])
+    scores = measurer.compare(ours, theirs, "mle")
+    assert values(scores, "reference_logp") == {
+        "answers": -2, "truth": -2.5, "to_truth": (-1 + 1 + 2) / 3, "to_baseline": -1,
+    }  # fmt: skip
+    assert measurer.rows(ours)[1]["reference_logp"] is None
+
+
+def test_lints_of_a_text_without_words_are_not_defined():
+    lint = lambda texts: [100.0 * text.count("a") / len(text.split()) if text.split() else None for text in texts]  # noqa: E731
+    measurer = TextMeasurer(generations(MODEL), Instruments(encode, 8, lint=lint), 17, {})
+    scores = measurer.compare(measure(measurer, MODEL), None, None)
+    assert values(scores, "lints")["answers"] == pytest.approx(50 / 3)
+    assert scores["metrics"]["lints"]["answers"]["n"] == 3
 
 
 def test_every_metric_is_defined_once():

@@ -1,13 +1,18 @@
 import json
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from cpo_ray.artifacts import read_jsonl, write_rows
+from cpo_ray.artifacts import read_jsonl, write_rows, write_table
+from cpo_ray.cluster.session import LazyRay
 from cpo_ray.config import RunConfig
 from cpo_ray.data.tokenization import train_tokenizer
-from cpo_ray.errors import ArtifactError
+from cpo_ray.errors import ArtifactError, ConfigError
+from cpo_ray.evaluation import features, likelihood_pool
+from cpo_ray.records import EXAMPLE_SCHEMA
 from cpo_ray.run import open_run
-from cpo_ray.stages import perform
+from cpo_ray.stages import STAGES, perform
 
 TRUTHS = ["one two three four five", "red green blue black white"]
 ANSWERS = {"mle": ["one two three four", ""], "cpo": ["one one one one one one", "red green blue"]}
@@ -18,13 +23,30 @@ def tokenizer():
     return train_tokenizer(TRUTHS * 50, 300)
 
 
-def configure(*models):
-    return RunConfig.model_validate({"name": "x", "generation": {"models": list(models)}})
+PLAIN = {"embedder": None, "reference_likelihood": False}
+
+
+def configure(*models, **text_metrics):
+    text_metrics = PLAIN | text_metrics
+    return RunConfig.model_validate({"name": "x", "generation": {"models": list(models)}, "text_metrics": text_metrics})
 
 
 def write_data(tokenizer):
     def build(out):
         tokenizer.save_pretrained(out / "tokenizer")
+        rows = [
+            {
+                "id": str(n),
+                "source": "test",
+                "category": "",
+                "prompt": f"prompt {n}",
+                "response": truth,
+                "prompt_ids": [1, 2 + n],
+                "response_ids": [*tokenizer(truth).input_ids, tokenizer.eos_token_id],
+            }
+            for n, truth in enumerate(TRUTHS)
+        ]
+        write_table(out / "test" / "part-00000.parquet", pa.Table.from_pylist(rows, EXAMPLE_SCHEMA))
         return {}
 
     return build
@@ -43,10 +65,11 @@ def write_answers(texts, decodings=("greedy",)):
     return build
 
 
-def measure(root, tokenizer, models, answers=ANSWERS, decodings=("greedy",)):
+def measure(root, tokenizer, models, answers=ANSWERS, decodings=("greedy",), **text_metrics):
     """Perform the stage on these answers; made again if the texts are others."""
-    with open_run(configure(*models), root, accept_changes=True) as run:
+    with open_run(configure(*models, **text_metrics), root, accept_changes=True) as run:
         run.make("data", {}, write_data(tokenizer))
+        run.make("models/reference", {}, lambda _: {})
         for name in models:
             run.make(f"generations/{name}", {"texts": answers[name]}, write_answers(answers[name], decodings))
         perform("text_metrics", run)
@@ -108,3 +131,67 @@ def test_a_baseline_without_a_decoding_is_named(tmp_path, tokenizer):
         run.make("generations/cpo", {}, write_answers(ANSWERS["cpo"], ("greedy", "hot")))
         with pytest.raises(ArtifactError, match=r"generations/mle has no hot"):
             perform("text_metrics", run)
+
+
+def test_answers_are_scored_under_the_reference_and_a_held_out_model_in_one_pass_each(tmp_path, tokenizer, monkeypatch):
+    asked = []
+
+    def score(rows, source, precision, cluster, on_rows):
+        asked.append((source, rows))
+        on_rows(len(rows))
+        return [[-(float(len(tokens)) ** 2) for tokens in row.continuations] for row in rows]
+
+    monkeypatch.setattr(likelihood_pool, "score_continuations", score)
+    monkeypatch.setattr(LazyRay, "ensure", lambda _: None)
+    heldout = tmp_path / "other"
+    tokenizer.save_pretrained(heldout)
+    (heldout / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 16}))
+    measure(tmp_path / "run", tokenizer, ["mle", "cpo"], reference_likelihood=True, heldout=str(heldout))
+    assert [source for source, _ in asked] == [str(tmp_path / "run" / "models" / "reference"), str(heldout)]
+    eos, encode = tokenizer.eos_token_id, lambda text: tokenizer(text).input_ids
+    reference, other = (rows for _, rows in asked)
+    assert [row.prompt for row in reference] == [[1, 2], [1, 3]], "the prompts that the models were given"
+    assert reference[1].continuations == [[*encode(text), eos] for text in (TRUTHS[1], "", ANSWERS["cpo"][1])]
+    assert [row.prompt for row in other] == [encode(tokenizer.decode(ids)) for ids in ([1, 2], [1, 3])]
+    assert other[1].continuations == reference[1].continuations, "it has the same tokenizer"
+    assert all(len(row.prompt) + max(map(len, row.continuations)) <= 16 for row in other)
+    metrics = read_scores(tmp_path / "run", "cpo")["greedy"]["metrics"]
+    lengths = [len(encode(text)) + 1 for text in ANSWERS["cpo"]]
+    for name in ("reference_logp", "heldout_logp"):
+        assert metrics[name]["answers"]["value"] == -sum(lengths) / 2, "nats per token, EOS included"
+        assert metrics[name]["truth"]["value"] is not None
+    measure(tmp_path / "run", tokenizer, ["mle", "cpo"], reference_likelihood=True, heldout=str(heldout))
+    assert len(asked) == 2, "nothing is scored again"
+
+
+def test_mauve_and_text_metrics_embed_a_list_of_texts_once(tmp_path, tokenizer, monkeypatch):
+    embedded = []
+
+    def embed(_, texts):
+        embedded.append(texts)
+        return np.ones((len(texts), 3), dtype=np.float32)
+
+    features.sentence_features.cache_clear()
+    monkeypatch.setattr(features, "load_embedder", lambda name: name)
+    monkeypatch.setattr(features, "embed_texts", embed)
+    measure(tmp_path, tokenizer, ["mle", "cpo"], embedder="some-embedder")
+    assert embedded == [TRUTHS, ANSWERS["mle"], ANSWERS["cpo"]]
+    features.load_featurizer(RunConfig(name="x").mauve.model_copy(update={"embedder": "some-embedder"}))(TRUTHS)
+    assert len(embedded) == 3
+    features.sentence_features.cache_clear()
+    metrics = read_scores(tmp_path, "mle")["greedy"]["metrics"]
+    assert metrics["similarity"]["answers"]["value"] == 0.5, "1, and 0 for the empty answer"
+    assert metrics["energy_distance"]["answers"]["value"] == 0
+
+
+def test_a_held_out_model_that_does_not_exist_is_refused_before_the_run_begins(tmp_path):
+    with pytest.raises(ConfigError, match=r"text_metrics\.heldout: there is no directory .*nowhere"):
+        STAGES["text_metrics"].check(configure("cpo", heldout=str(tmp_path / "nowhere")))
+
+
+def test_a_held_out_model_without_a_tokenizer_is_refused(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(LazyRay, "ensure", lambda _: None)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ConfigError, match=r"text_metrics\.heldout .*other has no tokenizer that can be used"):
+        measure(tmp_path / "run", tokenizer, ["cpo"], heldout=str(tmp_path / "other"))
