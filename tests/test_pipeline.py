@@ -121,6 +121,19 @@ def test_curves_start_at_log_k_factorial_and_have_every_step(run):
     assert rows["cpo", 1]["expected_loss"] <= math.lgamma(6)
 
 
+def test_texts_are_measured_under_every_decoding_and_a_rule_against_repetition_holds(run):
+    root, *_ = run
+    scores = json.loads((root / "text_metrics" / "cpo" / "scores.json").read_text())
+    assert list(scores) == ["greedy", "no_repeat"]
+    for found in scores.values():
+        assert found["rows"] == 24
+        assert {"rep_4", "self_bleu", "similarity", "energy_distance", "reference_logp"} <= found["metrics"].keys()
+    greedy, ruled = (scores[name]["metrics"]["rep_4"]["answers"]["value"] for name in ("greedy", "no_repeat"))
+    assert ruled < greedy
+    logps = scores["greedy"]["metrics"]["reference_logp"]
+    assert logps["truth"]["value"] < logps["answers"]["value"] < 0, "greedy answers are likelier than the truth"
+
+
 def test_a_finished_run_starts_no_engine(run):
     root, *_ = run
     driver = Driver(root)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from cpo_ray.evaluation.statistics import INVALID, SCORES, holm, paired_difference, win_rate_interval
+from cpo_ray.evaluation.text_scores import TextScores
 from cpo_ray.report.method import BASELINE, PLAIN
 from cpo_ray.report.run_contents import RunContents, all_decodings, alpha_of
 
@@ -51,7 +52,7 @@ class TableRow(TypedDict):
     mauve: float | None
     mauve_deviation: float | None
     mean_length: float | None  # whitespace-separated words
-    texts: dict[str, Any] | None  # text_metrics.TextScores
+    texts: TextScores | None
     is_baseline: bool  # other rows are compared with it
 
 

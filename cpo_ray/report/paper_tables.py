@@ -1,24 +1,30 @@
 """The results in the layout of the paper: a column per method and alpha, a table per task, base model and decoding.
 
 Tables 1 to 3 are win rates and table 4 is MAUVE (its row is labelled WinRate); figure 1 is a reward model's preference.
-Every rate has its interval.
+Text metrics, which the paper does not have, are laid out alike. Every rate has its interval.
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypedDict
 
+from cpo_ray.evaluation.resampling import Estimate
+from cpo_ray.evaluation.text_scores import TextScore
 from cpo_ray.report.fairness import SELECTED_PROMPTS
 from cpo_ray.report.findings import DifferenceRow, TableRow
 from cpo_ray.report.method import PLAIN
 from cpo_ray.report.run_contents import RunContents, all_decodings
 
-Metric = Literal["win_rate", "reward_rate", "mauve"]
+Metric = Literal["win_rate", "reward_rate", "mauve", "rep_4", "distinct_2", "similarity"]
 LAYOUTS: dict[Metric, str] = {
     "win_rate": "tables 1 to 3",
     "reward_rate": "tables, with the measure of its figure 1",
     "mauve": "table 4",
+    "rep_4": "tables, with a text metric",
+    "distinct_2": "tables, with a text metric",
+    "similarity": "tables, with a text metric",
 }
+ENDS = {"win_rate": ("low", "high"), "reward_rate": ("reward_low", "reward_high")}
 FIRST = (PLAIN, "PSS", "DPO")  # the paper's order; other methods follow in the order of the runs
 REFERENCE = "reference"  # not in the paper's tables
 
@@ -34,7 +40,8 @@ class PaperColumn(TypedDict):
     low: float | None
     high: float | None
     deviation: float | None
-    difference: DifferenceRow | None
+    difference: DifferenceRow | None  # in win rate
+    to_baseline: Estimate | None  # of a text metric
 
 
 class PaperTable(TypedDict):
@@ -46,6 +53,7 @@ class PaperTable(TypedDict):
     base: str
     decoding: str
     judges: list[str]
+    truth: float | None  # the value of the truth's texts
     columns: list[PaperColumn]
     left_out: list[str]  # MLE models of other runs with the same settings as a model that is shown
 
@@ -70,7 +78,7 @@ def _table(
     seen: set[str] = set()  # settings of MLE models
     for run in runs:
         for row in rows:
-            if (row["run"], row["decoding"]) != (run.label, decoding) or row[metric] is None:
+            if (row["run"], row["decoding"]) != (run.label, decoding) or _estimate(metric, row) is None:
                 continue
             if row["model"] == REFERENCE:
                 continue
@@ -89,6 +97,7 @@ def _table(
             base=base,
             decoding=decoding,
             judges=sorted({row["judge"] for row in shown if row["judge"]}) if metric == "win_rate" else [],
+            truth=_truth(metric, shown[0]),
             columns=[_column(metric, row, shown) for row in sorted(shown, key=lambda row: _order(row, runs))],
             left_out=left_out,
         )
@@ -96,20 +105,42 @@ def _table(
 
 def _column(metric: Metric, row: TableRow, shown: Sequence[TableRow]) -> PaperColumn:
     merged = any(other["run"] == row["run"] and other["model"].startswith("merged-") for other in shown)
-    ends = {"win_rate": ("low", "high"), "reward_rate": ("reward_low", "reward_high")}
-    low, high = (row[key] for key in ends[metric]) if metric in ends else (None, None)  # type: ignore[literal-required]
-    value = row[metric]
+    value, low, high = _estimate(metric, row) or (float("nan"), None, None)
+    text = _text_score(metric, row)
     return PaperColumn(
         run=row["run"],
         model=row["model"],
         method=row["method"],
         alpha=row["alpha"] if merged and row["model"] != "mle" else None,
-        value=value if value is not None else float("nan"),
+        value=value,
         low=low,
         high=high,
         deviation=row["mauve_deviation"] if metric == "mauve" else None,
         difference=row["difference_to_mle"] if metric == "win_rate" else None,
+        to_baseline=text["to_baseline"] if text else None,
     )
+
+
+def _estimate(metric: Metric, row: TableRow) -> tuple[float, float | None, float | None] | None:
+    """A row's value with its interval, or None."""
+    text = _text_score(metric, row)
+    if text is not None:
+        value, low, high = (text["answers"][key] for key in ("value", "low", "high"))
+    elif metric in ("win_rate", "reward_rate", "mauve"):
+        value = row[metric]
+        low, high = (row[key] for key in ENDS[metric]) if metric in ENDS else (None, None)  # type: ignore[literal-required]
+    else:
+        return None
+    return None if value is None else (value, low, high)
+
+
+def _truth(metric: Metric, row: TableRow) -> float | None:
+    text = _text_score(metric, row)
+    return text["truth"]["value"] if text and text["truth"] else None
+
+
+def _text_score(metric: Metric, row: TableRow) -> TextScore | None:
+    return row["texts"]["metrics"].get(metric) if row["texts"] else None
 
 
 def _order(row: TableRow, runs: Sequence[RunContents]) -> tuple[int, int, float]:

@@ -97,13 +97,17 @@ PAPER_NOTE = """<p class="note">A column per model, as in the paper. MixN: 3 bat
 other mixture is named by its counts of autoregressive (AN), batch (BN), meanfield (MN), truncation (TN) and unhelpful (UN)
 negatives. R: candidates ranked by similarity to the truth;
 \N{GREEK SMALL LETTER ALPHA}: weight of MLE in the merged model (0 is CPO alone). Points against MLE are paired on the same
-prompts, with Holm-adjusted p-values; n.s.: not significant at 0.05. Bold: the highest, which need not mean better.</p>"""
+prompts, with Holm-adjusted p-values; n.s.: not significant at 0.05. Bold: the highest, or what is closest to the truth's own
+value; a difference of a text metric is bold if its interval, over prompts alone, excludes 0.</p>"""
 
 
 METRICS = {  # metric -> title of the table, name of its row
     "win_rate": ("Win rate against the ground truth", "win rate"),
     "reward_rate": ("Reward model's preference over the ground truth", "preferred"),
     "mauve": ("MAUVE", "MAUVE"),
+    "rep_4": ("Repetition", "rep-4"),
+    "distinct_2": ("Diversity", "distinct-2"),
+    "similarity": ("Similarity to the truth", "cosine"),
 }
 
 
@@ -115,8 +119,7 @@ def _paper_table(table: Mapping[str, Any], *, several: bool) -> str:
     for (run, method), group in groupby(columns, key=lambda column: (column["run"], column["method"])):
         under = f"<br><small>{escape(run)}</small>" if several else ""
         head += f'<th scope="colgroup" colspan="{len(list(group))}">{escape(method)}{under}</th>'
-    values = [column["value"] for column in columns]
-    best = max(values) if max(values) > min(values) else None
+    best = _best(table)
     alphas = [DASH if column["alpha"] is None else f"{column['alpha']:g}" for column in columns]
     rows: list[list[Cell]] = [["\N{GREEK SMALL LETTER ALPHA}", *alphas]]
     rows.append([row_name, *(_bold(f"{c['value']:.3f}", strong=c["value"] == best) for c in columns)])
@@ -124,6 +127,8 @@ def _paper_table(table: Mapping[str, Any], *, several: bool) -> str:
         rows.append(["95% interval", *(f"<small>{c['low']:.3f}<br>to {c['high']:.3f}</small>" for c in columns)])
     if any(column["difference"] for column in columns):
         rows.append(["points vs MLE", *(_points(column["difference"]) for column in columns)])
+    if any(column["to_baseline"] for column in columns):
+        rows.append(["minus MLE", *(_change(column["to_baseline"]) for column in columns)])
     if any(column["deviation"] is not None for column in columns):
         rows.append(
             ["deviation over seeds", *(f"<small>{format_number(c['deviation'], '.3f')}</small>" for c in columns)]
@@ -131,10 +136,28 @@ def _paper_table(table: Mapping[str, Any], *, several: bool) -> str:
     note = f"Laid out as the paper's {table['layout']}."
     if table["judges"]:
         note += f" Judged by {comma_list(table['judges'])}."
+    if table["truth"] is not None:
+        note += f" The truth has {table['truth']:.3f}."
     if table["left_out"]:
         note += f" Not shown, made with the settings of an MLE model that is: {comma_list(table['left_out'])}."
     body = f'<div class="paper">{scrolling_table(head + "</tr>", rows, title)}</div>'
     return f'<h3>{escape(title)}</h3>{body}<p class="note">{note}</p>'
+
+
+def _best(table: Mapping[str, Any]) -> float | None:
+    """The value that is bold: the highest, or the closest to the truth's if the truth has one; None if all are equal."""
+    values, truth = [column["value"] for column in table["columns"]], table["truth"]
+    if max(values) == min(values):
+        return None
+    return max(values) if truth is None else min(values, key=lambda value: abs(value - truth))
+
+
+def _change(estimate: Mapping[str, Any] | None) -> str:
+    """A difference to MLE with its interval; bold if that excludes 0."""
+    if estimate is None or estimate["low"] is None:
+        return DASH
+    value, low, high = (format_number(estimate[key], "+.3f") for key in ("value", "low", "high"))
+    return f"{_bold(value, strong=estimate['low'] > 0 or estimate['high'] < 0)}<br><small>{low}<br>to {high}</small>"
 
 
 def _bold(text: str, *, strong: bool) -> str:

@@ -50,7 +50,7 @@ class RunContents:
     verdicts: RowsByModel
     mauve: dict[str, dict[str, dict[str, Any]]]  # model -> decoding -> scores
     reward: dict[str, dict[str, dict[str, Any]]]  # the same for the reward model, if the run has one
-    texts: dict[str, dict[str, dict[str, Any]]]  # the same for the text metrics: text_metrics.TextScores
+    texts: dict[str, dict[str, Any]]  # the same for the text metrics: text_scores.TextScores
     outdated: dict[str, str]  # stale artifact, left out -> the artifact it was made from, which has changed since
 
     @property

@@ -11,7 +11,7 @@ from cpo_ray.artifacts import Summary
 from cpo_ray.evaluation.text_scores import TEXT_METRICS
 from cpo_ray.monitoring.console import console, say
 from cpo_ray.report.findings import TableRow, signed
-from cpo_ray.report.text_tables import measured_rows
+from cpo_ray.report.text_tables import measured_rows, metrics_of
 
 
 def show_report(summary: Summary, folder: Path) -> None:
@@ -48,7 +48,7 @@ def format_texts(summary: Summary) -> Table | None:
     rows = measured_rows(summary["table"], summary["decoding"])
     if not rows:
         return None
-    metrics = {key: metric for key, metric in TEXT_METRICS.items() if metric.short}
+    metrics = {key: metric for key, metric in metrics_of(rows).items() if metric.short}
     title = (
         f"the texts, {escape(summary['decoding'])} decoding (\N{PLUS-MINUS SIGN} half of the 95% interval over prompts)"
     )

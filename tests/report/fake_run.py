@@ -21,6 +21,7 @@ BIASES = {
     "length_controlled": {"rate": 0.448, "low": 0.409, "high": 0.487, "effect": 0.4},
     "position_bias": {"rate": 0.52, "low": 0.48, "high": 0.56, "p_value": 0.3, "n": 495},
 }
+COMPARED = {"similarity", "length_distance", "energy_distance"}  # with the truth
 MIX = {"batch": 3, "meanfield": 5, "truncation": 3}
 CONFIG = {
     "name": "demo",
@@ -82,8 +83,8 @@ def _texts(root, model, rate, decodings, order, answers):
     score = {"answers": _estimate(rate), "truth": _estimate(0.1), "to_truth": _estimate(rate - 0.1)}
     score["to_baseline"] = _estimate(rate - MODELS[BASELINE]) if compared and model != BASELINE else None
     apart = {**score, "truth": None, "to_truth": None}
-    metrics = {name: apart if "distance" in name else score for name in TEXT_METRICS}
-    scores = {"rows": 500, "empty": 3, "baseline": BASELINE, "metrics": metrics}
+    metrics = {name: apart if name in COMPARED else score for name in TEXT_METRICS}
+    scores = {"rows": 500, "empty": 3, "baseline": BASELINE if score["to_baseline"] else None, "metrics": metrics}
     write_json(root / "text_metrics" / model / "scores.json", dict.fromkeys(decodings, scores))
     reads = {name: answers[name] for name in (f"generations/{model}", f"generations/{BASELINE}") if name in answers}
     _manifest(root / "text_metrics" / model, 1.0, {"scores.json": 0}, order, reads=reads)

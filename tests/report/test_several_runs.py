@@ -65,8 +65,10 @@ def test_the_headline_names_run_and_baseline(written):
 
 def test_the_layout_is_the_paper_s(written):
     _, report, *_ = written
-    rates, reward, mauve = report["paper"]
-    assert [table["metric"] for table in report["paper"]] == ["win_rate", "reward_rate", "mauve"]
+    rates, reward, mauve, repetition, *_ = report["paper"]
+    assert [table["metric"] for table in report["paper"]] == [
+        "win_rate", "reward_rate", "mauve", "rep_4", "distinct_2", "similarity",
+    ]  # fmt: skip
     assert (rates["layout"], mauve["layout"]) == ("tables 1 to 3", "table 4")
     assert (rates["base"], rates["source"], rates["judges"]) == ("openlm-research/open_llama_3b", "dolly", ["gpt-x"])
     columns = [(column["run"], column["method"], column["alpha"]) for column in rates["columns"]]
@@ -86,6 +88,14 @@ def test_the_layout_is_the_paper_s(written):
     assert mauve["columns"][0]["deviation"] == 0.011
     anr = reward["columns"][-1]
     assert (anr["value"], anr["low"], anr["high"]) == pytest.approx((0.82, 0.78, 0.86))
+    assert (repetition["truth"], mauve["truth"], report["paper"][-1]["truth"]) == (0.1, None, None)
+    text = table["anr: cpo"]["texts"]["metrics"]["rep_4"]
+    anr = repetition["columns"][-1]
+    assert {key: anr[key] for key in ("value", "low", "high")} == {
+        key: text["answers"][key] for key in ("value", "low", "high")
+    }
+    assert anr["to_baseline"] == text["to_baseline"]
+    assert mauve["columns"][-1]["to_baseline"] is None
 
 
 def test_mle_models_of_other_settings_keep_their_columns(tmp_path):

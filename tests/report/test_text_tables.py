@@ -15,7 +15,7 @@ def row(model, answers, to_baseline, run="demo", truth=0.021):
     sides = {"answers": answers, "truth": estimate(truth, 0.01, 0.03), "to_truth": None, "to_baseline": to_baseline}
     return {
         "run": run, "model": model, "label": model, "decoding": "greedy",
-        "texts": {"rows": 40, "empty": 0, "baseline": "mle", "metrics": {"rep_4": sides}},
+        "texts": {"rows": 40, "empty": 0, "baseline": to_baseline and "mle", "metrics": {"rep_4": sides}},
     }  # fmt: skip
 
 
@@ -55,6 +55,21 @@ def test_the_page_has_the_truth_beside_the_models_and_the_differences_below(tabl
     ]  # fmt: skip
     assert "<b>\N{MINUS SIGN}0.163</b><br><small>\N{MINUS SIGN}0.200 to \N{MINUS SIGN}0.120</small>" in differences
     assert "over prompts alone" in page
+
+
+def test_metrics_that_no_short_table_has_can_be_opened(table):
+    table[0]["texts"]["metrics"]["rep_1"] = table[1]["texts"]["metrics"]["rep_1"] = table[0]["texts"]["metrics"][
+        "rep_4"
+    ]
+    page = render_texts({"decodings": ["greedy"], "table": table})
+    shown, opened = page.split("<summary>The other text metrics, greedy decoding</summary>")
+    assert ("rep-4" in shown, "rep-1" in shown, "rep-1" in opened) == (True, False, True)
+
+
+def test_what_rounds_to_zero_has_no_sign(table):
+    table[1]["texts"]["metrics"]["rep_4"]["to_baseline"] = estimate(-0.0001, -0.0004, 0.0004)
+    page = render_texts({"decodings": ["greedy"], "table": table})
+    assert "<td>0.000<br><small>0.000 to 0.000</small></td>" in page
 
 
 def test_a_difference_that_may_be_zero_is_not_bold(table):
