@@ -73,9 +73,13 @@ class Run:
         return artifact
 
     def is_current(self, name: str, inputs: dict[str, Any]) -> bool:
-        """Whether `make` would reuse this artifact."""
+        """Whether this run has the artifact, made from the same inputs."""
         artifact = find_artifact(self.root, name)
         return artifact is not None and artifact.manifest.inputs == json.loads(canonical(inputs))
+
+    def is_available(self, name: str, inputs: dict[str, Any]) -> bool:
+        """Whether `make` would build nothing: this run has the artifact, or another run has added it to the store."""
+        return self.is_current(name, inputs) or (self.store is not None and self.store.find(name, inputs) is not None)
 
     def find_similar(self, name: str, inputs: dict[str, Any], *ignoring: str) -> Artifact | None:
         """A finished artifact of this run or of the store whose inputs differ in the dotted keys `ignoring` alone."""
