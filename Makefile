@@ -28,6 +28,15 @@ demo: install ## The whole pipeline on the embedded task, about ten minutes on t
 # Two pytest workers, one per core.
 QUICK := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not e2e and not gpu and not chaos"
 
+.PHONY: study
+study: install ## The preregistered study and its page: takes many hours, run it again to continue. ARGS=--dry-run lists it
+	@status=0; $(BIN)/cpo-ray sweep study/study.yaml $(ARGS) || status=$$?; \
+	$(if $(findstring --dry-run,$(ARGS)),,$(BIN)/python -m study.page;) exit $$status
+
+.PHONY: study-dry-run
+study-dry-run: install ## What the study would run, what its runs share, and how long it takes
+	$(BIN)/cpo-ray sweep study/study.yaml --dry-run
+
 .PHONY: test
 test: lint ## Linters and every test except chaos; tests that need a GPU are skipped without one
 	@failed=0; \

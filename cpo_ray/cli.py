@@ -20,6 +20,7 @@ from cpo_ray.commands.run import run, stage_command
 from cpo_ray.commands.serve import serve
 from cpo_ray.commands.show import show
 from cpo_ray.commands.submit import submit
+from cpo_ray.commands.sweep import sweep
 from cpo_ray.commands.validate import validate
 from cpo_ray.monitoring.console import say
 from cpo_ray.pipeline import STAGES
@@ -77,6 +78,7 @@ app.command(rich_help_panel=BEFORE_A_RUN)(plan)
 app.command(rich_help_panel=BEFORE_A_RUN)(doctor)
 
 app.command(rich_help_panel=A_RUN)(run)
+app.command(rich_help_panel=A_RUN)(sweep)
 app.command(rich_help_panel=A_RUN)(exit_on_error()(submit))
 app.add_typer(show, name="show", rich_help_panel=A_RUN)
 

@@ -45,3 +45,7 @@ class ServiceError(CpoRayError):
 
 class ClusterError(CpoRayError):
     """Ray could not be reached, or the cluster lacks resources that the configuration needs."""
+
+
+class SweepError(CpoRayError):
+    """Runs of a sweep have failed. The message names them."""

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -57,27 +57,36 @@ class Run:
         if self.store is not None and not artifact.reused and not shared:
             self.store.add(artifact)
         if artifact.reused:
-            say(f"  [green]reused[/] {name}: same inputs, made {artifact.manifest.created}")
+            say(
+                f"  [green]reused[/] {name}: same inputs, made {artifact.manifest.created}", artifact=name, how="reused"
+            )
         elif shared:
-            say(f"  [green]shared[/] {name}: another run has made it, {shared.manifest.created}")
+            copied = "" if Store.is_linked(shared, artifact) else "; its files were copied, without hard links"
+            made = f"another run has made it, {shared.manifest.created}{copied}"
+            say(f"  [green]shared[/] {name}: {made}", artifact=name, how="shared")
         else:
             why = "" if previous is None else f" again: {escape(_changes(previous.manifest.inputs, inputs))} changed"
-            say(f"  [green]made[/] {name}{why} in {artifact.manifest.seconds:.0f} s{_brief(artifact.manifest.summary)}")
+            took = f"in {artifact.manifest.seconds:.0f} s{_brief(artifact.manifest.summary)}"
+            say(f"  [green]made[/] {name}{why} {took}", artifact=name, how="made")
         for warning in artifact.manifest.summary.get("warnings", []):
             say(f"  [yellow]warning[/] {escape(warning)}")
         return artifact
 
     def is_current(self, name: str, inputs: dict[str, Any]) -> bool:
-        """Whether `make` would reuse this artifact."""
+        """Whether this run has the artifact, made from the same inputs."""
         artifact = find_artifact(self.root, name)
         return artifact is not None and artifact.manifest.inputs == json.loads(canonical(inputs))
+
+    def is_available(self, name: str, inputs: dict[str, Any]) -> bool:
+        """Whether `make` would build nothing: this run has the artifact, or another run has added it to the store."""
+        return self.is_current(name, inputs) or (self.store is not None and self.store.find(name, inputs) is not None)
 
     def find_similar(self, name: str, inputs: dict[str, Any], *ignoring: str) -> Artifact | None:
         """A finished artifact of this run or of the store whose inputs differ in the dotted keys `ignoring` alone."""
         own, ignored = find_artifact(self.root, name), dict.fromkeys(ignoring)
-        wanted = _flatten(json.loads(canonical(inputs))) | ignored
+        wanted = flatten(json.loads(canonical(inputs))) | ignored
         for artifact in [*([own] if own else []), *(self.store.every(name) if self.store else [])]:
-            if _flatten(artifact.manifest.inputs) | ignored == wanted:
+            if flatten(artifact.manifest.inputs) | ignored == wanted:
                 return artifact
         return None
 
@@ -95,20 +104,24 @@ def open_run(config: RunConfig, root: Path, *, accept_changes: bool) -> Iterator
     """
     root = root.resolve()  # Ray's workers have a working directory of their own
     with lock_run(root), ray_cluster(config.cluster) as ray:
-        stored = root / "config.json"
-        if stored.exists() and not accept_changes:
-            _refuse_changes(root, json.loads(stored.read_text(encoding="utf-8")), config)
-        write_json(stored, config.model_dump(mode="json"))
+        if not accept_changes:
+            refuse_changes(root, config)
+        write_json(root / "config.json", config.model_dump(mode="json"))
         write_json(root / "environment.json", describe_environment(config.seed))
         yield Run(config, root, ray)
 
 
-def _refuse_changes(root: Path, stored: dict[str, Any], config: RunConfig) -> None:
+def refuse_changes(root: Path, config: RunConfig) -> None:
+    """Raise RunMismatchError, with every field that differs, if the run directory was made with another configuration."""
+    file = root / "config.json"
+    if not file.exists():
+        return
+    stored = json.loads(file.read_text(encoding="utf-8"))
     try:
-        before = _flatten(stage_inputs(parse_config(stored, str(root / "config.json"))))
+        before = flatten(stage_inputs(parse_config(stored, str(file))))
     except ConfigError:  # written by a version with other keys: compare its values as they are
-        before = _flatten(stored)
-    after = _flatten(stage_inputs(config))
+        before = flatten(stored)
+    after = flatten(stage_inputs(config))
     differing = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
     if differing:
         width = max(len(key) for key in differing)
@@ -119,11 +132,12 @@ def _refuse_changes(root: Path, stored: dict[str, Any], config: RunConfig) -> No
         )
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of a nested dict. An empty section is a value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
@@ -131,7 +145,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
     """The inputs that differ: configuration keys, artifacts, and what counts besides."""
-    old, new = _flatten(before), _flatten(json.loads(canonical(after)))
+    old, new = flatten(before), flatten(json.loads(canonical(after)))
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     keys = [key.removeprefix("config.").removeprefix("reads.").removeprefix("also.") for key in keys]
     return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
@@ -140,7 +154,7 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
 def _brief(summary: dict[str, Any]) -> str:
     """The summary's numbers and short words, on one line."""
     words = []
-    for key, value in _flatten(summary).items():
+    for key, value in flatten(summary).items():
         if isinstance(value, float):
             words.append(f"{key} {value:.4g}")
         elif isinstance(value, int) and value:

@@ -34,7 +34,7 @@ ALLOWED = {
     "planning": {"artifacts", "cluster", "config", "errors"},
     "checks": {"artifacts", "config", "errors", "inference"},
     "run": BASE,
-    "submission": BASE | {"run"},
+    "submission": BASE | {"run", "stages"},
     "stages": BASE | WINGS | {"checks", "inference", "report", "run"},
     "pipeline": {"config", "errors", "monitoring", "run", "stages"},
     "commands": BASE | WINGS | {"inference", "report", "planning", "checks", "submission", "run", "stages", "pipeline"},

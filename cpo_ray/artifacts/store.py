@@ -73,6 +73,12 @@ class Store:
         return artifact.manifest.summary
 
     @staticmethod
+    def is_linked(shared: Artifact, artifact: Artifact) -> bool:
+        """Whether an artifact's files are those of the store, by hard links, and not copies."""
+        files = artifact.manifest.files
+        return all((artifact.path / file).samefile(shared.path / file) for file in files)
+
+    @staticmethod
     def _place(name: str, inputs: dict[str, Any]) -> str:
         return f"{name}/{hashlib.sha256(canonical(inputs).encode()).hexdigest()[:16]}"
 

@@ -44,11 +44,14 @@ class Bar(Protocol):
         """Set the completed units."""
 
 
-def say(line: str) -> None:
-    """Print one line for the user, and log it. The line is rich markup: escape any text that is not ours."""
+def say(line: str, **fields: str) -> None:
+    """Print one line for the user, and log it. The line is rich markup: escape any text that is not ours.
+
+    fields: what the line says, for programs that read `logs/events.jsonl`.
+    """
     console.print(line)
     console.file.flush()
-    log.info(Text.from_markup(line).plain.strip())
+    log.info(Text.from_markup(line).plain.strip(), extra={"fields": fields} if fields else None)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,15 @@ class RunPlan:
         return sum(work.total_hours for work in self.work)
 
     @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Wall-clock of each stage that runs the model, with its start; the parts of `sampling` together."""
+        seconds: dict[str, float] = {}
+        for work in self.work:
+            stage = work.stage.partition(":")[0]
+            seconds[stage] = seconds.get(stage, 0.0) + 3600 * work.total_hours
+        return seconds
+
+    @property
     def start_hours(self) -> float:
         """The starts' part of `hours`."""
         return sum(work.start_hours for work in self.work)

@@ -168,8 +168,8 @@ class StageRun:
         return self.run.make(name, self.inputs(name, also), build)
 
     def is_current(self, name: str, also: Mapping[str, Any] | None = None) -> bool:
-        """Whether `make` would reuse the output."""
-        return self.run.is_current(name, self.inputs(name, also))
+        """Whether `make` would build nothing: the output is there, in this run or in the store that it shares."""
+        return self.run.is_available(name, self.inputs(name, also))
 
     def find_similar(self, name: str, also: Mapping[str, Any] | None, *ignoring: str) -> Artifact | None:
         """A finished output whose inputs differ in the dotted keys `ignoring` alone."""

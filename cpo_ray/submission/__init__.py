@@ -1,1 +1,1 @@
-"""Run the pipeline as a job on a Ray cluster: upload, submit, follow the log, fetch the report."""
+"""Run the pipeline from outside: as a job on a Ray cluster (upload, submit, follow, fetch the report), or as a sweep."""

@@ -60,6 +60,11 @@ class TrainingRows:
         """The kinds of candidates that occur, sorted."""
         return sorted({kind for names in self.kinds for kind in names})
 
+    @property
+    def mean_gold_tokens(self) -> float:
+        """Mean length of the golds in tokens, EOS included."""
+        return sum(len(group[0]) for group in self.candidates) / len(self.candidates)
+
     def check_scores(self) -> None:
         """Raise Refusal unless reference scores are finite and ranks are permutations with the gold first."""
         not_finite = ~np.isfinite(self.ref_logps).all(axis=1)

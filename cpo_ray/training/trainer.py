@@ -96,7 +96,7 @@ def train_model(
         raise Preempted(f"stopped by SIGTERM: saved at step {step}. Run the same command again to continue")
     copied = _copy_result(result, task, out, on_notice)
     summary = {"steps": task.training.steps, **{name: last[name] for name in SUMMARY_METRICS if name in last}}
-    return summary | {name: copied[name] for name in ("validation_loss",) if name in copied}
+    return summary | {name: copied[name] for name in ("validation_loss", "validation_nll") if name in copied}
 
 
 def _copy_result(result: Result, task: Task, out: Path, on_notice: Callable[[str], None]) -> dict[str, Any]:

@@ -43,6 +43,29 @@ def test_another_run_takes_over_what_one_has_made(two_runs, capsys):
     assert "shared groups/train: another run has made it" in capsys.readouterr().out
 
 
+def test_files_are_copied_where_hard_links_are_impossible_and_the_line_says_so(two_runs, capsys, monkeypatch):
+    def refuse(source, target):
+        raise OSError(18, "Invalid cross-device link")
+
+    one, two = two_runs
+    one.make("data", {"seed": 1}, builder([]))
+    monkeypatch.setattr(os, "link", refuse)
+    copied = two.make("data", {"seed": 1}, builder([]))
+    assert "copied, without hard links" in capsys.readouterr().out
+    monkeypatch.undo()
+    (store,) = Store(one.config.cluster.artifact_store).every("data")
+    assert not Store.is_linked(store, copied)
+    assert Store.is_linked(store, find_artifact(one.root, "data"))
+
+
+def test_what_another_run_has_made_is_available_and_not_yet_current(two_runs):
+    one, two = two_runs
+    one.make("data", {"seed": 1}, builder([]))
+    assert (one.is_current("data", {"seed": 1}), two.is_current("data", {"seed": 1})) == (True, False)
+    assert two.is_available("data", {"seed": 1})
+    assert not two.is_available("data", {"seed": 2})
+
+
 def test_other_inputs_are_made(two_runs):
     one, two = two_runs
     calls = []

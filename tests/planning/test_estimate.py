@@ -73,6 +73,8 @@ def test_a_plan_names_its_bottleneck():
     assert plan.gpu_hours == pytest.approx(sum(item.gpu_hours for item in plan.work))
     assert "maxima" in plan.tokens.origin
     assert plan.hours == pytest.approx(sum(item.hours + item.start_hours for item in plan.work))
+    assert list(plan.stage_seconds) == ["reference", "sampling", "cpo", "mle", "generation"]
+    assert sum(plan.stage_seconds.values()) == pytest.approx(3600 * plan.hours)
 
 
 def test_a_plan_uses_the_data_of_the_run(tmp_path):

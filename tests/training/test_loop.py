@@ -132,6 +132,13 @@ def test_validation_is_the_mean_over_its_rows(world):
     assert math.isfinite(validate(engine, TrainingRows.read(task.rows, task, 5), task)["loss"])
 
 
+def test_the_golds_likelihood_per_token_is_the_mle_loss(world):
+    task = make_task(world, workers=1, steps=1, objective=False)
+    rows = TrainingRows.read(task.rows, task)
+    measured = validate(run(task)[1], rows, task)
+    assert -measured["gold_logp"] / rows.mean_gold_tokens == pytest.approx(measured["loss"], rel=1e-5)
+
+
 def test_a_gradient_that_is_not_finite_stops_before_the_step(world):
     task = make_task(world, workers=1, steps=1)
     before = {}
