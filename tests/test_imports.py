@@ -32,7 +32,7 @@ ALLOWED = {
     "evaluation": BASE | {"inference"},
     "report": BASE | {"evaluation"},
     "planning": {"artifacts", "cluster", "config", "errors"},
-    "checks": {"artifacts", "config", "errors", "inference"},
+    "checks": {"artifacts", "config", "errors", "inference", "objective"},
     "run": BASE,
     "submission": BASE | {"run"},
     "stages": BASE | WINGS | {"checks", "inference", "report", "run"},

@@ -13,6 +13,7 @@ from cpo_ray.config import RunConfig
 from cpo_ray.errors import ConfigError, DataError
 from cpo_ray.inference.model_facts import ModelFacts, is_local, read_model_facts
 from cpo_ray.inference.weight_files import check_one_set_of_weights
+from cpo_ray.objective.known_architectures import architecture_fault
 
 SAMPLES = ("Add 3 and 4.", "The sum of 19 and 23 is 42, isn't it? Yes!", "A list: one, two (three) and four.")
 RENAMED = 0.01
@@ -39,6 +40,7 @@ def check_model_fit(
     if model is None or tokenizer_path is None:
         return None
     check_one_set_of_weights(Path(model))
+    check_architecture(model, local_only=local_only)
     facts = read_model_facts(model, local_only=local_only)
     if facts is None:
         return f"model.path {model} is not on this machine: it is compared with the tokenizer and the lengths when it is loaded"
@@ -58,6 +60,22 @@ def check_model_fit(
     if found:
         raise ConfigError("\n".join(found))
     return missing
+
+
+def check_architecture(model: str, *, local_only: bool = False) -> None:
+    """Raise ConfigError for a model whose architecture transformers does not have as a causal language model.
+
+    A config.json that cannot be read is left to `read_model_facts`.
+    """
+    from transformers import PreTrainedConfig
+
+    try:
+        settings, _ = PreTrainedConfig.get_config_dict(model, local_files_only=local_only)
+    except (OSError, ValueError):
+        return
+    fault = architecture_fault(model, settings)
+    if fault is not None:
+        raise ConfigError(f"model.path: {fault}")
 
 
 def length_faults(config: RunConfig, model: str, facts: ModelFacts) -> Iterator[str]:

@@ -142,6 +142,8 @@ def test_a_cut_response_has_no_eos(tmp_path: Path) -> None:
         "five": encoded["five"][:4],
     }
     assert (summary["truncated_responses"], summary["responses_without_eos"]) == (2, 2)
+    shown = list(summary)[:6]  # the console's line has room for a dozen numbers, and sources add counts of their own
+    assert shown[3:] == ["truncated_prompts", "truncated_responses", "responses_without_eos"]
 
 
 @pytest.mark.parametrize(
