@@ -49,8 +49,9 @@ continuations of the longest and the shortest row are also computed by the model
 float32 they may differ by 0.001 nats per square root of a token, in bf16 by four times what two separate computations differ
 by. A model that differs by more computes separate rows, and a line with the figure says so.
 
-The auxiliary loss of mixture-of-experts routers is off: the objective is the CPO loss alone, and padding and shared prefixes
-would change what such a loss averages over. Watch a router's balance in long runs.
+The auxiliary loss of mixture-of-experts routers is off unless `training.router_auxiliary_loss` is set; a line says which when
+training starts. It is the model's own function, over the tokens of the trees: a shared prefix counts once, in separate rows
+too, and padding never. Without it, watch a router's balance in long runs.
 
 | architecture | packed groups | why |
 |---|---|---|
