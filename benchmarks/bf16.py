@@ -62,11 +62,11 @@ class Engine:
         self.logps: dict[tuple[int, ...], Tensor] = {}
 
     @torch.no_grad()
-    def __call__(self, packed: PackedGroups) -> Tensor:
+    def __call__(self, packed: PackedGroups) -> tuple[Tensor, None]:
         key = tuple(packed.input_ids_RN.flatten().tolist())
         if key not in self.logps:
             self.logps[key] = candidate_logps(self.model, packed)
-        return self.logps[key]
+        return self.logps[key], None
 
 
 def take_first_step(engine: Engine, groups: list[Group], objective: ObjectiveConfig) -> tuple[FirstStep, Tensor]:
@@ -81,7 +81,7 @@ def take_first_step(engine: Engine, groups: list[Group], objective: ObjectiveCon
     sums = StepSums(engine.device, batch.kinds)
     for part in parts:
         microbatch_loss(engine, rows, part, task, 0, 1.0, sums)
-    policy_BK = torch.cat([engine(pack_microbatch(engine, rows, part, task, 0)) for part in parts]).cpu()
+    policy_BK = torch.cat([engine(pack_microbatch(engine, rows, part, task, 0))[0] for part in parts]).cpu()
     drift_BK = policy_BK - torch.from_numpy(rows.ref_logps[[row for part in parts for row in part]])
     return first_step(dict(zip(sums.index, sums.sums.tolist(), strict=True)), batch, task), drift_BK
 

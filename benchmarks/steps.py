@@ -1,6 +1,7 @@
 """The variants of a training step. Each returns the scalar to differentiate; all but `mle` compute the same loss.
 
 tree        cpo_ray: token trees, every shared prefix once, the LM head over chunks of the positions that need it
+rows        cpo_ray for models that cannot compute trees: prompt + one continuation in each row, the head on continuations
 separate    packed rows, the same attention and head, but a tree per prompt + candidate: no prefix is shared
 unshared    as `separate`, and the LM head on every token
 padded      one row per prompt + candidate, padded to the longest, full logits (as pairwise trainers do, K-wise)
@@ -15,7 +16,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from benchmarks.groups import CONTEXT, EOS, VOCABULARY, Batch
-from cpo_ray.objective.attention import use_tree_attention
+from cpo_ray.objective.architectures import Layout, set_layout
+from cpo_ray.objective.attention import use_rows, use_tree_attention
 from cpo_ray.objective.cost import GroupSize, measure_group
 from cpo_ray.objective.head import lm_head_weight
 from cpo_ray.objective.logprobs import EdgeLogProbs, candidate_logps, source_hidden
@@ -49,6 +51,15 @@ def ranked_loss(logps_BK: Tensor) -> Tensor:
 
 def tree(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
     return ranked_loss(candidate_logps(model, pack_groups(*batch)))
+
+
+def own_rows(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
+    set_layout(model, Layout("measured"))
+    use_rows(model)
+    logps_BK = candidate_logps(model, pack_groups(*batch))
+    set_layout(model, Layout())
+    use_tree_attention(model)
+    return ranked_loss(logps_BK)
 
 
 def separate(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
@@ -97,7 +108,7 @@ def mle(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
 
 
 STEPS: dict[str, Callable[[GPT2LMHeadModel, Batch], Tensor]] = {
-    "tree": tree, "separate": separate, "unshared": unshared, "padded": padded, "mle": mle,
+    "tree": tree, "rows": own_rows, "separate": separate, "unshared": unshared, "padded": padded, "mle": mle,
 }  # fmt: skip
 
 

@@ -70,8 +70,12 @@ def step_ratios(model: GPT2LMHeadModel, batches: list[Batch], fitting: list[Batc
         return ratio_of_sums(paired(model, pairs, rounds), target, baseline, "times as long")
 
     few = batches[:FEW]
+    rows = paired(model, [(("rows", b), ("padded", b)) for b in fitting[:FEW]], rounds)
     return {
         "step_vs_padded": compare_with("padded", fitting[:FEW], ">= 5", "padded concatenation, full logits"),
+        "rows_vs_padded": ratio_of_sums(
+            rows, ">= 1", "padded concatenation, full logits", "times faster in separate rows"
+        ),
         "step_vs_separate": compare_with(
             "separate", batches, ">= 1.9", "packed, no prefix shared; the head on continuations alone"
         ),

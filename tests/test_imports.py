@@ -32,7 +32,7 @@ ALLOWED = {
     "evaluation": BASE | {"inference", "objective"},
     "report": BASE | {"evaluation"},
     "planning": {"artifacts", "cluster", "config", "errors"},
-    "checks": {"artifacts", "config", "errors", "inference"},
+    "checks": {"artifacts", "config", "errors", "inference", "objective"},
     "run": BASE,
     "submission": BASE | {"run", "stages"},
     "stages": BASE | WINGS | {"checks", "inference", "report", "run"},

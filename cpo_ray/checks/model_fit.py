@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cpo_ray.config import RunConfig
+from cpo_ray.config import RunConfig, TrainingConfig
 from cpo_ray.errors import ConfigError, DataError
 from cpo_ray.inference.model_facts import ModelFacts, is_local, read_model_facts
 from cpo_ray.inference.weight_files import check_one_set_of_weights
+from cpo_ray.objective.known_architectures import architecture_fault
 
 SAMPLES = ("Add 3 and 4.", "The sum of 19 and 23 is 42, isn't it? Yes!", "A list: one, two (three) and four.")
 RENAMED = 0.01
@@ -39,10 +40,11 @@ def check_model_fit(
     if model is None or tokenizer_path is None:
         return None
     check_one_set_of_weights(Path(model))
+    check_architecture(model, local_only=local_only)
     facts = read_model_facts(model, local_only=local_only)
     if facts is None:
         return f"model.path {model} is not on this machine: it is compared with the tokenizer and the lengths when it is loaded"
-    found = list(length_faults(config, model, facts))
+    found = [*length_faults(config, model, facts), *router_faults(config, model)]
     missing = None
     try:
         tokenizer = load_tokenizer(tokenizer_path)
@@ -60,6 +62,22 @@ def check_model_fit(
     return missing
 
 
+def check_architecture(model: str, *, local_only: bool = False) -> None:
+    """Raise ConfigError for a model whose architecture transformers does not have as a causal language model.
+
+    A config.json that cannot be read is left to `read_model_facts`.
+    """
+    from transformers import PreTrainedConfig
+
+    try:
+        settings, _ = PreTrainedConfig.get_config_dict(model, local_files_only=local_only)
+    except (OSError, ValueError):
+        return
+    fault = architecture_fault(model, settings)
+    if fault is not None:
+        raise ConfigError(f"model.path: {fault}")
+
+
 def length_faults(config: RunConfig, model: str, facts: ModelFacts) -> Iterator[str]:
     """The longest prompt and response that do not fit into the model's context, with the arithmetic."""
     if facts.context is not None and (excess := config.context_excess(facts.context)):
@@ -67,6 +85,21 @@ def length_faults(config: RunConfig, model: str, facts: ModelFacts) -> Iterator[
             f"{excess} exceeds the {facts.context} positions of model.path {model}: lower one of them, or use a model with a "
             "longer context."
         )
+
+
+def router_faults(config: RunConfig, model: str) -> Iterator[str]:
+    """An auxiliary loss of routers that the model does not have."""
+    keys = [f"{name}.router_auxiliary_loss" for name in ("reference", "training") if _coefficient(config, name)]
+    if not keys:
+        return
+    from transformers import AutoConfig
+
+    from cpo_ray.objective.routers import router_fault
+
+    settings = AutoConfig.from_pretrained(model, trust_remote_code=False)  # `read_model_facts` has read it
+    fault = router_fault(settings)
+    if fault is not None:
+        yield f"{' and '.join(keys)}: {fault}, as model.path {model} is. Set it to 0."
 
 
 def tokenizer_faults(name: str, tokenizer: Any, model: str, facts: ModelFacts, remedy: str) -> Iterator[str]:
@@ -114,6 +147,11 @@ def _other_tokens(path: str, tokenizer: Any, model: str, load_tokenizer: Callabl
             f"{len(other)} of the {len(tokenizer)} ids of the tokenizer {path} mean other tokens in the {len(names)} of "
             f"model.path {model}: {index} is {token!r}, but there {names[index]!r}. {OWN_TOKENIZER}."
         )
+
+
+def _coefficient(config: RunConfig, section: str) -> float:
+    training: TrainingConfig = getattr(config, section)
+    return training.router_auxiliary_loss
 
 
 def _letters(text: str) -> str:

@@ -74,6 +74,11 @@ class RunConfig(Section):
                 raise ValueError(
                     f"{section}.validation_rows {rows} exceeds data.validation_rows {self.data.validation_rows}"
                 )
+            if self.model.path is None and getattr(self, section).router_auxiliary_loss:
+                raise ValueError(
+                    f"{section}.router_auxiliary_loss: model.architecture {self.model.architecture} has no routers. Set it "
+                    "to 0, or name a mixture-of-experts model in model.path"
+                )
         if self.tuning.learning_rates:
             self._check_tuning()
         unknown = [name for name in self.evaluated_models if name not in self.models]

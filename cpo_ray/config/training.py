@@ -73,6 +73,10 @@ class TrainingConfig(Section):
     """`none`: dropout is off, so that policy and reference are the same function wherever their log-probs are compared.
     `model`: in training steps the model's own rates are used, except those of attention weights. Scoring, the check of the
     first loss and validation never use dropout."""
+    router_auxiliary_loss: Annotated[float, Field(ge=0)] = 0.0
+    """For mixture-of-experts models: the coefficient of the routers' auxiliary loss, which balances the load of the experts. It
+    is the model's own function, over each microbatch, in which every token of a group counts once. 0: off, the objective is the
+    loss alone. Models were often trained with 0.001 to 0.02. Any other model is refused."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed ZeRO stage: what is partitioned over the workers (0 nothing, 1 optimizer, 2 + gradients, 3 + parameters)."""
     workers: Annotated[int, Field(ge=1)] = Field(default=2, json_schema_extra=EXECUTION)

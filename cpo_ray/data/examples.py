@@ -130,11 +130,14 @@ def _summarize(
 ) -> Summary:
     seen = set(map(tuple, tables["train"]["prompt_ids"].to_pylist()))
     summary: dict[str, Any] = {f"{name}_rows": len(tables[name]) for name in SPLITS}
-    summary |= {"quarantined_rows": len(source.quarantined)} | source.counts
+    # Before the source's own counts: the console's line about the stage has room for a dozen numbers.
     summary |= {
         "truncated_prompts": truncated.prompts,
         "truncated_responses": truncated.responses,
         "responses_without_eos": truncated.without_eos,
+    }
+    summary |= {"quarantined_rows": len(source.quarantined)} | source.counts
+    summary |= {
         # Different prompts may become equal when both are cut, which happens after the split.
         "test_prompts_in_train_once_cut": sum(tuple(ids) in seen for ids in tables["test"]["prompt_ids"].to_pylist()),
         "vocabulary": len(source.tokenizer),

@@ -15,9 +15,10 @@ from cpo_ray.objective.architectures import decoder, layout_of
 from cpo_ray.objective.attention import arrange
 from cpo_ray.objective.head import Head, OwnLogits, lm_head
 from cpo_ray.objective.masks import attending
-from cpo_ray.objective.packing import PackedGroups, pack_groups
+from cpo_ray.objective.packing import PackedGroups, pack_groups, real_tokens
 from cpo_ray.objective.rotary import row_lengths
-from cpo_ray.objective.separate_rows import candidate_rows, path_lengths, path_rows
+from cpo_ray.objective.routers import Routers
+from cpo_ray.objective.separate_rows import candidate_rows, first_places, path_lengths, path_rows
 from cpo_ray.records import Tokens
 
 CHUNK_ELEMENTS = 2**23  # logits of one chunk: 32 MiB in float32
@@ -100,11 +101,20 @@ def edge_logps(hidden_SD: Tensor, head: Head | OwnLogits, edge_source_E: Tensor,
 
 def candidate_logps(model: PreTrainedModel, packed: PackedGroups) -> Tensor:
     """Sums of log-probs over each continuation's tokens, EOS included: (B, K) float32, nats."""
+    logps_BK, _ = balanced_logps(model, packed, None)
+    return logps_BK
+
+
+def balanced_logps(
+    model: PreTrainedModel, packed: PackedGroups, routers: Routers | None
+) -> tuple[Tensor, Tensor | None]:
+    """`candidate_logps`, and with the model's routers their auxiliary loss over these groups, a scalar."""
     packed = lay_out(model, packed)
-    hidden_SD, head = source_hidden(model, packed), output_head(model)
-    logp_E = edge_logps(hidden_SD, head, packed.edge_source_E, packed.edge_target_E)
+    hidden_SD, router_loss = _forward(model, packed, routers)
+    logp_E = edge_logps(hidden_SD, output_head(model), packed.edge_source_E, packed.edge_target_E)
     sums = torch.zeros(packed.groups * packed.candidates, dtype=logp_E.dtype, device=logp_E.device)
-    return sums.index_add(0, packed.member_candidate_M, logp_E[packed.member_edge_M]).view(packed.groups, -1)
+    sums = sums.index_add(0, packed.member_candidate_M, logp_E[packed.member_edge_M])
+    return sums.view(packed.groups, -1), router_loss
 
 
 def lay_out(model: PreTrainedModel, packed: PackedGroups) -> PackedGroups:
@@ -121,24 +131,26 @@ def output_head(model: PreTrainedModel) -> Head | OwnLogits:
 
 def source_hidden(model: PreTrainedModel, packed: PackedGroups) -> Tensor:
     """Last hidden states at the sources, (S, D); of a model whose head we do not compute, its logits, (S, V)."""
+    hidden_SD, _ = _forward(model, packed, None)
+    return hidden_SD
+
+
+def _forward(model: PreTrainedModel, packed: PackedGroups, routers: Routers | None) -> tuple[Tensor, Tensor | None]:
+    """`source_hidden`, and the auxiliary loss of these routers."""
     layout = layout_of(model)
+    more: dict[str, Any] = {"use_cache": False} | ({"output_router_logits": True} if routers else {})
     if layout.separate is not None:
+        counted_RN = first_places(packed) if routers else None
         packed = path_rows(packed)
         with row_lengths(path_lengths(packed) if _by_length(model, packed) else None):
-            if layout.own_logits:
-                out_RND = model(input_ids=packed.input_ids_RN, use_cache=False).logits
-            else:
-                out_RND = _last_hidden(decoder(model)(input_ids=packed.input_ids_RN, use_cache=False))
-        return out_RND.flatten(0, 1)[packed.source_S]
+            output = (model if layout.own_logits else decoder(model))(input_ids=packed.input_ids_RN, **more)
+        return _at_sources(output, packed, own_logits=layout.own_logits), _balance(output, routers, counted_RN)
     by_length = _by_length(model, packed)
     packed, forest, arguments = arrange(model, packed)
     with attending(forest), row_lengths(path_lengths(packed) if by_length else None):
-        out_RND = _last_hidden(
-            decoder(model)(
-                input_ids=packed.input_ids_RN, position_ids=packed.position_ids_RN, use_cache=False, **arguments
-            )
-        )
-    return out_RND.flatten(0, 1)[packed.source_S]
+        output = decoder(model)(input_ids=packed.input_ids_RN, position_ids=packed.position_ids_RN, **arguments, **more)
+    counted_RN = real_tokens(packed) if routers else None
+    return _at_sources(output, packed), _balance(output, routers, counted_RN)
 
 
 def _by_length(model: PreTrainedModel, packed: PackedGroups) -> bool:
@@ -146,9 +158,13 @@ def _by_length(model: PreTrainedModel, packed: PackedGroups) -> bool:
     return limit is not None and int(packed.position_ids_RN.max()) + 2 > limit
 
 
-def _last_hidden(output: Any) -> Tensor:
-    hidden_RND: Tensor = output.last_hidden_state
-    return hidden_RND
+def _at_sources(output: Any, packed: PackedGroups, *, own_logits: bool = False) -> Tensor:
+    out_RND: Tensor = output.logits if own_logits else output.last_hidden_state
+    return out_RND.flatten(0, 1)[packed.source_S]
+
+
+def _balance(output: Any, routers: Routers | None, counted_RN: Tensor | None) -> Tensor | None:
+    return None if routers is None or counted_RN is None else routers.loss(output, counted_RN)
 
 
 def gold_logits(

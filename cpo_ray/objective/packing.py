@@ -178,15 +178,22 @@ def widen(packed: PackedGroups, multiple: int) -> PackedGroups:
     )
 
 
+def real_tokens(packed: PackedGroups) -> Tensor:
+    """Which tokens are no padding, (R, N) bool."""
+    width = packed.subtree_end_RN.shape[1]
+    # A real token has descendants or is a leaf, and a leaf is always a source. Padding attends only itself and is no source.
+    real_RN = packed.subtree_end_RN > torch.arange(1, width + 1, device=packed.source_S.device)
+    real_RN.view(-1)[packed.source_S] = True
+    return real_RN
+
+
 def drop_padding(packed: PackedGroups) -> PackedGroups:
     """The same trees in one row without padding, for attention that computes only the pairs of tokens that attend."""
     rows, width = packed.input_ids_RN.shape
     flat_end = (
         packed.subtree_end_RN + torch.arange(0, rows * width, width, device=packed.source_S.device)[:, None]
     ).flatten()
-    # A real token has descendants or is a leaf, and a leaf is always a source. Padding attends only itself and is no source.
-    real = flat_end > torch.arange(1, rows * width + 1, device=flat_end.device)
-    real[packed.source_S] = True
+    real = real_tokens(packed).flatten()
     before = torch.cat([real.new_zeros(1, dtype=torch.long), real.cumsum(0)])  # real tokens before each position
     return replace(
         packed,

@@ -15,20 +15,20 @@ def path_rows(packed: PackedGroups) -> PackedGroups:
 
     No more rows than candidates, none longer than the longest prompt and candidate.
     """
-    width, device = packed.input_ids_RN.shape[1], packed.source_S.device
-    sources = packed.source_S.tolist()
-    ends = packed.subtree_end_RN.flatten().tolist()
-    leaves = [node for node in sources if ends[node] == node % width + 1]
-    paths = find_paths(packed, leaves)
-    place: dict[int, tuple[int, int]] = {}  # node -> row and index, where it comes first
-    for row, leaf in enumerate(leaves):
-        for index in reversed(range(len(paths[leaf]))):
-            if place.setdefault(paths[leaf][index], (row, index)) != (row, index):
-                break  # and so are the nodes before it
-    rows = _fill_rows(packed, [paths[leaf] for leaf in leaves])
+    paths = _leaf_paths(packed)
+    place = _first_places(paths)
+    rows = _fill_rows(packed, paths)
     wide = rows.input_ids_RN.shape[1]
-    source_S = torch.tensor([place[node][0] * wide + place[node][1] for node in sources], device=device)
-    return replace(rows, source_S=source_S)
+    flat = [row * wide + index for row, index in map(place.__getitem__, packed.source_S.tolist())]
+    return replace(rows, source_S=torch.tensor(flat, device=packed.source_S.device))
+
+
+def first_places(packed: PackedGroups) -> Tensor:
+    """Where in `path_rows` each token of the trees comes first, (R, N) bool. Padding does not."""
+    paths = _leaf_paths(packed)
+    first_RN = torch.zeros(len(paths), max(map(len, paths)), dtype=torch.bool)
+    first_RN[torch.tensor(list(_first_places(paths).values())).unbind(1)] = True
+    return first_RN.to(packed.source_S.device)
 
 
 def candidate_rows(packed: PackedGroups) -> PackedGroups:
@@ -76,6 +76,25 @@ def find_paths(packed: PackedGroups, nodes: Collection[int]) -> dict[int, list[i
             if path[-1] in wanted:
                 found[path[-1]] = list(path)
     return found
+
+
+def _leaf_paths(packed: PackedGroups) -> list[list[int]]:
+    """The path to each leaf, in the order of the leaves."""
+    width = packed.input_ids_RN.shape[1]
+    ends = packed.subtree_end_RN.flatten().tolist()
+    leaves = [node for node in packed.source_S.tolist() if ends[node] == node % width + 1]
+    paths = find_paths(packed, leaves)
+    return [paths[leaf] for leaf in leaves]
+
+
+def _first_places(paths: list[list[int]]) -> dict[int, tuple[int, int]]:
+    """Each node's row and index where it comes first."""
+    place: dict[int, tuple[int, int]] = {}
+    for row, path in enumerate(paths):
+        for index in reversed(range(len(path))):
+            if place.setdefault(path[index], (row, index)) != (row, index):
+                break  # and so are the nodes before it
+    return place
 
 
 def _fill_rows(packed: PackedGroups, paths: list[list[int]]) -> PackedGroups:

@@ -22,9 +22,10 @@ from cpo_ray.objective.architectures import layout_of
 from cpo_ray.objective.attention import use_tree_attention
 from cpo_ray.objective.cost import model_shape
 from cpo_ray.objective.head import lm_head
-from cpo_ray.objective.logprobs import candidate_logps, sample_edges
+from cpo_ray.objective.logprobs import balanced_logps, sample_edges
 from cpo_ray.objective.packing import PackedGroups
 from cpo_ray.objective.pretrained import load_model, train_mode
+from cpo_ray.objective.routers import Routers, find_routers, router_notice
 from cpo_ray.training.layout import settle_on_workers
 from cpo_ray.training.models import export_model
 from cpo_ray.training.task import Task
@@ -33,19 +34,24 @@ from cpo_ray.training.task import Task
 class Policy(nn.Module):
     """The module that DeepSpeed wraps: from packed groups to log-probs."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, routers: Routers | None = None) -> None:
+        """routers: of the model, if their auxiliary loss is wanted."""
         super().__init__()
         self.model = model
+        self.routers = routers
         self.shape = model_shape(model)  # before ZeRO-3 partitions the weights
         self.nonfinite_gradients = torch.zeros((), device=model.device)
         for parameter in model.parameters():
             parameter.register_hook(self._count_nonfinite)
 
-    def forward(self, packed: PackedGroups, uniform_EN: Tensor | None = None) -> Tensor:
-        """Log-probs, (B, K) float32, nats. With `uniform_EN`: tokens sampled from the model at the edges instead, (E, N)."""
+    def forward(self, packed: PackedGroups, uniform_EN: Tensor | None = None) -> Any:
+        """Log-probs, (B, K) float32, nats, and the routers' auxiliary loss or None.
+
+        With `uniform_EN`: tokens sampled from the model at the edges instead, (E, N).
+        """
         if uniform_EN is not None:
             return sample_edges(self.model, packed, uniform_EN)
-        return candidate_logps(self.model, packed)
+        return balanced_logps(self.model, packed, self.routers)
 
     def _count_nonfinite(self, gradient: Tensor) -> None:
         """Count gradients that are not finite, because DeepSpeed would take the step. Does not wait for the device.
@@ -72,7 +78,11 @@ def start_engine(task: Task, notify: Callable[[str], None], *, universal: bool =
     settle_on_workers(model, task, notify)
     if task.training.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    policy = Policy(model)
+    balance = task.training.router_auxiliary_loss
+    line = router_notice(model, balance)
+    if line is not None:
+        notify(line)
+    policy = Policy(model, find_routers(model) if balance else None)
     if task.training.dropout == "none":
         train_mode(model)
     else:

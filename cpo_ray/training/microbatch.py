@@ -30,10 +30,15 @@ def microbatch_loss(
     """
     packed = pack_microbatch(engine, rows, microbatch, task, step).to(engine.device)
     sums.add(tokens=packed.tokens)
-    policy_BK = engine(packed)
+    policy_BK, router_loss = engine(packed)
     if task.objective is None:
-        return _mle(policy_BK, rows, microbatch, per_token, sums)
-    return _cpo(policy_BK, rows, microbatch, task.objective, sums)
+        loss = _mle(policy_BK, rows, microbatch, per_token, sums)
+    else:
+        loss = _cpo(policy_BK, rows, microbatch, task.objective, sums)
+    if router_loss is None:
+        return loss
+    sums.add(router_loss=router_loss.detach() * len(microbatch))
+    return loss + task.training.router_auxiliary_loss * router_loss
 
 
 def pack_microbatch(engine: Any, rows: TrainingRows, microbatch: Sequence[int], task: Task, step: int) -> PackedGroups:

@@ -14,6 +14,7 @@ from cpo_ray.objective.noise import score_variance
 NAMES = ["prompts", "target_tokens", "tokens", "loss", "expected_loss", "gold_logp", "gold_drift", "gold_first"]
 NAMES += ["rank_accuracy", "margin", "with_negatives", "masked", "nonfinite_losses", "nonfinite_gradients"]
 NAMES += ["joint_loss", "mle_gradient", "cpo_gradient", "drift_squares", "drift_candidates", "score_variance"]
+NAMES += ["router_loss"]
 GOLD = "gold"
 
 
@@ -112,10 +113,12 @@ def step_metrics(
     `..._drift`: policy minus reference log-prob.
     `joint_loss`: what is differentiated, if that is more than the CPO loss. `mle_gradient_share`: of the joint loss, the MLE
     term's share |g_mle| / (|g_mle| + |g_cpo|) of the gradient with respect to the candidates' log-probs, sums of magnitudes.
+    `router_loss`: the auxiliary loss of a model's routers, without its coefficient, if it is on.
     """
     n = sums["prompts"]
+    router = {"router_loss": sums["router_loss"] / n} if sums["router_loss"] else {}  # it is never 0
     if objective is None:
-        return {"loss": sums["loss"] / sums["target_tokens"], "gold_logp": sums["gold_logp"] / n}
+        return {"loss": sums["loss"] / sums["target_tokens"], "gold_logp": sums["gold_logp"] / n} | router
     counts = {name.removesuffix(" count"): value for name, value in sums.items() if name.endswith(" count") and value}
     drift = {kind: sums[f"{kind} drift"] / count for kind, count in counts.items()}
     metrics = {
@@ -127,7 +130,7 @@ def step_metrics(
         "masked": int(sums["masked"]),
         "negative_logp": {kind: sums[f"{kind} logp"] / count for kind, count in counts.items()},
         "negative_drift": drift,
-    }
+    } | router
     if objective.mle_weight or objective.gold_floor_weight:
         metrics["joint_loss"] = sums["joint_loss"] / n
     if objective.mle_weight:

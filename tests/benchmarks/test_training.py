@@ -38,8 +38,8 @@ def test_separate_packing_shares_no_prefix(batch):
 
 def test_every_variant_computes_the_same_loss(batch):
     model = make_model("tiny")
-    losses = [STEPS[name](model, batch).item() for name in ("tree", "separate", "unshared", "padded")]
-    assert losses == pytest.approx([losses[0]] * 4, rel=1e-4)
+    losses = [STEPS[name](model, batch).item() for name in ("tree", "rows", "separate", "unshared", "padded")]
+    assert losses == pytest.approx([losses[0]] * 5, rel=1e-4)
     assert len(paired(model, [(("tree", batch), ("separate", batch))], 2)) == 2
 
 

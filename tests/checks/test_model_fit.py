@@ -1,11 +1,12 @@
 """Pairs of model and tokenizer, from directories without weights."""
 
+import contextlib
 import json
 from functools import partial
 
 import pytest
 from tokenizers.processors import TemplateProcessing
-from transformers import GenerationConfig, LlamaConfig
+from transformers import AutoConfig, GenerationConfig, LlamaConfig
 
 from cpo_ray.checks.model_fit import check_model_fit
 from cpo_ray.config import RunConfig
@@ -142,3 +143,16 @@ def test_directories_that_are_missing_or_no_models(tokenizer, tmp_path):
 
 def test_a_model_from_scratch_has_nothing_to_compare():
     assert check_model_fit(RunConfig(name="x"), pytest.fail) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"), [("llama", "a `llama` of this configuration has no routers, as model.path"), ("mixtral", None)]
+)
+def test_an_auxiliary_loss_of_routers_needs_routers(tokenizer, tmp_path, kind, fault):
+    settings = {"vocab_size": 320, "max_position_embeddings": 256, "bos_token_id": None, "eos_token_id": EOS}
+    AutoConfig.for_model(kind, **settings).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    tree = {"name": "x", "model": {"path": str(tmp_path)}, "reference": {"router_auxiliary_loss": 0.01}}
+    config = RunConfig.model_validate(tree)
+    with pytest.raises(ConfigError, match=fault) if fault else contextlib.nullcontext():
+        check_model_fit(config, load_tokenizer, local_only=True)

@@ -1,3 +1,5 @@
+import json
+
 from cpo_ray.data.tokenization import train_tokenizer
 from tests.checks.test_model_fit import TEXTS, write_model
 from tests.commands.command_line import invoke
@@ -35,3 +37,14 @@ def test_validate_and_run_warn_of_a_recipe_that_can_change_little(config, pipeli
         assert "warning negatives come from the reference and objective.beta is 5" in seen, command
         assert "warning negatives" not in invoke(command, config).output
     assert "warning negatives" not in invoke("judging", config, *sampled).output
+
+
+def test_validate_names_an_architecture_that_transformers_lacks_and_what_to_install(config, tmp_path):
+    settings = {"model_type": "llama9", "architectures": ["Llama9ForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    result = invoke("validate", config, "--set", f"model.path={tmp_path}")
+    assert result.exit_code == 2
+    printed = " ".join(result.output.split())
+    assert "model.path: the model" in printed
+    assert "is a `llama9` (Llama9ForCausalLM), which transformers" in printed
+    assert "pip install --upgrade transformers" in printed

@@ -45,3 +45,11 @@ def test_the_arithmetic_of_the_context():
     config = parse()
     assert config.context_excess(256) is None
     assert config.context_excess(255) == "data.max_prompt_tokens 192 + data.max_response_tokens 64 = 256"
+
+
+@pytest.mark.parametrize("section", ["reference", "training"])
+def test_a_model_from_scratch_has_no_routers_to_balance(section):
+    with pytest.raises(
+        ConfigError, match=rf"{section}\.router_auxiliary_loss: model\.architecture llama has no routers"
+    ):
+        parse(**{section: {"router_auxiliary_loss": 0.01}})

@@ -142,6 +142,8 @@ def test_a_cut_response_has_no_eos(tmp_path: Path) -> None:
         "five": encoded["five"][:4],
     }
     assert (summary["truncated_responses"], summary["responses_without_eos"]) == (2, 2)
+    shown = list(summary)[:6]  # the console's line has room for a dozen numbers, and sources add counts of their own
+    assert shown[3:] == ["truncated_prompts", "truncated_responses", "responses_without_eos"]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,16 @@ def test_a_warning_if_more_than_a_quarter_of_the_responses_is_cut(
     assert [line[: len(warning or "")] for line in lines] == ([warning] if warning else [])
 
 
-def test_passages_without_an_end_cause_no_warning_when_they_are_cut(tmp_path: Path) -> None:
+def test_passages_without_an_end_cause_no_warning_when_they_are_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A standard library of one file: reading all of Python's takes seconds."""
+    library, letters = tmp_path / "library", "abcdefgh"
+    library.mkdir()
+    words = [f"word{a}{b}{c}{d}" for a in letters for b in letters for c in letters for d in letters]
+    (library / "module.py").write_text(f'"""A{" ".join(words)}."""\n')
+    monkeypatch.setattr("sysconfig.get_path", lambda name: {"stdlib": str(library)}[name])
+    monkeypatch.setattr("pydoc_data.topics.topics", {})
     config = configure(source="python_docs", train_rows=20, validation_rows=0, test_rows=10, max_response_tokens=24)
     summary = prepare_examples(config, tmp_path / "out")
     assert summary["truncated_responses"] == summary["responses_without_eos"] == 30

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cpo_ray.config import RunConfig
-from cpo_ray.data.corpus import load_corpus
+from cpo_ray.data.corpus import Corpus, load_corpus
 from cpo_ray.data.examples import prepare_examples
 from cpo_ray.data.splits import split_prompts
 from cpo_ray.data.tokenization import encode, load_tokenizer
@@ -15,6 +15,7 @@ from cpo_ray.records import end_response
 from tests.data.test_examples import configure, rows_of
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
+SEED = 17
 
 
 def real_dolly(**data: Any) -> RunConfig:
@@ -29,10 +30,14 @@ def real_dolly(**data: Any) -> RunConfig:
     )
 
 
-def test_real_dolly_splits_as_in_the_paper() -> None:
-    config = real_dolly(train_rows=7505, test_rows=7506)
-    corpus = load_corpus(config.data, config.seed)
-    splits = split_prompts(corpus.prompts, {"train": 7505, "validation": 0, "test": 7506}, config.seed)
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    """Every row, split as in the paper."""
+    return load_corpus(real_dolly(train_rows=7505, test_rows=7506).data, SEED)
+
+
+def test_real_dolly_splits_as_in_the_paper(corpus: Corpus) -> None:
+    splits = split_prompts(corpus.prompts, {"train": 7505, "validation": 0, "test": 7506}, SEED)
     assert (len(splits["train"]), len(splits["test"])) == (7505, 7506)
     assert len(set(corpus.ids)) == len(corpus.rows) == 15011
     train, test = ({corpus.prompts[row] for row in splits[name]} for name in ("train", "test"))
@@ -52,9 +57,8 @@ def test_real_dolly_with_the_real_tokenizer(tmp_path: Path) -> None:
     assert ["data.max_response_tokens 64" in line for line in summary["warnings"]] == [True]
 
 
-def test_real_dolly_responses_that_are_cut_have_no_eos() -> None:
-    config = real_dolly(train_rows=7505, test_rows=7506)
-    texts = [row.response for row in load_corpus(config.data, config.seed).rows]
+def test_real_dolly_responses_that_are_cut_have_no_eos(corpus: Corpus) -> None:
+    texts = [row.response for row in corpus.rows]
     encoded = encode(load_tokenizer(str(SHARED / "tokenizers")), texts, special=False)
     for limit, share in ((256, 5.0), (64, 37.6)):
         responses = [end_response(ids, 50256, limit) for ids in encoded]

@@ -4,10 +4,22 @@ import shutil
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from cpo_ray.config import TrainingConfig
-from cpo_ray.training.deepspeed_engine import deepspeed_config, extension_folder, load_extension, parameter_groups
+from cpo_ray.training.deepspeed_engine import (
+    deepspeed_config,
+    extension_folder,
+    load_extension,
+    parameter_groups,
+    start_engine,
+)
+from cpo_ray.training.loader import StoredLoader
+from cpo_ray.training.loop import training_steps
+from cpo_ray.training.rows import TrainingRows
+from tests.objective.tiny_models import tiny_architecture
+from tests.training.world import make_task, write_groups
 
 
 def test_the_training_section_becomes_deepspeed_s_configuration():
@@ -53,3 +65,25 @@ def test_the_stale_lock_of_a_killed_build_is_removed(tmp_path, monkeypatch):
     communication.build_shm_op()  # as deepspeed.initialize does: nothing is built, no lock is taken
     assert built_in == [str(stale_lock.parents[1])]
     assert str(extension_folder()) == built_in[0]  # also for a child of this process
+
+
+@pytest.mark.e2e
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(("coefficient", "said"), [(0.0, "is off"), (0.1, "is on: 0.1 times")])
+def test_the_routers_auxiliary_loss_is_trained_if_it_is_on(coefficient, said, tmp_path):
+    tiny_architecture("mixtral").save_pretrained(tmp_path / "mixtral")
+    write_groups(tmp_path / "mixtral", tmp_path / "groups")
+    settings = {"zero_stage": 3, "activation_checkpointing": True, "steps": 2, "workers": 1, "learning_rate": 1e-2}
+    task = make_task(
+        tmp_path, head="mixtral", groups=tmp_path / "groups", router_auxiliary_loss=coefficient, **settings
+    )
+    lines = []
+    engine = start_engine(task, lines.append)
+    assert [said in line for line in lines] == [True]
+    steps = list(training_steps(engine, StoredLoader(TrainingRows.read(task.rows, task), task), task, finished=0))
+    assert steps[0].metrics["loss"] == pytest.approx(steps[0].metrics["expected_loss"], abs=2e-3)
+    losses = [step.metrics.get("router_loss") for step in steps]
+    if coefficient:
+        assert all(1.5 < loss < 4 for loss in losses)  # top-k of 2 if balanced, 4 experts
+    else:
+        assert losses == [None, None]

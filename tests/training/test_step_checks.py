@@ -32,7 +32,7 @@ class Engine:
     policy_BK: torch.Tensor
 
     def __call__(self, packed):
-        return self.policy_BK
+        return self.policy_BK, None
 
 
 def noise(nats, seed=0):
