@@ -10,6 +10,7 @@ from cpo_ray.config.evaluation import DecodingConfig, GenerationConfig, JudgeCon
 from cpo_ray.config.inference import EngineConfig
 from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
 from cpo_ray.config.run import RunConfig
+from cpo_ray.config.sampled_kinds import KindDecoding, SampledKind
 from cpo_ray.config.sampling import PoolConfig, SamplingConfig
 from cpo_ray.config.section import EXECUTION, Section, stage_inputs
 from cpo_ray.config.serving import LimitsConfig, MergingConfig, ServingConfig
@@ -32,6 +33,7 @@ __all__ = [
     "FieldsConfig",
     "GenerationConfig",
     "JudgeConfig",
+    "KindDecoding",
     "LimitsConfig",
     "MauveConfig",
     "MergingConfig",
@@ -43,6 +45,7 @@ __all__ = [
     "PoolConfig",
     "RewardConfig",
     "RunConfig",
+    "SampledKind",
     "SamplingConfig",
     "ScheduledSamplingConfig",
     "Section",

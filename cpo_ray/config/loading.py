@@ -10,7 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from cpo_ray.config import DecodingConfig, RunConfig
+from cpo_ray.config import RunConfig
+from cpo_ray.config.section import section_in
 from cpo_ray.errors import ConfigError
 
 EXTENDS = "extends"
@@ -175,11 +176,6 @@ def _keys_at(path: list[str]) -> list[str]:
     """Keys of the section at `path`."""
     section: type[BaseModel] = RunConfig
     for part in path:
-        field = section.model_fields.get(part)
-        annotation = field.annotation if field else None
-        if annotation == dict[str, DecodingConfig] or not (
-            isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        ):
-            return list(DecodingConfig.model_fields)
-        section = annotation
+        field = section.model_fields.get(part)  # None for a name in a dict of sections
+        section = (section_in(field.annotation) if field else None) or section
     return list(section.model_fields)
