@@ -128,11 +128,20 @@ def bare_engine(folder: Path, rows: int) -> Numbers:
     from vllm.inputs import TokensPrompt
 
     llm = LLM(**engine_arguments(config, reference.path))
+    kind, decoding = "autoregressive", config.sampling.sampled["autoregressive"]
     examples = selection.table.to_pylist()
     parameters = [
         SamplingParams(
             **sampling_parameters(
-                config.sampling, LONGEST, reference.eos, config.seed, e["id"], reference.vocabulary, SAMPLES, attempt=0
+                kind,
+                decoding,
+                LONGEST,
+                reference.eos,
+                config.seed,
+                e["id"],
+                reference.vocabulary,
+                SAMPLES,
+                attempt=0,
             )
         )
         for e in examples

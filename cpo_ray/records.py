@@ -14,7 +14,7 @@ import pyarrow as pa
 
 Tokens = list[int]  # token ids, in order
 
-CandidateKind = Literal["gold", "autoregressive", "batch", "meanfield", "truncation", "unhelpful"]
+CandidateKind = Literal["gold", "autoregressive", "greedy", "batch", "meanfield", "truncation", "unhelpful"]
 CANDIDATE_KINDS: tuple[str, ...] = get_args(CandidateKind)
 NEGATIVE_KINDS = CANDIDATE_KINDS[1:]
 

@@ -1,6 +1,6 @@
 """Can this recipe change the policy? The optimum of the loss, for negatives that give it a formula (docs/theory.md)."""
 
-from cpo_ray.config import RunConfig
+from cpo_ray.config import KindDecoding, RunConfig
 
 LEAST_WAY = 0.5
 """The user is warned if the optimum is a smaller part of the way from the reference to the data (in log-probs)."""
@@ -8,7 +8,8 @@ NEAR_TEMPERATURE = 0.1
 """Samples at 1 / temperature closer to 1 than this count as samples of the reference."""
 NEAR_TOP_K = 50
 """Samples from at least so many tokens count as samples of the reference."""
-PLAIN = "autoregressive"
+NEAR_TOP_P = 0.95
+"""Samples from at least this probability count as samples of the reference."""
 
 
 def recipe_warnings(config: RunConfig) -> list[str]:
@@ -43,9 +44,14 @@ def way_to_the_data(config: RunConfig) -> float:
 
 def _samples_the_reference(config: RunConfig) -> bool:
     """Whether all negatives are samples of a model, about as it is."""
-    sampling = config.sampling
+    decodings = config.sampling.sampled
+    return decodings.keys() == config.sampling.negatives.by_kind.keys() and all(map(_is_near, decodings.values()))
+
+
+def _is_near(decoding: KindDecoding) -> bool:
     return (
-        set(sampling.negatives.by_kind) == {PLAIN}
-        and abs(1 / sampling.temperature - 1) <= NEAR_TEMPERATURE
-        and sampling.top_k >= NEAR_TOP_K
+        not decoding.is_greedy
+        and abs(1 / decoding.temperature - 1) <= NEAR_TEMPERATURE
+        and (decoding.top_k <= 0 or decoding.top_k >= NEAR_TOP_K)
+        and decoding.top_p >= NEAR_TOP_P
     )

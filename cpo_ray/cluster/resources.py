@@ -19,7 +19,7 @@ def sampling_resources(config: RunConfig) -> list[Bundle]:
     sampling, each = config.sampling, config.cluster.gpus_per_worker
     if not each:
         return []
-    engines = sampling.engines.minimum if sampling.negatives.autoregressive else 0
+    engines = sampling.engines.minimum if sampling.samples else 0
     others = [{"GPU": each}] * (sampling.scorers.minimum + sampling.rankers.minimum)
     return [*others, *[{"GPU": float(sampling.engine.tensor_parallel)}] * engines]
 
@@ -29,7 +29,7 @@ def streaming_resources(config: RunConfig) -> list[Bundle]:
     actors, tasks = sampling_resources(config), STREAM_TASKS
     if not config.cluster.gpus_per_worker:
         sampling = config.sampling
-        engines = sampling.engines.minimum if sampling.negatives.autoregressive else 0
+        engines = sampling.engines.minimum if sampling.samples else 0
         tasks += engines + sampling.scorers.minimum + sampling.rankers.minimum
     return [*training_resources(config.training, config.cluster), *actors, *[{"CPU": LOGICAL_CPUS}] * tasks]
 

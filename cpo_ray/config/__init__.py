@@ -17,6 +17,7 @@ from cpo_ray.config.evaluation import (
 from cpo_ray.config.inference import EngineConfig
 from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
 from cpo_ray.config.run import RunConfig
+from cpo_ray.config.sampled_kinds import KindDecoding, SampledKind
 from cpo_ray.config.sampling import PoolConfig, SamplingConfig
 from cpo_ray.config.section import EXECUTION, Section, stage_inputs
 from cpo_ray.config.serving import LimitsConfig, MergingConfig, ServingConfig
@@ -41,6 +42,7 @@ __all__ = [
     "FieldsConfig",
     "GenerationConfig",
     "JudgeConfig",
+    "KindDecoding",
     "LimitsConfig",
     "MauveConfig",
     "MergingConfig",
@@ -52,6 +54,7 @@ __all__ = [
     "PoolConfig",
     "RewardConfig",
     "RunConfig",
+    "SampledKind",
     "SamplingConfig",
     "ScheduledSamplingConfig",
     "Section",

@@ -4,13 +4,14 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from cpo_ray.config import DecodingConfig, RunConfig
+from cpo_ray.config import RunConfig
+from cpo_ray.config.section import section_in
 from cpo_ray.errors import ConfigError
 
 EXTENDS = "extends"
@@ -175,15 +176,6 @@ def _keys_at(path: list[str]) -> list[str]:
     """Keys of the section at `path`."""
     section: type[BaseModel] = RunConfig
     for part in path:
-        if part.isdigit():  # an entry of a list of sections
-            continue
-        field = section.model_fields.get(part)
-        annotation = field.annotation if field else None
-        if get_origin(annotation) is tuple:
-            annotation = get_args(annotation)[0]
-        if annotation == dict[str, DecodingConfig] or not (
-            isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        ):
-            return list(DecodingConfig.model_fields)
-        section = annotation
+        field = section.model_fields.get(part)  # None for a name in a dict of sections, and for the number of an entry
+        section = (section_in(field.annotation) if field else None) or section
     return list(section.model_fields)

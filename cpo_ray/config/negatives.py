@@ -17,6 +17,8 @@ class NegativeCounts(Section):
 
     autoregressive: Annotated[int, Field(ge=0)] = 0
     """Sampled from the reference by vLLM."""
+    greedy: Annotated[int, Field(ge=0)] = 0
+    """The reference's greedy answer (temperature 0), by vLLM. There is one per prompt."""
     batch: Annotated[int, Field(ge=0)] = 3
     """Other prompts' responses."""
     meanfield: Annotated[int, Field(ge=0)] = 5

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from cpo_ray.config import RunConfig
+from cpo_ray.config.section import section_in
 
 INTRODUCTION = """\
 # Configuration
@@ -36,7 +37,7 @@ def _section(model: type[BaseModel], prefix: str) -> list[str]:
     title = f"## `{prefix.rstrip('.')}`" if prefix else "## The run"
     rows, inner = [], []
     for name, field in model.model_fields.items():
-        section = _nested(field.annotation)
+        section = section_in(field.annotation)
         if section is None:
             rows.append(_row(prefix + name, field))
         else:
@@ -68,18 +69,6 @@ def _execution(field: FieldInfo) -> str:
     return " *execution*" if isinstance(extra, dict) and extra.get("execution") else ""
 
 
-def _nested(annotation: Any) -> type[BaseModel] | None:
-    """The section in a key's type: the type itself, the values of a dict, or what may be null."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (dict, tuple):
-        return _nested(arguments[1 if origin is dict else 0])
-    if origin in (Union, UnionType):
-        return next(filter(None, map(_nested, arguments)), None)
-    return None
-
-
 def _type_name(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
@@ -87,14 +76,14 @@ def _type_name(annotation: Any) -> str:
     if origin is tuple:
         return f"list of {_type_name(arguments[0])}"
     if origin is dict:
-        return "name to text" if _nested(annotation) is None else "name to section"
+        return f"name to {_type_name(arguments[1])}"
     if hasattr(annotation, "__metadata__"):
         bounds = ", ".join(filter(None, map(_bound, annotation.__metadata__)))
         return f"{_type_name(arguments[0])} {bounds}".strip()
     if arguments and (origin in (Union, UnionType) or type(None) in arguments):
         names = " or ".join(_type_name(argument) for argument in arguments if argument is not type(None))
         return names + (", or null" if type(None) in arguments else "")
-    if _nested(annotation):
+    if section_in(annotation):
         return "section"
     return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}.get(
         annotation.__name__, annotation.__name__.lower()

@@ -1,17 +1,33 @@
 """Stage `sampling`."""
 
 import difflib
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from cpo_ray.config.inference import EngineConfig
 from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
+from cpo_ray.config.sampled_kinds import GREEDY, KindDecoding, SampledKind, Temperature, TopK, TopP
 from cpo_ray.config.section import EXECUTION, Section
 from cpo_ray.records import CANDIDATE_KINDS
 
 KindName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-KindReference = Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]
+FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")
+
+
+def _read_kind(value: Any, _: ValidatorFunctionWrapHandler) -> str | SampledKind:
+    """A function's name or parameters of vLLM, by the type of the value, so that an error is about what was meant."""
+    if isinstance(value, SampledKind) or (isinstance(value, str) and FUNCTION.fullmatch(value)):
+        return value
+    if isinstance(value, dict):
+        return SampledKind.model_validate(value)
+    raise ValueError(
+        f"a kind is `module:function`, or parameters of vLLM such as `{{temperature: 1.4, top_k: 0, top_p: 1}}`, got {value!r}"
+    )
+
+
+KindSource = Annotated[str | SampledKind, WrapValidator(_read_kind)]
 
 
 class PoolConfig(Section):
@@ -36,15 +52,19 @@ class SamplingConfig(Section):
     rows: Annotated[int, Field(ge=2)] | None = None
     """Make groups for the first `rows` training rows only. Default: all."""
     negatives: NegativeCounts = NegativeCounts()
-    kinds: dict[KindName, KindReference] = Field(default={})
-    """Custom kinds of negatives: name to `module:function`, for instance `{shuffled: mypackage.negatives:shuffled}`. The module
-    must be importable on every node. See [Sampling](sampling.md#a-kind-of-your-own)."""
+    kinds: dict[KindName, KindSource] = Field(default={})
+    """Custom kinds of negatives. Name to `module:function`, for instance `{shuffled: mypackage.negatives:shuffled}`; the module
+    must be importable on every node. Or name to parameters of vLLM, for instance `{hot: {temperature: 1.4, top_k: 0}}`. See
+    [Sampling](sampling.md#a-kind-of-your-own)."""
     redraws: Annotated[int, Field(ge=0)] = 7
-    """How often a negative that equals the gold or another candidate of its group is drawn again before it is kept."""
-    top_k: Annotated[int, Field(ge=1)] = 50
-    """Top-k of autoregressive negatives (the paper: 50)."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Temperature of autoregressive negatives."""
+    """How often a negative that equals the gold or another candidate of its group is drawn again before it is kept. Greedy
+    decoding has no other answer, so a greedy negative is never drawn again."""
+    top_k: TopK = 50
+    """Top-k of autoregressive negatives (the paper: 50); 0 or -1 is the whole vocabulary."""
+    top_p: TopP = 1.0
+    """Top-p of autoregressive negatives: the smallest set of tokens with this probability."""
+    temperature: Temperature = 1.0
+    """Temperature of autoregressive negatives, from 0.01 to 2."""
     meanfield_fraction: Annotated[float, Field(gt=0, le=1)] = 0.15
     """Share of the gold's tokens that a meanfield negative resamples (the paper: 0.15). At least one token, never EOS."""
     batch_rows: Annotated[int, Field(ge=2)] = 64
@@ -60,7 +80,7 @@ class SamplingConfig(Section):
     embedder: str = "minilm"
     """The embedder for ranking: `minilm` (all-MiniLM-L6-v2, bundled), a sentence-transformers directory, or a hub id."""
     engine: EngineConfig = EngineConfig()
-    """It samples autoregressive negatives."""
+    """It samples autoregressive negatives, of all kinds in one pass."""
     unhelpful: UnhelpfulConfig = UnhelpfulConfig()
     engines: PoolConfig = Field(default=PoolConfig(), json_schema_extra=EXECUTION)
     """Each actor has a vLLM engine."""
@@ -84,8 +104,16 @@ class SamplingConfig(Section):
                 nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
                 raise ValueError(
                     f"unknown kind of negative `negatives.{name}`; did you mean `negatives.{nearest}`? A custom kind "
-                    f"is declared as `kinds: {{{name}: module:function}}`"
+                    f"is declared as `kinds: {{{name}: module:function}}` or `kinds: {{{name}: {{temperature: 1.4}}}}`"
                 )
+        alike = {name: self.negatives.by_kind[name] for name, decoding in self.sampled.items() if decoding.is_greedy}
+        if sum(alike.values()) > 1:
+            counts = " and ".join(f"negatives.{name} {count}" for name, count in alike.items())
+            raise ValueError(
+                f"{counts}: greedy decoding (temperature 0, or top_k 1) has one answer per prompt, so these would all be "
+                "alike. Keep one of them; for more negatives use `autoregressive` or a kind with a temperature, for instance "
+                "`kinds: {hot: {temperature: 1.4}}`"
+            )
         missing = [name for name in ("url", "model") if getattr(self.unhelpful, name) is None]
         if self.negatives.unhelpful and missing:
             raise ValueError(
@@ -93,3 +121,25 @@ class SamplingConfig(Section):
                 "the OpenAI-compatible API and the model that write these negatives"
             )
         return self
+
+    @property
+    def sampled(self) -> dict[str, KindDecoding]:
+        """The requested kinds that vLLM samples: greedy ones first, then `autoregressive`, then the others by name."""
+        default, wanted = KindDecoding(self.temperature, self.top_k, self.top_p), self.negatives.by_kind
+        decodings = {"autoregressive": default, "greedy": GREEDY}
+        for name, kind in sorted(self.kinds.items()):
+            if isinstance(kind, SampledKind):
+                decodings[name] = kind.decoding(default)
+        found = [(name, decoding) for name, decoding in decodings.items() if name in wanted]
+        return dict(sorted(found, key=lambda item: not item[1].is_greedy))
+
+    @property
+    def samples(self) -> int:
+        """Negatives per prompt that vLLM samples."""
+        return sum(self.negatives.by_kind[kind] for kind in self.sampled)
+
+    @property
+    def functions(self) -> dict[str, str]:
+        """The requested kinds that are functions of the user's: name to `module:function`."""
+        wanted = self.negatives.by_kind
+        return {name: kind for name, kind in self.kinds.items() if isinstance(kind, str) and name in wanted}

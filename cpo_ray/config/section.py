@@ -1,6 +1,7 @@
 """The base class of all configuration sections."""
 
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,6 +13,20 @@ class Section(BaseModel):
     """A section of the configuration: immutable, without unknown keys, documented in place."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+def section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section in a key's type: the type itself, the values of a dict, the entries of a tuple, or one of several types."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if hasattr(annotation, "__metadata__"):  # Annotated
+        return section_in(arguments[0])
+    if origin in (dict, tuple):
+        return section_in(arguments[1 if origin is dict else 0])
+    if origin in (Union, UnionType):
+        return next(filter(None, map(section_in, arguments)), None)
+    return None
 
 
 def stage_inputs(section: BaseModel) -> dict[str, Any]:

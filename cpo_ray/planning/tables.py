@@ -21,9 +21,11 @@ def describe_run(config: RunConfig) -> list[str]:
     own = 1 + counts.total - counts.truncation
     most = training.prompts_per_step * (config.data.max_prompt_tokens + own * config.data.max_response_tokens)
     epochs = training.steps * training.prompts_per_step / rows
-    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.model_dump().items() if count)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.by_kind.items())
+    sampled = ", ".join(f"{kind} ({decoding})" for kind, decoding in config.sampling.sampled.items())
     return [
         f"K = {config.candidates}: the truth and {counts.total} negatives ({kinds})",
+        *([f"sampled by vLLM: {sampled}"] if sampled else []),
         f"a CPO step: {training.prompts_per_step} prompts, {training.prompts_per_step * config.candidates} candidates",
         f"on {training.workers} workers x {passes} microbatches of {training.prompts_per_microbatch} prompts",
         f"tokens per CPO step: at most {most:,} (each prompt once, truncations share the truth's)",

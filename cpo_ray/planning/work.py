@@ -91,7 +91,7 @@ def stage_work(
     out. On CPU cores, where models are small, the time per microbatch, group and answer is added. `cpo` and `mle` train once
     per rate of `tuning.learning_rates`.
     """
-    n, negatives, group = shape.parameters, config.sampling.negatives, tokens.group(config)
+    n, group = shape.parameters, tokens.group(config)
     rows = min(config.sampling.rows or config.data.rows("train"), config.data.rows("train"))
     available = config.data.rows(config.generation.split)
     answers = min(config.generation.rows or available, available)
@@ -113,7 +113,7 @@ def stage_work(
         start = machine.start_hours(processes if count else 0, ENGINE_START_S)
         return StageWork(stage, count, 2 * n * count, used, hours, start)
 
-    autoregressive = rows * negatives.autoregressive * tokens.response
+    autoregressive = rows * config.sampling.samples * tokens.response
     return (
         train("reference", config.reference, sequence),
         run("generation", "sampling: autoregressive", autoregressive, gpus, 0.0, 1),

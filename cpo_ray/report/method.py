@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from cpo_ray.config import SampledKind
+from cpo_ray.config.sampled_kinds import PAPER_DECODING
+
 BASELINE = "mle"
 PLAIN = "MLE"
 MIXN = {"batch": 3, "meanfield": 5, "truncation": 3}  # the paper's mixture, and the only one that it names
@@ -42,6 +45,21 @@ def _name_negatives(counts: Mapping[str, int]) -> str:
         return "MixN"
     kinds = [*(kind for kind in SHORT if kind in counts), *(kind for kind in counts if kind not in SHORT)]
     return "+".join(f"{counts[kind]}{SHORT.get(kind, kind)}" for kind in kinds)
+
+
+def describe_negatives(config: Mapping[str, Any]) -> str:
+    """Return the counts of negatives, with the parameters of kinds that vLLM does not sample as the paper does."""
+    sampling = config.get("sampling") or {}
+    own = {key: sampling[key] for key in PAPER_DECODING._fields if key in sampling}
+    decodings = {"autoregressive": PAPER_DECODING._replace(**own)}
+    for name, source in (sampling.get("kinds") or {}).items():
+        if isinstance(source, Mapping):
+            decodings[name] = SampledKind.model_validate(source).decoding(decodings["autoregressive"])
+    return ", ".join(
+        f"{count} {kind}" + (f" ({decodings[kind]})" if decodings.get(kind, PAPER_DECODING) != PAPER_DECODING else "")
+        for kind, count in (sampling.get("negatives") or {}).items()
+        if count
+    )
 
 
 def name_base(config: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import yaml
 from cpo_ray.artifacts import write_atomically
 from cpo_ray.report.fairness import compare_trainings, learning_rate_of
 from cpo_ray.report.findings import TableRow, format_p, signed
-from cpo_ray.report.method import PAPER
+from cpo_ray.report.method import PAPER, describe_negatives
 from cpo_ray.report.provenance import dump_config, reproduce_command
 from cpo_ray.report.run_contents import RunContents, alpha_of
 
@@ -132,8 +132,7 @@ def _training(run: RunContents, model: str) -> Iterator[str]:
             yield f"- {comparison['sentence']}"
     if model == "cpo" or model.startswith("merged-"):
         objective = config.get("objective") or {}
-        counts = (config.get("sampling") or {}).get("negatives") or {}
-        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        kinds = describe_negatives(config)
         ranked = "ranked by similarity to the truth" if objective.get("ranked") else "not ranked"
         yield f"- Negatives per prompt: {kinds or 'not said'} (K = {run.candidates}), {ranked}; beta {objective.get('beta')}"
     yield from _first_and_last_step(run, model if model in run.curves else "cpo")

@@ -5,19 +5,21 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from cpo_ray.records import CANDIDATE_KINDS, NEGATIVE_KINDS
+from cpo_ray.records import NEGATIVE_KINDS
 from cpo_ray.report.figures import Level, Series, line_chart, running_mean
 from cpo_ray.report.result_charts import MODEL_COLORS, draw_results, style_of
 from cpo_ray.report.run_contents import Curve, RunContents
 from cpo_ray.report.svg import Labels
 
-KIND_STYLES = dict(
-    zip(
-        CANDIDATE_KINDS,
-        [("amber", ""), ("pink", "7 3"), ("green", "2 2"), ("blue", "9 3 2 3"), ("orange", "5 2"), ("grey", "1 3")],
-        strict=True,
-    )
-)
+KIND_STYLES = {
+    "gold": ("amber", ""),
+    "autoregressive": ("pink", "7 3"),
+    "greedy": ("pink", "3 3"),
+    "batch": ("green", "2 2"),
+    "meanfield": ("blue", "9 3 2 3"),
+    "truncation": ("orange", "5 2"),
+    "unhelpful": ("grey", "1 3"),
+}
 STEP = "optimizer step"
 NATS = "nats per response"
 MARGIN = "margin of \N{GREEK SMALL LETTER BETA} log-ratios (nats)"

@@ -35,7 +35,7 @@ def actor_options(config: RunConfig, pool: PoolConfig, gpus: float, calls: int |
 def _check_gpus(config: RunConfig, available: float) -> None:
     """Raise ClusterError if the cluster has too few GPUs for one actor of each kind."""
     each = config.cluster.gpus_per_worker
-    engine = config.sampling.engine.tensor_parallel if config.sampling.negatives.autoregressive else 0
+    engine = config.sampling.engine.tensor_parallel if config.sampling.samples else 0
     if available < 2 * each + engine:
         raise ClusterError(
             f"the cluster has {available:g} GPUs; sampling needs {2 * each + engine:g}: scorer {each:g} + embedder {each:g} "

@@ -53,7 +53,7 @@ def sampled_units(
     configure(units)
     tasks = TaskPoolStrategy(size=DRAW_TASKS)
     units = units.map_batches(draw_batch, batch_size=1, batch_format="pyarrow", num_cpus=LOGICAL_CPUS, compute=tasks)
-    if config.sampling.negatives.autoregressive:
+    if config.sampling.samples:
         units = with_engine(units, config, reference)
     return units
 
@@ -66,7 +66,7 @@ def with_engine(units: "Dataset", config: RunConfig, reference: Reference) -> "D
     from cpo_ray.sampling.vllm_sampler import VllmSampler
 
     sampling = config.sampling
-    sequences = sampling.batch_rows * sampling.negatives.autoregressive
+    sequences = sampling.batch_rows * sampling.samples
     calls = 1 + math.ceil(2 * sampling.engine.max_sequences / sequences)
     return units.map_batches(
         VllmSampler,

@@ -184,10 +184,10 @@ def _summarize(
         "left_out": sum(selection.left_out.values()),
         "truncated_prompts": selection.truncated_prompts,
         "golds_without_eos": stats["gold"]["without_eos"],
-        "warnings": warnings(stats, selection.left_out, selection.truncated_prompts),
+        "warnings": warnings(stats, config.sampling.sampled, selection.left_out, selection.truncated_prompts),
     }
-    if config.sampling.negatives.autoregressive:
-        summary["autoregressive_equal_to_gold"] = round(equal_share(stats, "autoregressive"), 4)
+    for kind in config.sampling.sampled:
+        summary[f"{kind}_equal_to_gold"] = round(equal_share(stats, kind), 4)
     if config.training.precision != "fp32":
         summary["scoring_noise"] = measured_noise(shards)
     return summary | ({"unhelpful": unhelpful} if unhelpful else {})

@@ -15,13 +15,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cpo_ray.config import KindDecoding
 from cpo_ray.sampling.units import KindWork
 
 MANY_EQUAL = 0.2
-"""The user is warned if a larger share of the autoregressive negatives equals the gold."""
+"""The user is warned if a larger share of the negatives of an autoregressive kind equals the gold."""
 MANY_REDRAWS = 0.5
-"""The user is warned if a larger share of the draws of an expensive kind was thrown away."""
-EXPENSIVE_KINDS = ("autoregressive", "unhelpful")  # a draw costs GPU time or money
+"""The user is warned if a larger share of the draws of a kind was thrown away, if a draw costs GPU time or money."""
 REDRAWS = b"redraws"  # key in the Parquet metadata of a shard: JSON, {kind: draws thrown away}
 EOS = b"eos"  # key in the Parquet metadata of a shard: the token that ends a candidate
 LENGTH_BINS = 20
@@ -81,21 +81,23 @@ def count_candidates(shards: Iterable[pa.Table], speeds: Mapping[str, float] | N
     return {name: _describe(kind, longest, (speeds or {}).get(name)) for name, kind in kinds.items()}
 
 
-def warnings(stats: Stats, left_out: dict[str, int], truncated_prompts: int) -> list[str]:
-    """Warnings about the candidates, as sentences."""
+def warnings(
+    stats: Stats, sampled: Mapping[str, KindDecoding], left_out: dict[str, int], truncated_prompts: int
+) -> list[str]:
+    """Warnings about the candidates, as sentences. sampled: the autoregressive kinds."""
     lines = [f"{rows} rows were left out: {reason}" for reason, rows in left_out.items()]
     if truncated_prompts:
         lines.append(f"{truncated_prompts} prompts lost their first tokens: they exceed the reference's context")
-    share = equal_share(stats, "autoregressive")
-    if share > MANY_EQUAL:
-        lines.append(
-            f"{share:.0%} of the autoregressive negatives equal the gold and will be masked: the reference knows its "
-            "training prompts by heart. Train it for fewer steps or sample at a higher temperature."
-        )
+    lines += [
+        f"{share:.0%} of the {kind} negatives equal the gold and will be masked: the reference knows its "
+        f"training prompts by heart. Train it for fewer steps or {_remedy(decoding)}."
+        for kind, decoding in sampled.items()
+        if (share := equal_share(stats, kind)) > MANY_EQUAL
+    ]
     lines += [
         f"{stats[kind]['redraw_rate']:.0%} of the draws of {kind} negatives repeated the gold or another candidate and "
         "were drawn again: most of the work was for nothing. Ask for fewer of them or lower sampling.redraws."
-        for kind in EXPENSIVE_KINDS
+        for kind in (*sampled, "unhelpful")
         if kind in stats and stats[kind]["redraw_rate"] > MANY_REDRAWS
     ]
     return lines
@@ -104,6 +106,10 @@ def warnings(stats: Stats, left_out: dict[str, int], truncated_prompts: int) -> 
 def equal_share(stats: Stats, kind: str) -> float:
     """Share of a kind's candidates that equal the gold; 0 if there are none of the kind."""
     return stats[kind]["equal_to_gold"] / stats[kind]["count"] if kind in stats else 0.0
+
+
+def _remedy(decoding: KindDecoding) -> str:
+    return "use a kind with a temperature" if decoding.is_greedy else "sample at a higher temperature"
 
 
 @dataclass

@@ -143,7 +143,7 @@ def write_recorded(stream: Stream, out: Path) -> Summary:
         "tokens": sum(kind["tokens"] for kind in stats.values()),
         "redraws": sum(kind["redraws"] for kind in stats.values()),
         "golds_without_eos": stats["gold"]["without_eos"] if stats else 0,
-        "warnings": warnings(stats, stream.left_out, stream.truncated_prompts),
+        "warnings": warnings(stats, stream.config.sampling.sampled, stream.left_out, stream.truncated_prompts),
     }
 
 

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cpo_ray.config import RunConfig
+from cpo_ray.config import KindDecoding, RunConfig
 from cpo_ray.inference.weight_switching import WeightSwitcher
 from cpo_ray.records import Group, Tokens
 from cpo_ray.sampling.negatives.autoregressive import (
@@ -71,35 +71,45 @@ class VllmSampler:
 
     async def _sample(self, unit: Unit) -> None:
         """Sample for all rows of a unit concurrently."""
-        negatives = self.config.sampling.negatives.autoregressive
+        sampling = self.config.sampling
+        decodings, wanted = sampling.sampled, sampling.negatives.by_kind
+        counts = {kind: wanted[kind] for kind in decodings}
+        greedy = [kind for kind, decoding in decodings.items() if decoding.is_greedy]
         async with self.switcher.using(unit["policy"]):
             with self.shares.unit() as share:
                 sampled = await asyncio.gather(
                     *(
                         sample_distinct(
-                            partial(self._generate, unit["seed"], group),
-                            negatives,
+                            partial(self._generate, decodings, unit["seed"], group),
+                            counts,
                             group["candidate_ids"],
-                            self.config.sampling.redraws,
+                            sampling.redraws,
+                            greedy,
                         )
                         for group in unit["groups"]
                     )
                 )
                 seconds = share()
-        for group, samples in zip(unit["groups"], sampled, strict=True):
-            add_candidates(group, "autoregressive", samples.kept)
-        redraws, tokens = sum(samples.redraws for samples in sampled), sum(samples.tokens for samples in sampled)
-        add_work(unit, "autoregressive", redraws=redraws, tokens=tokens, seconds=seconds)
+        total = sum(samples.tokens.total() for samples in sampled)
+        for kind in counts:
+            for group, samples in zip(unit["groups"], sampled, strict=True):
+                add_candidates(group, kind, [tokens for name, tokens in samples.kept if name == kind])
+            redraws = sum(samples.redraws[kind] for samples in sampled)
+            tokens = sum(samples.tokens[kind] for samples in sampled)
+            add_work(unit, kind, redraws=redraws, tokens=tokens, seconds=seconds * tokens / total)
 
-    async def _generate(self, seed: int, group: Group, count: int, attempt: int) -> list[Tokens]:
-        """`count` samples for one row's prompt."""
+    async def _generate(
+        self, decodings: Mapping[str, KindDecoding], seed: int, group: Group, kind: str, count: int, attempt: int
+    ) -> list[Tokens]:
+        """`count` samples of a kind for one row's prompt."""
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         max_tokens = sample_limit(group["candidate_ids"][0], self.eos, self.config.data.max_response_tokens)
         parameters = sampling_parameters(
-            self.config.sampling,
+            kind,
+            decodings[kind],
             max_tokens,
             self.eos,
             seed,

@@ -21,6 +21,11 @@ def test_samples_of_the_reference_at_beta_5_go_a_fifth_of_the_way():
     assert "ranks" not in recipe_warnings(recipe(negatives=SAMPLED | {"autoregressive": 1}))[0]  # K = 2
 
 
+def test_every_kind_that_vllm_samples_counts():
+    kinds = {"wide": {"top_k": 0}, "near": {"temperature": 0.95, "top_p": 0.98}}
+    assert recipe_warnings(recipe(negatives=SAMPLED | {"wide": 1, "near": 2}, kinds=kinds)) != []
+
+
 def test_the_policy_s_own_samples_go_less_far():
     config = recipe(stream=True, refresh_steps=10)
     assert way_to_the_data(config) == pytest.approx(1 / 6)
@@ -38,6 +43,9 @@ def test_the_policy_s_own_samples_go_less_far():
         recipe(temperature=0.7),
         recipe(temperature=1.4),
         recipe(top_k=5),
+        recipe(top_p=0.9),
+        recipe(negatives=SAMPLED | {"greedy": 1}),
+        recipe(negatives=SAMPLED | {"hot": 1}, kinds={"hot": {"temperature": 1.4}}),
         recipe(negatives=SAMPLED | {"batch": 1}),
     ],
 )

@@ -21,6 +21,8 @@ def test_resources_with_gpus():
     assert training_resources(run.training, run.cluster) == [{"CPU": 1, "GPU": 1}] * 2
     assert sampling_resources(run) == [{"GPU": 1}, {"GPU": 1}, {"GPU": 2}]
     assert serving_resources(run, 2) == [{"GPU": 1}] * 8
+    greedy = config(cluster={"gpus_per_worker": 1}, sampling={"negatives": {"greedy": 1}})
+    assert sampling_resources(greedy) == [{"GPU": 1}] * 3, "every kind that vLLM samples needs an engine"
     several = config(cluster={"gpus_per_worker": 1}, serving={"min_replicas": 2, "max_replicas": 3})
     assert serving_resources(several, 5) == [{"GPU": 1}] * 10
     shared = config(cluster={"gpus_per_worker": 1}, serving={"in_place": True, "min_replicas": 2, "max_replicas": 3})

@@ -129,7 +129,7 @@ def test_a_custom_kind_counts_and_is_an_input_of_the_groups():
     [
         ({"kinds": {"batch": "mine:draw"}}, "'batch' is already a kind"),
         ({"kinds": {"gold": "mine:draw"}}, "'gold' is already a kind"),
-        ({"kinds": {"mine": "mine.draw"}}, "sampling.kinds.mine: String should match pattern"),
+        ({"kinds": {"mine": "mine.draw"}}, "sampling.kinds.mine: a kind is `module:function`, or parameters"),
         ({"kinds": {"Mine": "mine:draw"}}, "should match pattern"),
         (
             {"kinds": {"mine": "mine:draw"}, "negatives": {"mine": -1}},

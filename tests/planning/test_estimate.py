@@ -129,6 +129,9 @@ def test_a_stage_on_gpus_has_six_minutes_to_start_if_it_has_work():
     plan = make_plan(config(sampling={"negatives": {"autoregressive": 0, "batch": 2}}), "h100", 1)
     starts = {item.stage: item.start_hours for item in plan.work}
     assert starts["sampling: autoregressive"] == 0
+    kinds = {"negatives": {"autoregressive": 1, "greedy": 1, "hot": 2}, "kinds": {"hot": {"temperature": 1.4}}}
+    several, four = (make_plan(config(sampling=s), "h100", 1) for s in (kinds, {"negatives": {"autoregressive": 4}}))
+    assert several.work[1] == four.work[1], "the cost of a kind is that of its samples"
     assert starts["cpo"] == starts["generation"] == START_UP_H
 
 
@@ -160,3 +163,10 @@ def test_a_configuration_is_described_in_lines():
     lines = describe_run(config())
     assert lines[0].startswith("K = 12")
     assert "768 candidates" in lines[1]
+    counts = {"greedy": 1, "hot": 2, "autoregressive": 1}
+    _, sampled, *_ = describe_run(
+        config(sampling={"negatives": counts, "kinds": {"hot": {"temperature": 1.4, "top_k": 0}}})
+    )
+    assert sampled == (
+        "sampled by vLLM: greedy (temperature 0), autoregressive (temperature 1, top-k 50), hot (temperature 1.4)"
+    )

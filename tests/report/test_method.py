@@ -3,7 +3,7 @@ import pytest
 from cpo_ray.config import RunConfig
 from cpo_ray.config.loading import load_config
 from cpo_ray.config.shipped import shipped_configs
-from cpo_ray.report.method import name_base, name_method, name_source
+from cpo_ray.report.method import describe_negatives, name_base, name_method, name_source
 
 
 def config(ranked=True, weight=0.0, **negatives):
@@ -26,6 +26,8 @@ def config(ranked=True, weight=0.0, **negatives):
         (config(unhelpful=1), "DPO"),
         (config(ranked=False, unhelpful=4), "UN"),
         (config(shuffled=4), "shuffledR"),
+        (config(ranked=False, greedy=1), "greedy"),
+        (config(autoregressive=2, greedy=1, batch=1, hot=1), "2AN+1BN+1greedy+1hotR"),
         (config(weight=0.5, batch=4), "BNR + 0.5 MLE"),
         ({}, "CPO"),
     ],
@@ -53,6 +55,18 @@ def test_every_baseline_has_the_name_of_its_file():
     assert name_method(checkable, "cpo") == "3AN+1BN+2MN+1TNR"
     pss = load_config(shipped_configs()["baselines/pss"]).model_dump(mode="json")
     assert name_method(pss, "mle") == "PSS"
+
+
+def test_negatives_are_described_with_the_parameters_that_are_not_the_papers():
+    tree = config(autoregressive=2, greedy=1, batch=0, hot=1)
+    assert describe_negatives(tree) == "2 autoregressive, 1 greedy, 1 hot"
+    tree["sampling"]["kinds"] = {"hot": {"temperature": 1.4}, "shuffled": "mine:draw"}
+    assert describe_negatives(tree) == "2 autoregressive, 1 greedy, 1 hot (temperature 1.4, top-k 50)"
+    tree["sampling"]["top_p"] = 0.9
+    assert describe_negatives(tree) == (
+        "2 autoregressive (temperature 1, top-k 50, top-p 0.9), 1 greedy, 1 hot (temperature 1.4, top-k 50, top-p 0.9)"
+    )
+    assert describe_negatives({}) == ""
 
 
 def test_base_and_source():

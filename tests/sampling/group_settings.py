@@ -6,13 +6,17 @@ from tests.sampling.tiny_reference import CONTEXT, MAX_RESPONSE
 KINDS = [
     "gold",
     *["autoregressive"] * 2,
+    "greedy",
     *["batch"] * 3,
     *["meanfield"] * 2,
     *["truncation"] * 2,
     "unhelpful",
+    "hot",
     "shouted",
 ]
-COUNTS = {"autoregressive": 2, "batch": 3, "meanfield": 2, "truncation": 2, "unhelpful": 1, "shouted": 1}
+COUNTS = {kind: KINDS.count(kind) for kind in dict.fromkeys(KINDS[1:])}
+SAMPLED = ("autoregressive", "greedy", "hot")  # by vLLM: samples depend on the other requests of a batch
+HOT = {"temperature": 2.0, "top_k": 0}
 API = {"url": "http://127.0.0.1:9/v1", "model": "some-llm"}  # a test sets the URL of its server
 
 
@@ -24,7 +28,7 @@ def make_config(**sampling):
             "model": {"context": CONTEXT},
             "sampling": {
                 "negatives": COUNTS,
-                "kinds": {"shouted": "shouting_kinds:shouted"},
+                "kinds": {"shouted": "shouting_kinds:shouted", "hot": HOT},
                 "unhelpful": API,
                 "batch_rows": 16,
                 "shard_rows": 32,

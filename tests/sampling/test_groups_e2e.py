@@ -24,7 +24,7 @@ from cpo_ray.sampling.groups import make_groups
 from cpo_ray.sampling.reranking import rerank
 from tests.engines import engine_processes
 from tests.flaky_server import KEY, serve_flaky
-from tests.sampling.group_settings import API, KIND_MODULE, KINDS, make_config
+from tests.sampling.group_settings import API, HOT, KIND_MODULE, KINDS, SAMPLED, make_config
 from tests.sampling.tiny_reference import CONTEXT, MAX_RESPONSE, ROWS
 from tests.waiting import eventually
 
@@ -99,19 +99,19 @@ def test_groups_have_the_schema_the_order_and_the_configured_candidates(finished
         assert (group["rank"][0], group["similarity"][0]) == (0, 1.0)
         by_rank = sorted(range(1, len(KINDS)), key=lambda k: group["rank"][k])
         assert by_rank == sorted(by_rank, key=lambda k: (-group["similarity"][k], k))
-        for sample in negatives[:2]:
+        for sample in (*negatives[:3], negatives[11]):
             assert 1 <= len(sample) <= MAX_RESPONSE
             assert sample.count(eos) == (sample[-1] == eos)
             assert sample[-1] == eos or len(sample) == MAX_RESPONSE
         exchanged = [example["response_ids"] for example in examples[number // 16 * 16 :][:16]]
-        assert all(negative in exchanged and negative != gold for negative in negatives[2:5])
+        assert all(negative in exchanged and negative != gold for negative in negatives[3:6])
         assert (gold[-1] == eos) == (number != 7)  # the response of row 7 is cut
         text = without_eos(gold, eos)
-        assert all(len(n) == len(gold) and n.count(eos) == gold.count(eos) for n in negatives[5:7])
-        assert all((n[-1] == eos) == (gold[-1] == eos) for n in negatives[5:7])
-        assert all(n[:-1] == gold[: len(n) - 1] and n[-1] == eos and len(n) <= len(text) for n in negatives[7:9])
-        assert negatives[9] == [*tokenizer.encode("the apples are a pear"), eos]
-        assert negatives[10] == end_response(tokenizer.encode(example["response"].upper()), eos, MAX_RESPONSE)
+        assert all(len(n) == len(gold) and n.count(eos) == gold.count(eos) for n in negatives[6:8])
+        assert all((n[-1] == eos) == (gold[-1] == eos) for n in negatives[6:8])
+        assert all(n[:-1] == gold[: len(n) - 1] and n[-1] == eos and len(n) <= len(text) for n in negatives[8:10])
+        assert negatives[10] == [*tokenizer.encode("the apples are a pear"), eos]
+        assert negatives[12] == end_response(tokenizer.encode(example["response"].upper()), eos, MAX_RESPONSE)
     assert summary["golds_without_eos"] == 1
 
 
@@ -135,6 +135,21 @@ def test_samples_come_from_the_reference(finished, reference):
         assert stats[kind]["redraws"] >= 0
     per_token = {kind: entry["mean_ref_logp"] / entry["mean_tokens"] for kind, entry in stats.items()}
     assert per_token["autoregressive"] > per_token["gold"] + 0.5
+    assert per_token["greedy"] > per_token["autoregressive"] > per_token["hot"]
+    assert stats["greedy"]["redraws"] == 0
+    assert {f"{kind}_equal_to_gold" for kind in SAMPLED} <= set(finished[1])
+
+
+def test_greedy_negatives_are_the_references_greedy_answers(finished, reference, tokenizer):
+    """Every token has the highest logit, up to rounding, and nothing goes on after EOS or the limit."""
+    model = AutoModelForCausalLM.from_pretrained(reference)
+    for group in read_table(finished[0]).to_pylist()[::5]:
+        prompt, answer = group["prompt_ids"], group["candidate_ids"][KINDS.index("greedy")]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        chosen = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
+        assert (logits.max(dim=1).values - chosen).max() < 1e-3
+        assert answer[-1] == tokenizer.eos_token_id or len(answer) == MAX_RESPONSE
 
 
 def test_a_rerun_makes_only_the_missing_shard_with_the_same_rows(finished, data, reference):
@@ -149,7 +164,7 @@ def test_a_rerun_makes_only_the_missing_shard_with_the_same_rows(finished, data,
     assert sum(progress) == USABLE
     assert {p: p.stat().st_mtime_ns for p in untouched} == untouched
     after = read_table(out)
-    fixed = [k for k, kind in enumerate(KINDS) if kind != "autoregressive"]
+    fixed = [k for k, kind in enumerate(KINDS) if kind not in SAMPLED]
     for old, new in zip(before.to_pylist(), after.to_pylist(), strict=True):
         assert old["id"] == new["id"]
         assert [old["candidate_ids"][k] for k in fixed] == [new["candidate_ids"][k] for k in fixed]
@@ -238,7 +253,7 @@ def test_no_engine_is_left_after_the_stage(finished, ray):
 
 def test_an_invalid_negative_of_a_kind_raises_a_config_error(finished, data, reference, tmp_path):
     """It is raised in a Ray task and reaches the driver as a ConfigError."""
-    counts = {"batch": 3, "meanfield": 0, "truncation": 0, "unhelpful": 0, "mute": 1}
+    counts = {"batch": 3, "meanfield": 0, "truncation": 0, "mute": 1}
     config = make_config(rows=16, negatives=counts, kinds={"mute": "shouting_kinds:mute"})
     with pytest.raises(
         ConfigError, match=r"sampling\.negatives\.mute: the negative for row .* is not a valid continuation"
@@ -265,7 +280,7 @@ def test_a_killed_engine_is_restarted(finished, data, reference, kind_module, tm
             (kind_module / "gate").touch()
 
     held_back = make_config(
-        engine={"kv_cache_gib": 0.25, "max_sequences": 1}, kinds={"shouted": "shouting_kinds:patient"}
+        engine={"kv_cache_gib": 0.25, "max_sequences": 1}, kinds={"shouted": "shouting_kinds:patient", "hot": HOT}
     )
     summary = make_groups(held_back, data, reference, tmp_path, kill_once)
     assert len(killed) == 1

@@ -7,6 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cpo_ray.artifacts import make_artifact, write_json, write_table
+from cpo_ray.config import KindDecoding
+from cpo_ray.config.sampled_kinds import GREEDY
 from cpo_ray.records import GROUP_SCHEMA
 from cpo_ray.sampling.stats import DrawCounts, count_candidates, eos_of, warnings, with_metadata
 
@@ -131,13 +133,24 @@ def test_work_is_summed_by_kind():
 
 
 def test_warnings_report_left_out_rows_cut_prompts_and_repeated_draws(shards):
-    lines = warnings(count_candidates(shards), {"empty prompt": 2}, 3)
+    sampled = {"autoregressive": KindDecoding(1.0, 50, 1.0)}
+    lines = warnings(count_candidates(shards), sampled, {"empty prompt": 2}, 3)
     assert lines[0] == "2 rows were left out: empty prompt"
     assert lines[1].startswith("3 prompts lost their first tokens")
     assert lines[2].startswith("25% of the autoregressive negatives equal the gold")
     assert lines[3].startswith("67% of the draws of autoregressive negatives repeated")
     assert len(lines) == 4
-    assert warnings(count_candidates([shard(group(batch=[[4, EOS]]))]), {}, 0) == []
+    assert warnings(count_candidates([shard(group(batch=[[4, EOS]]))]), sampled, {}, 0) == []
+
+
+def test_warnings_name_every_autoregressive_kind_that_equals_the_gold():
+    kinds = shard(group(greedy=[GOLD], hot=[GOLD], autoregressive=[[9, EOS]], batch=[GOLD]))
+    hot = KindDecoding(1.4, 0, 1.0)
+    greedy, other = warnings(count_candidates([kinds]), {"greedy": GREEDY, "autoregressive": hot, "hot": hot}, {}, 0)
+    assert greedy.startswith("100% of the greedy negatives equal the gold and will be masked")
+    assert greedy.endswith("Train it for fewer steps or use a kind with a temperature.")
+    assert other.startswith("100% of the hot negatives equal the gold")
+    assert other.endswith("sample at a higher temperature.")
 
 
 def test_speeds_do_not_change_the_fingerprint_of_an_artifact(tmp_path):

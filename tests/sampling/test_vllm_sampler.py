@@ -21,9 +21,10 @@ def unit_of(*row_ids, seed=17, policy=""):
     return {**empty_unit(0, seed), "policy": policy, "groups": [group(row_id) for row_id in row_ids]}
 
 
-def actor(redraws=3, count=2):
+def actor(redraws=3, count=2, kinds=None, **negatives):
     sampler = VllmSampler.__new__(VllmSampler)
-    sampler.config = make_config(negatives={"autoregressive": count, "batch": 1, "meanfield": 0}, redraws=redraws)
+    counts = {"autoregressive": count, "batch": 1, "meanfield": 0} | negatives
+    sampler.config = make_config(negatives=counts, kinds=kinds or {}, redraws=redraws)
     sampler.shares = TimeShares()
     sampler.loaded = [""]
 
@@ -47,7 +48,7 @@ def sample(answers, redraws=3, count=2):
     streams = {f"row{row}": iter(samples) for row, samples in enumerate(answers)}
     asked = {row: [] for row in streams}
 
-    async def generate(seed, group, count, attempt):
+    async def generate(decodings, seed, group, kind, count, attempt):
         await asyncio.sleep(0)
         asked[group["id"]].append((seed, attempt, count))
         return [next(streams[group["id"]]) for _ in range(count)]
@@ -78,6 +79,58 @@ def test_a_sample_that_repeats_in_every_attempt_is_kept_and_counted():
     assert len(sample([[GOLD] * 2], redraws=0)[1][0]) == 1
 
 
+def test_the_kinds_of_a_row_are_sampled_at_once_and_only_those_with_randomness_again():
+    """Greedy equals a batch negative. The hot sample equals greedy, then the autoregressive one, and then neither."""
+    answers = {
+        "greedy": [[[3, EOS]]],
+        "autoregressive": [[[4, EOS]]],
+        "hot": [[[3, EOS]], [[4, EOS]], [[5, 6, EOS]]],
+    }
+    sampler = actor(count=1, kinds={"hot": {"temperature": 1.4}}, greedy=1, hot=1)
+    asked, together = [], asyncio.Barrier(3)
+
+    async def generate(decodings, seed, group, kind, count, attempt):
+        if attempt == 0:
+            await asyncio.wait_for(together.wait(), 5)  # passes only when all three kinds are requested
+        asked.append((kind, decodings[kind].temperature, attempt, count))
+        return answers[kind][attempt]
+
+    sampler._generate = generate
+    (unit,) = asyncio.run(call(sampler, unit_of("row")))
+    assert sorted(asked) == [
+        ("autoregressive", 1.0, 0, 1),
+        ("greedy", 0.0, 0, 1),
+        ("hot", 1.4, 0, 1),
+        ("hot", 1.4, 1, 1),
+        ("hot", 1.4, 2, 1),
+    ]
+    (row,) = unit["groups"]
+    assert row["candidate_kind"][2:] == ["greedy", "autoregressive", "hot"]
+    assert row["candidate_ids"][2:] == [[3, EOS], [4, EOS], [5, 6, EOS]]
+    work = {entry["kind"]: entry for entry in unit["work"]}
+    assert {kind: (entry["redraws"], entry["tokens"]) for kind, entry in work.items()} == {
+        "greedy": (0, 2),
+        "autoregressive": (0, 2),
+        "hot": (2, 2 + 2 + 3),
+    }
+    speeds = [entry["tokens"] / entry["seconds"] for entry in work.values()]
+    assert max(speeds) < 1.001 * min(speeds)  # kinds share the engine's time by their tokens
+
+
+def test_a_greedy_answer_that_equals_the_gold_is_requested_once_and_kept():
+    sampler = actor(count=0, greedy=1)
+    asked = []
+
+    async def generate(decodings, seed, group, kind, count, attempt):
+        asked.append((kind, count))
+        return [GOLD]
+
+    sampler._generate = generate
+    (unit,) = asyncio.run(call(sampler, unit_of("row")))
+    assert asked == [("greedy", 1)]
+    assert unit["groups"][0]["candidate_ids"][2:] == [GOLD]
+
+
 def test_no_row_waits_for_another_and_no_unit_for_another():
     """The first unit's slow row is answered only after the second unit is complete."""
     sampler = actor()
@@ -85,7 +138,7 @@ def test_no_row_waits_for_another_and_no_unit_for_another():
     async def work():
         released = asyncio.Event()
 
-        async def generate(seed, group, count, attempt):
+        async def generate(decodings, seed, group, kind, count, attempt):
             if group["id"] == "slow":
                 await released.wait()
             return [[4, EOS], [5, EOS]][:count]
@@ -106,7 +159,7 @@ def test_each_unit_is_sampled_with_its_policys_weights_and_its_seed():
     sampler = actor(count=1)
     used = []
 
-    async def generate(seed, group, count, attempt):
+    async def generate(decodings, seed, group, kind, count, attempt):
         before = sampler.loaded[-1]
         await asyncio.sleep(0.001)
         assert sampler.loaded[-1] == before, "the weights changed during a request"

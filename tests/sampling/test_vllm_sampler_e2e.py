@@ -20,6 +20,7 @@ from tests.engines import engine_processes
 from tests.sampling.example_rows import EOS, make_config
 
 pytestmark = pytest.mark.e2e
+KINDS = ("greedy", "autoregressive", "hot")
 VOCABULARY, CONTEXT, LONGEST, ROWS = 90, 64, 8, 4
 
 
@@ -78,11 +79,12 @@ def greedy(folder, number):
 
 
 def sample(units, reference, gate, on_unit, **engine):
-    """The units, sampled with top-k 1. The last unit waits for the file `gate`, which follows the first call of `on_unit`."""
+    """The units with a candidate of each kind in KINDS. The last unit waits for the file `gate`, which follows the first call
+    of `on_unit`."""
     config = make_config(
-        negatives={"autoregressive": 1, "batch": 0, "meanfield": 0, "truncation": 0},
+        negatives=dict.fromkeys(KINDS, 1) | {"batch": 0, "meanfield": 0, "truncation": 0},
+        kinds={"hot": {"temperature": 2.0, "top_k": 0}},
         batch_rows=ROWS,
-        top_k=1,
         redraws=0,
         engine={"kv_cache_gib": 0.25, "max_sequences": 8} | engine,
     )
@@ -106,8 +108,8 @@ def sample(units, reference, gate, on_unit, **engine):
     return sorted(done, key=lambda unit: unit["start"])
 
 
-def sampled(unit):
-    return [group["candidate_ids"][1] for group in unit["groups"]]
+def sampled(unit, kind="greedy"):
+    return [group["candidate_ids"][group["candidate_kind"].index(kind)] for group in unit["groups"]]
 
 
 def test_each_unit_is_sampled_from_its_policy_by_one_engine_that_keeps_running(models, tmp_path):
@@ -127,6 +129,11 @@ def test_each_unit_is_sampled_from_its_policy_by_one_engine_that_keeps_running(m
     assert expected[reference] != expected[policy]
     for number, policy in enumerate(policies):
         assert sampled(done[number]) == expected[policy or reference][number], (number, policy)
+    assert all(tuple(group["candidate_kind"]) == ("gold", *KINDS) for unit in done for group in unit["groups"])
+    greedy_answers, others, hot = ([sample for unit in done for sample in sampled(unit, kind)] for kind in KINDS)
+    equal = [sum(map(list.__eq__, greedy_answers, samples)) for samples in (others, hot)]
+    assert max(equal) < len(greedy_answers) / 2
+    assert others != hot
 
 
 @pytest.mark.parametrize("victim", ["core", pytest.param("actor", marks=pytest.mark.chaos)])

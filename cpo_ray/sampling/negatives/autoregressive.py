@@ -1,49 +1,65 @@
-"""Autoregressive negatives (AN, the paper's section 3): sampled from the reference, top-k 50 at temperature 1.
+"""Autoregressive negatives (AN, the paper's section 3): sampled from the reference, in the paper top-k 50 at temperature 1.
 
-The sampling parameters and the post-processing of samples are here; `sampling/vllm_sampler.py` runs the engine.
+A group may have several kinds of them, each with parameters of its own (`SamplingConfig.sampled`). The sampling parameters and
+the post-processing of samples are here; `sampling/vllm_sampler.py` runs the engine.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cpo_ray.config import SamplingConfig
+from cpo_ray.config import KindDecoding
 from cpo_ray.records import Tokens
 from cpo_ray.sampling.seeding import draw_seed
 
-Generate = Callable[[int, int], Awaitable[list[Tokens]]]
-"""(number of samples, attempt) -> that many samples of one row's prompt."""
+Generate = Callable[[str, int, int], Awaitable[list[Tokens]]]
+"""(kind, number of samples, attempt) -> that many samples of one row's prompt."""
 
 
 class Samples(NamedTuple):
-    """The samples of one row, and their cost."""
+    """The samples of one row, and their cost by kind."""
 
-    kept: list[Tokens]
-    redraws: int  # samples thrown away
-    tokens: int  # sampled, including the samples thrown away
+    kept: list[tuple[str, Tokens]]  # kind and tokens
+    redraws: Counter[str]  # samples thrown away
+    tokens: Counter[str]  # sampled, including the samples thrown away
 
 
-async def sample_distinct(generate: Generate, count: int, present: Sequence[Tokens], redraws: int) -> Samples:
-    """`count` samples of one row. A sample that equals one of `present` or an earlier sample is drawn again.
+async def sample_distinct(
+    generate: Generate,
+    counts: Mapping[str, int],
+    present: Sequence[Tokens],
+    redraws: int,
+    fixed: Collection[str] = (),
+) -> Samples:
+    """`counts[kind]` samples of each kind for one row, all kinds at once, kept in the order of `counts`.
 
-    After `redraws` attempts the sample is kept as it is.
+    A sample that equals one of `present` or an earlier sample is drawn again, unless its kind is in `fixed`, where a draw is
+    always the same. After `redraws` attempts it is kept as it is.
     """
-    kept: list[Tokens] = [[]] * count
-    wanted = list(range(count))
-    discarded = tokens = 0
+    kinds = [kind for kind, count in counts.items() for _ in range(count)]
+    kept: list[Tokens] = [[]] * len(kinds)
+    wanted = list(range(len(kinds)))
+    discarded: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
     for attempt in range(1 + redraws):
-        discarded += len(wanted) if attempt else 0
-        drawn = await generate(len(wanted), attempt)
-        tokens += sum(map(len, drawn))
-        for index, sample in zip(wanted, drawn, strict=True):
-            kept[index] = sample
-        wanted = repeated(kept, present)
+        missing = Counter(kinds[index] for index in wanted)
+        answers = await asyncio.gather(*(generate(kind, count, attempt) for kind, count in missing.items()))
+        if attempt:
+            discarded += missing
+        drawn = dict(zip(missing, map(iter, answers), strict=True))
+        for index in wanted:
+            kept[index] = next(drawn[kinds[index]])
+            tokens[kinds[index]] += len(kept[index])
+        wanted = [index for index in repeated(kept, present) if kinds[index] not in fixed]
         if not wanted:
             break
-    return Samples(kept, discarded, tokens)
+    return Samples(list(zip(kinds, kept, strict=True)), discarded, tokens)
 
 
 def sampling_parameters(
-    config: SamplingConfig,
+    kind: str,
+    decoding: KindDecoding,
     max_tokens: int,
     eos: int,
     seed: int,
@@ -59,11 +75,12 @@ def sampling_parameters(
     """
     return {
         "n": n,
-        "top_k": min(config.top_k, vocabulary),
-        "temperature": config.temperature,
+        "top_k": min(max(decoding.top_k, 0), vocabulary),  # 0: all
+        "top_p": decoding.top_p,
+        "temperature": decoding.temperature,
         "max_tokens": max_tokens,
         "stop_token_ids": [eos, *other_eos],
-        "seed": draw_seed(seed, row_id, "autoregressive", 0, attempt) >> 1,  # seed + j must not overflow
+        "seed": draw_seed(seed, row_id, kind, 0, attempt) >> 1,  # seed + j must not overflow
         "detokenize": False,
     }
 

@@ -2,7 +2,8 @@
 
 A kind is a function `draw(context, rng)` that returns one negative: token ids, or text, which is tokenized as in the data
 stage. This module does what is common to all kinds: seeds, repeated draws, counts.
-`autoregressive`, `meanfield` and `unhelpful` need a model: the vLLM actor, the scorer and an API client make them.
+Autoregressive kinds (also `greedy`), `meanfield` and `unhelpful` need a model: the vLLM actor, the scorer and an API client
+make them.
 """
 
 import hashlib
@@ -52,14 +53,13 @@ def load_kinds(config: SamplingConfig) -> dict[str, Draw]:
     Raises ConfigError for a module that cannot be imported or lacks the function.
     """
     wanted = config.negatives.by_kind
-    own = {name: _load(name, reference) for name, reference in config.kinds.items() if name in wanted}
+    own = {name: _load(name, reference) for name, reference in config.functions.items()}
     return {name: draw for name, draw in SHIPPED.items() if name in wanted} | own
 
 
 def hash_kinds(config: SamplingConfig) -> dict[str, str]:
     """SHA-256 of the source file of each requested kind of the user's: a changed file makes the groups stale."""
-    wanted = config.negatives.by_kind
-    files = {name: _import(name, reference).__file__ for name, reference in config.kinds.items() if name in wanted}
+    files = {name: _import(name, reference).__file__ for name, reference in config.functions.items()}
     return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file}
 
 

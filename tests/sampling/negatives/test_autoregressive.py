@@ -2,7 +2,8 @@
 
 from hypothesis import given
 
-from cpo_ray.config import SamplingConfig
+from cpo_ray.config import KindDecoding
+from cpo_ray.config.sampled_kinds import GREEDY
 from cpo_ray.sampling.negatives.autoregressive import (
     autoregressive_negative,
     repeated,
@@ -11,6 +12,8 @@ from cpo_ray.sampling.negatives.autoregressive import (
 )
 from tests.sampling.example_rows import EOS
 from tests.sampling.negatives.draws import tokens
+
+KIND, PAPER = "autoregressive", KindDecoding(temperature=1.0, top_k=50, top_p=1.0)
 
 
 @given(body=tokens)
@@ -21,8 +24,7 @@ def test_a_sample_ends_with_eos_unless_it_reached_the_length_limit(body):
 
 
 def test_a_sample_that_ended_with_another_end_of_text_ends_with_eos_as_the_golds_do():
-    config = SamplingConfig.model_validate({"negatives": {"autoregressive": 2, "batch": 0}})
-    parameters = sampling_parameters(config, 64, EOS, 17, "a", vocabulary=99, n=2, attempt=0, other_eos=(97, 98))
+    parameters = sampling_parameters(KIND, PAPER, 64, EOS, 17, "a", vocabulary=99, n=2, attempt=0, other_eos=(97, 98))
     assert parameters["stop_token_ids"] == [EOS, 97, 98]
     assert autoregressive_negative([5, 6, 98], "stop", EOS, (97, 98)) == [5, 6, EOS]
     assert autoregressive_negative([5, 6, EOS], "stop", EOS, (97, 98)) == [5, 6, EOS]
@@ -37,17 +39,31 @@ def test_a_sample_is_cut_where_a_cut_gold_is():
 
 
 def test_sampling_parameters_follow_the_paper_and_are_seeded_by_row():
-    config = SamplingConfig.model_validate({"negatives": {"autoregressive": 11, "batch": 0}})
     first, again, other = (
-        sampling_parameters(config, 64, EOS, 17, row_id, vocabulary=1024, n=11, attempt=0) for row_id in ("a", "a", "b")
+        sampling_parameters(KIND, PAPER, 64, EOS, 17, row_id, vocabulary=1024, n=11, attempt=0)
+        for row_id in ("a", "a", "b")
     )
     assert first == again
+    assert first["seed"] == 1330740268874507079  # another seed would change the negatives of existing runs
     assert first["seed"] != other["seed"]
     assert 0 <= first["seed"] < 2**62
     assert (first["n"], first["top_k"], first["temperature"], first["max_tokens"]) == (11, 50, 1.0, 64)
-    once_more = sampling_parameters(config, 64, EOS, 17, "a", vocabulary=20, n=2, attempt=1)
+    once_more = sampling_parameters(KIND, PAPER, 64, EOS, 17, "a", vocabulary=20, n=2, attempt=1)
     assert (once_more["n"], once_more["top_k"]) == (2, 20)
     assert once_more["seed"] != first["seed"]
+
+
+def test_every_kind_has_its_own_parameters_and_seeds():
+    def parameters(kind, decoding):
+        return sampling_parameters(kind, decoding, 64, EOS, 17, "a", vocabulary=20, n=1, attempt=0)
+
+    hot = parameters("hot", KindDecoding(1.4, -1, 0.9))
+    assert (hot["temperature"], hot["top_k"], hot["top_p"]) == (1.4, 0, 0.9)
+    assert parameters("hot", KindDecoding(1.4, 0, 0.9)) == hot
+    greedy = parameters("greedy", GREEDY)
+    assert (greedy["temperature"], greedy["top_k"], greedy["top_p"]) == (0, 0, 1)
+    alike = [parameters(kind, PAPER)["seed"] for kind in (KIND, "hot", "warm")]
+    assert len(set(alike)) == 3
 
 
 def test_samples_that_equal_a_candidate_or_each_other_are_found():

@@ -45,7 +45,7 @@ def drawn(draw, count=1, present=(), redraws=7, gold=(1, 2, 3, EOS)):
 
 
 def test_every_shipped_kind_has_a_count_and_an_implementation():
-    made_with_a_model = {"autoregressive", "meanfield", "unhelpful"}
+    made_with_a_model = {"autoregressive", "greedy", "meanfield", "unhelpful"}
     assert {*SHIPPED, *made_with_a_model} == set(NEGATIVE_KINDS) == set(NegativeCounts.model_fields)
 
 
