@@ -86,7 +86,8 @@ def prepare_dropout(engine: Any, batch: Batch, task: Task, step: int) -> dict[st
     if task.training.dropout == "none":
         return {}
     measured = measure(engine, batch.rows, batch.numbers, task) if step == 0 else {}
-    torch.manual_seed(int(np.random.SeedSequence([task.seed, step, dist.get_rank()]).generate_state(1)[0]))
+    entropy = [task.seed, task.first_batch + step, dist.get_rank()]
+    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
     return {name: amount for name, amount in measured.items() if name in FIRST_STEP_SUMS}
 
 

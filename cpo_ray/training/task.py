@@ -41,4 +41,5 @@ class Task:
     threads: int
     tokenizer: Path | None = None  # directory of the tokenizer that goes with the trained model; None: that of `model`
     stream: GroupStream | None = None  # groups for CPO that are sampled while training runs
+    first_batch: int = 0  # batches that earlier rounds have taken; this training takes the next ones of the same order
     profile: Path | None = None  # folder for the profile of `training.profile_steps`

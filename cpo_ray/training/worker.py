@@ -101,6 +101,7 @@ def checkpoint(
     if validation is not None:
         measured = validate(engine, validation, task)
         report["validation_loss"] = measured.get("joint_loss", measured["loss"])
+        report["validation_gold_logp"] = measured["gold_logp"]
         if first_worker:
             mailbox.post_metrics.remote({"stage": task.stage, "step": step.number, "validation": measured})
 

@@ -43,6 +43,18 @@ def test_likelihood_displacement_is_reported_once(monitored, capsys):
     assert capsys.readouterr().out.count("likelihood displacement") == 1
 
 
+def test_in_a_later_round_the_gold_is_also_measured_against_the_first_reference(monitored, capsys):
+    """It loses 0.6 nats in the round, too little for a warning, after 2 nats in the rounds before."""
+    monitor, *_ = monitored
+    for shift, warned in ((0.0, 0), (2.0, 0), (-2.0, 1)):
+        later = TrainingMonitor(monitor.metrics, "cpo-2", monitor.progress, monitor.tracker, shift)
+        for step in range(1, 61):
+            later.on_metrics({"stage": "cpo-2", "step": step, "loss": 1.0, "gold_drift": -0.01 * step})
+        printed = capsys.readouterr().out
+        assert printed.count("likelihood displacement") == warned
+        assert ("nats below the first reference's" in printed) == bool(warned)
+
+
 def test_notices_of_the_workers_are_printed(monitored, capsys):
     monitored[0].on_notice("head size 100 [not supported]; SDPA is used")
     assert "cpo: head size 100 [not supported]; SDPA is used" in capsys.readouterr().out
