@@ -9,6 +9,7 @@ from cpo_ray.config.data import DataConfig, FieldsConfig, PassagesConfig, Tokeni
 from cpo_ray.config.evaluation import DecodingConfig, GenerationConfig, JudgeConfig, MauveConfig, RewardConfig
 from cpo_ray.config.inference import EngineConfig
 from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
+from cpo_ray.config.rounds import RoundsStopConfig
 from cpo_ray.config.run import RunConfig
 from cpo_ray.config.sampling import PoolConfig, SamplingConfig
 from cpo_ray.config.section import EXECUTION, Section, stage_inputs
@@ -42,6 +43,7 @@ __all__ = [
     "PassagesConfig",
     "PoolConfig",
     "RewardConfig",
+    "RoundsStopConfig",
     "RunConfig",
     "SamplingConfig",
     "ScheduledSamplingConfig",
