@@ -101,7 +101,10 @@ def _equal_steps(cpo: Mapping[str, Any], mle: Mapping[str, Any], rounds: RoundsF
     ours, theirs = steps_of(cpo), steps_of(mle)
     if ours is None or ours != theirs:
         return None
-    apart = f" (CPO in {rounds['kept']} rounds, each with its own learning-rate schedule)" if rounds else ""
+    if rounds is None:
+        return f"for {ours[0]:,} steps of {ours[1]:,} prompts"
+    count = "1 round" if rounds["kept"] == 1 else f"{rounds['kept']} rounds"
+    apart = f" (CPO in {count}, each with its own learning-rate schedule)"
     return f"for {ours[0]:,} steps of {ours[1]:,} prompts{apart}"
 
 

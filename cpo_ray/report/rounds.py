@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from cpo_ray.report.markup import Cell, format_number, grid
 
-OF_A_ROUND = re.compile(r"(?:models/cpo|groups/train|groups/validation)-(\d+)$")
+OF_A_ROUND = re.compile(r"(?:models/cpo|groups/train)-(\d+)$")
 CURVE_OF_A_ROUND = re.compile(r"cpo-(\d+)$")
 
 Manifests = Mapping[str, Mapping[str, Any]]  # artifact -> manifest
@@ -90,8 +90,8 @@ COLUMNS = (
 )  # fmt: skip
 NOTE = """<p class="note">In every round the policy before it is the reference: negatives are sampled from it and scored under
 it, and training starts at it. Loss, accuracy and the gold's change of log-prob (nats per response) are of the round's last
-step; the gold's negative log-likelihood (NLL, nat per token) is on the validation split. Validation losses of two rounds
-have other negatives and other references: they are not of one scale.</p>"""
+step. On the validation split: the loss, with negatives and scores of the first reference in every round, and the gold's
+negative log-likelihood (NLL, nat per token).</p>"""
 
 
 def render_rounds(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -32,12 +32,12 @@ class RoundFigures(TypedDict):
     accuracy: float | None
     gold_drift: float | None  # the gold's log-prob minus that under the round's reference, nats per response
     first_drift: float | None  # the same against the first reference
-    validation_loss: float | None
+    validation_loss: float | None  # on the groups of the first reference, as in every round
     nll: float | None  # of the gold on the validation split, nat per token
     nll_increase: float | None  # over that under the first reference
 
 
-def measure_gold(train: Path, validation: Path | None) -> GoldLikelihood:
+def measure_gold(train: Path, validation: Path | None = None) -> GoldLikelihood:
     """Read the gold's likelihood under the reference from the `stats.json` of its groups (folders)."""
     logp = _gold_stats(train)["mean_ref_logp"]
     if validation is None:

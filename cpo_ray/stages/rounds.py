@@ -21,7 +21,6 @@ from cpo_ray.monitoring.console import console, say
 from cpo_ray.stages.one_training import train
 from cpo_ray.stages.record import Output, Read, StageRun
 from cpo_ray.stages.round_figures import (
-    GoldLikelihood,
     RoundFigures,
     describe_round,
     measure_gold,
@@ -53,11 +52,6 @@ class Round:
     def train(self) -> str:
         """The groups to train on."""
         return "groups/train" if self.number == 1 else f"groups/train-{self.number}"
-
-    @property
-    def validation(self) -> str:
-        """The groups of the validation split."""
-        return "groups/validation" if self.number == 1 else f"groups/validation-{self.number}"
 
     @property
     def curve(self) -> str:
@@ -99,24 +93,20 @@ def _previous(number: str) -> str:
 
 
 CPO_KEYS = ("objective", "training", "seed")
-CPO_READS = ("models/reference", "groups/train", Read("groups/validation", when=has_validation))
-ROUND_READS = ("data", "models/cpo-{previous}")
+VALIDATION_READ = Read("groups/validation", when=has_validation)  # of the first reference in every round: one scale
+CPO_READS = ("models/reference", "groups/train", VALIDATION_READ)
 ROUND_GROUPS = Output(
-    "groups/train-{model}", ROUND_READS, GROUP_KEYS, ignored=STREAM_KEYS, models=later_rounds, previous=_previous
-)
-ROUND_VALIDATION_GROUPS = Output(
-    "groups/validation-{model}",
-    ROUND_READS,
-    (*GROUP_KEYS, "training.validation_rows"),
+    "groups/train-{model}",
+    ("data", "models/cpo-{previous}"),
+    GROUP_KEYS,
     ignored=STREAM_KEYS,
     models=later_rounds,
     previous=_previous,
-    when=has_validation,
 )
 FIRST_ROUND = Output(Round(1).model, CPO_READS, CPO_KEYS, when=is_iterated)
 LATER_ROUND = Output(
     "models/cpo-{model}",
-    ("models/cpo-{previous}", "groups/train-{model}", Read("groups/validation-{model}", when=has_validation)),
+    ("models/cpo-{previous}", "groups/train-{model}", VALIDATION_READ),
     CPO_KEYS,
     models=later_rounds,
     previous=_previous,
@@ -127,13 +117,14 @@ ITERATED_CPO_MODEL = Output(
     (*CPO_KEYS, "rounds", "rounds_stop"),
     when=is_iterated,
 )
-ROUND_OUTPUTS = (FIRST_ROUND, ROUND_GROUPS, ROUND_VALIDATION_GROUPS, LATER_ROUND, ITERATED_CPO_MODEL)
+ROUND_OUTPUTS = (FIRST_ROUND, ROUND_GROUPS, LATER_ROUND, ITERATED_CPO_MODEL)
 
 
 def train_rounds(stage: StageRun, open_task: OpenRound) -> None:
     """Take the rounds one after another until all are done or the stop rule applies; keep the last good policy."""
     config = stage.config
-    first = _gold_of(stage, Round(1))
+    validation = stage.read("groups/validation").path if has_validation(config) else None
+    first = measure_gold(stage.read(Round(1).train).path, validation)
     taken: list[Artifact] = []
     figures: list[RoundFigures] = []
     reason = None
@@ -141,7 +132,7 @@ def train_rounds(stage: StageRun, open_task: OpenRound) -> None:
         this = Round(number)
         if number > 1:
             sample_round(stage, this)
-        shift = _gold_of(stage, this).train_logp - first.train_logp
+        shift = measure_gold(stage.read(this.train).path).train_logp - first.train_logp
         taken.append(_train_round(stage, this, open_task, shift))
         figures.append(measure_round(number, taken[-1].manifest.summary, first, shift))
         say(f"  {escape(describe_round(figures[-1]))}")
@@ -163,8 +154,6 @@ def sample_round(stage: StageRun, this: Round) -> None:
     """Make the groups of a later round: the rows of the first, with negatives and scores of the round's reference."""
     config = stage.config.model_copy(update={"seed": this.seed(stage.config.seed)})
     make_split(stage, this.train, "train", config, this.reference, this.also)
-    if has_validation(config):
-        make_split(stage, this.validation, "validation", config, this.reference, this.also)
 
 
 def _train_round(stage: StageRun, this: Round, open_task: OpenRound, shift: float) -> Artifact:
@@ -180,12 +169,6 @@ def _train_round(stage: StageRun, this: Round, open_task: OpenRound, shift: floa
         curve=this.curve,
         shift=shift,
     )
-
-
-def _gold_of(stage: StageRun, this: Round) -> GoldLikelihood:
-    """The gold under the round's reference."""
-    validation = stage.read(this.validation).path if has_validation(stage.config) else None
-    return measure_gold(stage.read(this.train).path, validation)
 
 
 def kept_rounds(model: Artifact) -> int:

@@ -226,7 +226,7 @@ def _cpo_task(stage: StageRun, training: TrainingConfig, this: Round, **source: 
         str(stage.read(this.reference).path),
         objective=stage.config.objective,
         scheduled_sampling=None,
-        validation=stage.read(this.validation).path if training.validation_rows else None,
+        validation=stage.read("groups/validation").path if training.validation_rows else None,
         **source,
     )
 

@@ -22,7 +22,7 @@ def test_the_gold_under_a_reference_is_that_of_its_groups(tmp_path):
         gold = {"count": 4, "tokens": 10, "mean_ref_logp": logp}
         write_json(tmp_path / split / "stats.json", {"gold": gold})
     assert measure_gold(tmp_path / "train", tmp_path / "validation") == FIRST  # 4 responses of -10 nats over 10 tokens
-    assert measure_gold(tmp_path / "train", None) == GoldLikelihood(-20.0)
+    assert measure_gold(tmp_path / "train") == GoldLikelihood(-20.0)
 
 
 def test_the_figures_of_a_round_are_against_both_references():
