@@ -32,6 +32,7 @@ def name_method(config: Mapping[str, Any], model: str) -> str:
     if counts == {"unhelpful": 1}:
         return "DPO" + joint
     while_training = " on-policy" if sampling.get("refresh_steps") else " streamed" if sampling.get("stream") else ""
+    while_training += " with a moving reference" if sampling.get("refresh_reference") else ""
     iterated = f" in {rounds} rounds" if (rounds := config.get("rounds", 1)) > 1 else ""
     return _name_negatives(counts) + ("R" if objective.get("ranked") else "") + while_training + iterated + joint
 

@@ -13,7 +13,7 @@ from cpo_ray.stages.record import Output, Stage, StageRun
 
 GROUP_KEYS = ("seed", "sampling", "data.max_response_tokens", "data.on_bad_row", "training.precision")
 GROUP_READS = ("data", "models/reference")
-STREAM_KEYS = ("sampling.stream", "sampling.refresh_steps")
+STREAM_KEYS = ("sampling.stream", "sampling.refresh_steps", "sampling.refresh_reference")
 EMBEDDER = ("config.sampling.embedder", "also.embedder")  # groups that differ in these alone differ in ranks alone
 
 

@@ -20,6 +20,8 @@ def parse(**tree):
         ({"rounds": 2, "sampling": {"stream": True}} | VALIDATED, "cannot be combined with sampling.stream"),
         ({"rounds": 2, "tuning": {"learning_rates": [1e-5, 1e-4]}} | VALIDATED, "find the rates with rounds: 1"),
         ({"rounds": 2, "rounds_stop": {"max_nll_increase": 0}} | VALIDATED, "rounds_stop.max_nll_increase: Input should be"),
+        ({"sampling": {"stream": True, "refresh_reference": True}}, "refresh_reference needs refresh_steps"),
+        ({"sampling": {"refresh_reference": True, "refresh_steps": 5}}, "refresh_steps needs stream: true"),
         ({"round": 2}, "did you mean `rounds`?"),
     ],
 )  # fmt: skip
