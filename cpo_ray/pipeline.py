@@ -52,7 +52,7 @@ def run_pipeline(
         STAGES[name].check(config)  # now, not after the hours of the stages before it
     with open_run(config, root, accept_changes=accept_changes) as run:
         for name in chosen:
-            stage = STAGES[name]
+            stage = STAGES[name].under(config)
             say(f"[bold]{name}[/]: {stage.about}")
             say(f"  [dim]reads {', '.join(stage.reads) or 'the data source'}; writes {', '.join(stage.writes)}[/]")
             logs = root / "logs"

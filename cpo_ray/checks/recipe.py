@@ -1,5 +1,7 @@
 """Can this recipe change the policy? The optimum of the loss, for negatives that give it a formula (docs/theory.md)."""
 
+import math
+
 from cpo_ray.config import KindDecoding, RunConfig
 
 LEAST_WAY = 0.5
@@ -18,7 +20,9 @@ def recipe_warnings(config: RunConfig) -> list[str]:
     if not _samples_the_reference(config) or objective.length_normalised or objective.mle_weight:
         return []
     way, source = way_to_the_data(config), "the reference"
-    if config.sampling.refresh_steps is not None:
+    if count_references(config) > 1:
+        source = f"the reference, which the policy becomes {count_references(config) - 1} times,"
+    elif config.sampling.refresh_steps is not None:
         source = "the policy, and the reference stays"
     if way >= LEAST_WAY:
         return []
@@ -36,10 +40,21 @@ def way_to_the_data(config: RunConfig) -> float:
     """How far the optimum is from the reference, 0, to the data, 1, in log-probs, for negatives sampled at temperature 1.
 
     From the reference: pi_ref^(1 - 1/beta) p^(1/beta). From the policy, with a fixed reference: the policy that its own
-    negatives leave where it is, pi_ref^(beta/(beta+1)) p^(1/(beta+1)).
+    negatives leave where it is, pi_ref^(beta/(beta+1)) p^(1/(beta+1)). If the policy becomes the reference, each one goes
+    1/beta of the way that is left.
     """
-    beta = config.objective.beta
+    beta, references = config.objective.beta, count_references(config)
+    if references > 1:
+        return float(1 - max(0.0, 1 - 1 / beta) ** references)
     return 1 / beta if config.sampling.refresh_steps is None else 1 / (beta + 1)
+
+
+def count_references(config: RunConfig) -> int:
+    """How many models are the reference one after another: one per round, or in a stream one per period."""
+    sampling = config.sampling
+    if not sampling.refresh_reference or sampling.refresh_steps is None:
+        return config.rounds
+    return math.ceil(config.training.steps / sampling.refresh_steps)
 
 
 def _samples_the_reference(config: RunConfig) -> bool:

@@ -21,7 +21,7 @@ def show_groups(
     ] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="How many groups to print without --id.")] = 1,
     split: Annotated[
-        str, typer.Option("--split", help="`train`, or `validation` if the run has groups for it.")
+        str, typer.Option("--split", help="`train`, `train-2` of a second round, or `validation`, if the run has it.")
     ] = "train",
 ) -> None:
     """Print a run's negatives: statistics per kind, and prompts with their candidates, ranks and reference log-probs."""

@@ -16,6 +16,7 @@ from cpo_ray.config.evaluation import (
 )
 from cpo_ray.config.inference import EngineConfig
 from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
+from cpo_ray.config.rounds import RoundsStopConfig
 from cpo_ray.config.run import RunConfig
 from cpo_ray.config.sampled_kinds import KindDecoding, SampledKind
 from cpo_ray.config.sampling import PoolConfig, SamplingConfig
@@ -53,6 +54,7 @@ __all__ = [
     "PassagesConfig",
     "PoolConfig",
     "RewardConfig",
+    "RoundsStopConfig",
     "RunConfig",
     "SampledKind",
     "SamplingConfig",

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from cpo_ray.config.cluster import ClusterConfig
 from cpo_ray.config.data import DataConfig
 from cpo_ray.config.evaluation import GenerationConfig, JudgeConfig, MauveConfig, RewardConfig, TextMetricsConfig
+from cpo_ray.config.rounds import RoundsStopConfig
 from cpo_ray.config.sampling import SamplingConfig
 from cpo_ray.config.section import EXECUTION, Section
 from cpo_ray.config.serving import MergingConfig, ServingConfig
@@ -35,6 +36,11 @@ class RunConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     training: TrainingConfig = TrainingConfig()
     """Stages `cpo` and `mle`, both continued from the reference."""
+    rounds: Annotated[int, Field(ge=1)] = 1
+    """Iterated CPO: sample groups from the reference, train for `training.steps`, make the policy the next reference, again.
+    The last policy is the model `cpo`. Stage `mle` trains for as many steps as all rounds together. See
+    [Training](training.md#rounds)."""
+    rounds_stop: RoundsStopConfig = RoundsStopConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     mle: MleConfig = MleConfig()
     tuning: TuningConfig = TuningConfig()
@@ -68,19 +74,11 @@ class RunConfig(Section):
                 f"sampling.negatives.batch {self.sampling.negatives.batch} needs more than that many rows to draw from, "
                 f"but {key} is {size}"
             )
-        for section in ("reference", "training"):
-            rows = getattr(self, section).validation_rows
-            if not is_share(self.data.validation_rows) and rows > self.data.validation_rows:
-                raise ValueError(
-                    f"{section}.validation_rows {rows} exceeds data.validation_rows {self.data.validation_rows}"
-                )
-            if self.model.path is None and getattr(self, section).router_auxiliary_loss:
-                raise ValueError(
-                    f"{section}.router_auxiliary_loss: model.architecture {self.model.architecture} has no routers. Set it "
-                    "to 0, or name a mixture-of-experts model in model.path"
-                )
+        self._check_trainings()
         if self.tuning.learning_rates:
             self._check_tuning()
+        if self.rounds > 1:
+            self._check_rounds()
         unknown = [name for name in self.evaluated_models if name not in self.models]
         if unknown:
             raise ValueError(f"generation.models: there is no {unknown[0]!r}; this run makes {', '.join(self.models)}")
@@ -97,6 +95,19 @@ class RunConfig(Section):
         if prompt + response <= context:
             return None
         return f"data.max_prompt_tokens {prompt} + data.max_response_tokens {response} = {prompt + response}"
+
+    def _check_trainings(self) -> None:
+        for section in ("reference", "training"):
+            rows = getattr(self, section).validation_rows
+            if not is_share(self.data.validation_rows) and rows > self.data.validation_rows:
+                raise ValueError(
+                    f"{section}.validation_rows {rows} exceeds data.validation_rows {self.data.validation_rows}"
+                )
+            if self.model.path is None and getattr(self, section).router_auxiliary_loss:
+                raise ValueError(
+                    f"{section}.router_auxiliary_loss: model.architecture {self.model.architecture} has no routers. Set it "
+                    "to 0, or name a mixture-of-experts model in model.path"
+                )
 
     def _check_tuning(self) -> None:
         if not self.training.validation_rows:
@@ -115,11 +126,29 @@ class RunConfig(Section):
                 "find the rates with sampling.stream: false, then set training.learning_rate and mle.learning_rate"
             )
 
+    def _check_rounds(self) -> None:
+        if self.sampling.stream:
+            raise ValueError(
+                f"rounds {self.rounds} cannot be combined with sampling.stream, which samples during one training: there, "
+                "sampling.refresh_steps moves the negatives with the policy, and sampling.refresh_reference the reference"
+            )
+        if self.tuning.learning_rates:
+            raise ValueError(
+                f"rounds {self.rounds} cannot be combined with tuning.learning_rates: find the rates with rounds: 1, then set "
+                "training.learning_rate and mle.learning_rate"
+            )
+        if self.rounds_stop.max_nll_increase is not None and not self.training.validation_rows:
+            raise ValueError(
+                f"rounds {self.rounds} needs training.validation_rows: after each round the gold's likelihood on the "
+                f"validation split decides whether to go on. data.validation_rows is {self.data.validation_rows}. "
+                "rounds_stop.max_nll_increase: null goes on without this rule"
+            )
+
     @property
     def mle_training(self) -> TrainingConfig:
-        """Settings of stage `mle`: those of `cpo`, with its own learning rate if it has one."""
-        rate = self.mle.learning_rate
-        return self.training if rate is None else self.training.model_copy(update={"learning_rate": rate})
+        """Settings of stage `mle`: those of `cpo`, for the steps of all rounds, with its own learning rate if it has one."""
+        rate, steps = self.mle.learning_rate, self.rounds * self.training.steps
+        return self.training.model_copy(update={"steps": steps} | ({} if rate is None else {"learning_rate": rate}))
 
     @property
     def candidates(self) -> int:

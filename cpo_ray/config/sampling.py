@@ -77,6 +77,9 @@ class SamplingConfig(Section):
     refresh_steps: Annotated[int, Field(ge=1)] | None = None
     """With `stream`: sample from a snapshot of the policy, one to two times this many steps old, instead of the reference. Its
     weights are loaded into the running engines and scorers. Reference log-probs still come from the reference."""
+    refresh_reference: bool = False
+    """With `refresh_steps`: the snapshot is the reference too, in the scores and so in the loss. It is then the policy at the
+    start of each period of `refresh_steps` steps: training waits for the period's first groups."""
     embedder: str = "minilm"
     """The embedder for ranking: `minilm` (all-MiniLM-L6-v2, bundled), a sentence-transformers directory, or a hub id."""
     engine: EngineConfig = EngineConfig()
@@ -94,6 +97,10 @@ class SamplingConfig(Section):
         if self.refresh_steps is not None and not self.stream:
             raise ValueError(
                 "refresh_steps needs stream: true: groups that are made before training cannot use the policy"
+            )
+        if self.refresh_reference and self.refresh_steps is None:
+            raise ValueError(
+                "refresh_reference needs refresh_steps (and stream: true): after so many steps the policy becomes the reference"
             )
         taken = [name for name in self.kinds if name in CANDIDATE_KINDS]
         if taken:

@@ -1,7 +1,9 @@
 """Snapshots of the policy that training publishes while it runs, and from which streamed negatives are sampled.
 
 The snapshot for a step's negatives depends on the step alone, so results do not depend on which process is faster. It is
-one to two periods old: sampling runs ahead, and training never waits for weights that it has just written.
+one to two periods old: sampling runs ahead, and training never waits for weights that it has just written. If the reference
+moves with the snapshots, it is the policy at the start of the period: training waits for the period's first groups, and starts
+the period at its reference.
 """
 
 import shutil
@@ -19,16 +21,26 @@ class PolicySnapshots:
     folder: Path
     every: int | None  # optimizer steps between snapshots; None: all negatives come from the reference
     steps: int  # of the whole training
+    moves_reference: bool = False  # whether a snapshot also scores the groups that are sampled from it
+
+    @property
+    def lag(self) -> int:
+        """How many whole periods old a snapshot is at least."""
+        return 0 if self.moves_reference else 1
 
     def snapshot_step(self, step: int) -> int:
         """After how many optimizer steps the policy was taken that negatives of `step` (from 0) come from; 0: the reference."""
-        return 0 if self.every is None else max(0, step // self.every - 1) * self.every
+        return 0 if self.every is None else max(0, step // self.every - self.lag) * self.every
+
+    def starts_at_reference(self, step: int) -> bool:
+        """Whether the policy before `step` (from 0) is the model that scored the step's groups."""
+        return step == (self.snapshot_step(step) if self.moves_reference else 0)
 
     def is_due(self, finished: int) -> bool:
         """Whether negatives will be sampled from the policy after `finished` steps."""
         if self.every is None or finished == 0 or finished % self.every:
             return False
-        return finished + self.every < self.steps
+        return finished + self.lag * self.every < self.steps
 
     def path(self, finished: int) -> Path:
         """Directory of the complete snapshot after `finished` steps."""

@@ -5,7 +5,7 @@ from typing import Any
 from rich.markup import escape
 
 from cpo_ray.monitoring.console import Bar, say
-from cpo_ray.monitoring.displacement import displacement
+from cpo_ray.monitoring.displacement import displacement, first_drift
 from cpo_ray.monitoring.metrics_log import MetricsLog
 from cpo_ray.monitoring.prometheus import measure_step
 from cpo_ray.monitoring.trackers import Tracker
@@ -16,7 +16,9 @@ LEAST_BETA_SHARE = 0.9
 
 def first_step(metrics: dict[str, Any]) -> str:
     """The metrics of the first CPO step, which checks that the policy is the reference, in a line."""
-    text = f"first CPO loss {metrics['loss']:.4f}, must be {metrics['expected_loss']:.4f}"
+    step = metrics.get("step", 1)
+    what = f"step {step}: first CPO loss under a new reference" if step > 1 else "first CPO loss"
+    text = f"{what} {metrics['loss']:.4f}, must be {metrics['expected_loss']:.4f}"
     if "drift_tolerance" in metrics:
         drift, tolerance, rise = (metrics[name] for name in ("first_drift", "drift_tolerance", "rounding_loss"))
         text += f" + up to {rise:.4f} for rounding in bf16 ({drift:.4f} nat per sqrt(token), tolerance {tolerance:.4f})"
@@ -34,11 +36,19 @@ def weakened_beta(share: float) -> str:
 
 
 class TrainingMonitor:
-    """The callbacks of one training."""
+    """The callbacks of one training.
 
-    def __init__(self, metrics: MetricsLog, stage: str, progress: Bar, tracker: Tracker) -> None:
+    shift: in a later round of iterated CPO, the gold's mean log-prob under the round's reference minus that under the first
+    reference, nats: displacement is measured against both.
+    """
+
+    def __init__(self, metrics: MetricsLog, stage: str, progress: Bar, tracker: Tracker, shift: float = 0.0) -> None:
         self.metrics, self.stage, self.progress, self.tracker = metrics, stage, progress, tracker
+        self.shift = shift
         self.gold_drift: dict[int, float] = {}
+        self.reference_step: dict[
+            int, int
+        ] = {}  # in a stream whose reference moves, the steps after which it was taken
         self.warned = False
 
     def on_notice(self, notice: str) -> None:
@@ -61,12 +71,17 @@ class TrainingMonitor:
                 say(f"  [yellow]warning[/] {weakened_beta(metrics['beta_share'])}")
         self.progress.set_completed(metrics["step"], f"loss {metrics['loss']:.4f}")
         if "gold_drift" in metrics:
+            self.reference_step[metrics["step"]] = metrics.get("reference_step", 0)
             self._check_displacement(metrics["step"], metrics["gold_drift"])
 
     def _check_displacement(self, step: int, drift: float) -> None:
-        """Warn of likelihood displacement, once."""
+        """Warn of likelihood displacement against the reference or the first reference, once."""
         self.gold_drift[step] = drift
-        warning = None if self.warned else displacement(list(self.gold_drift.values()))
+        if self.warned:
+            return
+        warning = displacement(list(self.gold_drift.values()))
+        if warning is None and (self.shift or self.reference_step[step]):
+            warning = displacement(first_drift(self.gold_drift, self.reference_step, self.shift), "first reference")
         if warning:
             self.warned = True
             say(f"  [yellow]warning[/] step {step}: {escape(warning)}")

@@ -44,7 +44,7 @@ def scale(plan: RunPlan, machines: int) -> ScaledRun:
     gpus = machines * plan.device.per_node
     config = spread(plan.config, gpus)
     work = stage_work(config, plan.shape, plan.tokens, plan.device, gpus)
-    trials = {"reference": 1, "cpo": config.tuning.trials, "mle": config.tuning.trials}
+    trials = {"reference": 1, "cpo": config.rounds * config.tuning.trials, "mle": config.tuning.trials}
     network = {name: trials[name] * _network_hours(section, plan) for name, section in _trainings(config).items()}
     hours = {item.stage: item.total_hours + network.get(item.stage, 0.0) for item in work}
     slowest = max(work, key=lambda item: hours[item.stage])
@@ -85,7 +85,7 @@ def step_traffic(training: TrainingConfig, plan: RunPlan) -> float:
 
 
 def _trainings(config: RunConfig) -> dict[str, TrainingConfig]:
-    return {"reference": config.reference, "cpo": config.training, "mle": config.training}
+    return {"reference": config.reference, "cpo": config.training, "mle": config.mle_training}
 
 
 def _network_hours(training: TrainingConfig, plan: RunPlan) -> float:

@@ -20,7 +20,11 @@ def describe_run(config: RunConfig) -> list[str]:
     passes = training.prompts_per_step // (training.workers * training.prompts_per_microbatch)
     own = 1 + counts.total - counts.truncation
     most = training.prompts_per_step * (config.data.max_prompt_tokens + own * config.data.max_response_tokens)
-    epochs = training.steps * training.prompts_per_step / rows
+    total = config.rounds * training.steps
+    epochs = total * training.prompts_per_step / rows
+    steps = f"CPO and MLE: {training.steps} steps each"
+    if config.rounds > 1:
+        steps = f"CPO: {config.rounds} rounds of {training.steps} steps, each with new groups; MLE: {total} steps"
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.by_kind.items())
     sampled = ", ".join(f"{kind} ({decoding})" for kind, decoding in config.sampling.sampled.items())
     return [
@@ -29,7 +33,7 @@ def describe_run(config: RunConfig) -> list[str]:
         f"a CPO step: {training.prompts_per_step} prompts, {training.prompts_per_step * config.candidates} candidates",
         f"on {training.workers} workers x {passes} microbatches of {training.prompts_per_microbatch} prompts",
         f"tokens per CPO step: at most {most:,} (each prompt once, truncations share the truth's)",
-        f"CPO and MLE: {training.steps} steps each over the same {rows:,} prompts, {epochs:.1f} epochs",
+        f"{steps} over the same {rows:,} prompts, {epochs:.1f} epochs",
         _describe_rates(config),
         f"models compared: {', '.join(config.evaluated_models)}",
     ]

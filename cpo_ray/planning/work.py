@@ -89,10 +89,10 @@ def stage_work(
 
     Hours = FLOPs / (GPUs * peak * utilization), utilization as in `accelerators.UTILIZATION`. Attention's own FLOPs are left
     out. On CPU cores, where models are small, the time per microbatch, group and answer is added. `cpo` and `mle` train once
-    per rate of `tuning.learning_rates`.
+    per rate of `tuning.learning_rates`. The sampling of all `rounds` is in the lines `sampling`, their training in `cpo`.
     """
-    n, group = shape.parameters, tokens.group(config)
-    rows = min(config.sampling.rows or config.data.rows("train"), config.data.rows("train"))
+    n, group, rounds = shape.parameters, tokens.group(config), config.rounds
+    rows = rounds * min(config.sampling.rows or config.data.rows("train"), config.data.rows("train"))
     available = config.data.rows(config.generation.split)
     answers = min(config.generation.rows or available, available)
     answers *= len(config.evaluated_models) * len(config.generation.decodings)
@@ -108,17 +108,20 @@ def stage_work(
         start = trials * machine.start_hours(section.workers, WORKER_START_S)
         return StageWork(stage, count, 6 * n * count, used, hours, start)
 
-    def run(kind: str, stage: str, count: float, used: int, overhead_s: float, processes: int) -> StageWork:
+    def run(
+        kind: str, stage: str, count: float, used: int, overhead_s: float, processes: int, times: int = 1
+    ) -> StageWork:
         hours = machine.hours(kind, 2 * n * count, precision, used, overhead_s)
-        start = machine.start_hours(processes if count else 0, ENGINE_START_S)
+        start = times * machine.start_hours(processes if count else 0, ENGINE_START_S)
         return StageWork(stage, count, 2 * n * count, used, hours, start)
 
+    scorers = (0 if device.cores else 1, rounds)
     autoregressive = rows * config.sampling.samples * tokens.response
     return (
         train("reference", config.reference, sequence),
-        run("generation", "sampling: autoregressive", autoregressive, gpus, 0.0, 1),
-        run("scoring", "sampling: scoring", rows * (group + sequence), gpus, rows * GROUP_S, 0 if device.cores else 1),
-        train("cpo", config.training, group, config.tuning.trials),
-        train("mle", config.training, sequence, config.tuning.trials),
+        run("generation", "sampling: autoregressive", autoregressive, gpus, 0.0, 1, rounds),
+        run("scoring", "sampling: scoring", rows * (group + sequence), gpus, rows * GROUP_S, *scorers),
+        train("cpo", config.training, group, config.tuning.trials * rounds),
+        train("mle", config.mle_training, sequence, config.tuning.trials),
         run("generation", "generation", answers * tokens.response, min(gpus, engines), answers * ANSWER_S, models),
     )

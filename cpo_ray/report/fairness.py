@@ -5,6 +5,7 @@ from typing import Any, TypedDict
 
 from cpo_ray.artifacts import SELECTED
 from cpo_ray.report.method import BASELINE
+from cpo_ray.report.rounds import RoundsFound, rounds_of
 from cpo_ray.report.run_contents import RunContents
 
 SELECTED_PROMPTS = f"groups/train/{SELECTED}"  # what stage `mle` reads since it trains on CPO's prompts
@@ -32,7 +33,8 @@ def compare_trainings(run: RunContents) -> TrainingComparison | None:
         return None
     baseline = run.method(BASELINE)
     trials = {model: trials_of(manifest) for model, manifest in (("cpo", cpo), (BASELINE, mle))}
-    equal = [_equal_prompts(run, cpo, mle), _equal_steps(cpo, mle), _equal_budget(run, baseline, trials)]
+    rounds = rounds_of(run.manifests)
+    equal = [_equal_prompts(run, cpo, mle), _equal_steps(cpo, mle, rounds), _equal_budget(run, baseline, trials)]
     differences = [*_prompts_differ(run, cpo, mle, baseline), *_steps_differ(cpo, mle, baseline)]
     differences += _rates_differ(run, baseline, trials)
     if differences:
@@ -44,7 +46,7 @@ def compare_trainings(run: RunContents) -> TrainingComparison | None:
     if None in equal:
         sentence = f"The manifests of this run do not say whether CPO and {baseline} had the same prompts and steps."
         return TrainingComparison(alike=None, sentence=sentence, trials=trials)
-    sentence = f"CPO and {baseline} were trained alike: {', '.join(filter(None, equal))}."
+    sentence = f"CPO and {baseline} were trained alike: {', '.join(filter(None, equal))}.{_stopped(rounds)}"
     return TrainingComparison(alike=True, sentence=sentence, trials=trials)
 
 
@@ -62,6 +64,15 @@ def learning_rate_of(run: RunContents, model: str) -> float | None:
         if "learning_rate" in section:
             return float(section["learning_rate"])
     return None
+
+
+def steps_of(manifest: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the steps of a training and the prompts of each; None if its manifest does not say. All rounds count together."""
+    training, summary = _config(manifest).get("training", {}), manifest.get("summary", {})
+    if not {"steps", "prompts_per_step"} <= training.keys():
+        return None
+    steps = summary["steps"] if "rounds" in summary else manifest["inputs"].get("also", {}).get("steps")
+    return (training["steps"] if steps is None else steps), training["prompts_per_step"]
 
 
 def _equal_prompts(run: RunContents, cpo: Mapping[str, Any], mle: Mapping[str, Any]) -> str | None:
@@ -86,13 +97,23 @@ def _prompts_differ(run: RunContents, cpo: Mapping[str, Any], mle: Mapping[str, 
         yield f"CPO drew its batches from {ours:,} prompts, {baseline} from {theirs:,}, so their batches differ"
 
 
-def _equal_steps(cpo: Mapping[str, Any], mle: Mapping[str, Any]) -> str | None:
-    ours, theirs = _steps(cpo), _steps(mle)
-    return f"for {ours[0]:,} steps of {ours[1]:,} prompts" if ours is not None and ours == theirs else None
+def _equal_steps(cpo: Mapping[str, Any], mle: Mapping[str, Any], rounds: RoundsFound | None) -> str | None:
+    ours, theirs = steps_of(cpo), steps_of(mle)
+    if ours is None or ours != theirs:
+        return None
+    if rounds is None:
+        return f"for {ours[0]:,} steps of {ours[1]:,} prompts"
+    count = "1 round" if rounds["kept"] == 1 else f"{rounds['kept']} rounds"
+    apart = f" (CPO in {count}, each with its own learning-rate schedule)"
+    return f"for {ours[0]:,} steps of {ours[1]:,} prompts{apart}"
+
+
+def _stopped(rounds: RoundsFound | None) -> str:
+    return f" CPO's {rounds['reason']}." if rounds and rounds["reason"] else ""
 
 
 def _steps_differ(cpo: Mapping[str, Any], mle: Mapping[str, Any], baseline: str) -> Iterator[str]:
-    ours, theirs = _steps(cpo), _steps(mle)
+    ours, theirs = steps_of(cpo), steps_of(mle)
     if ours is not None and theirs is not None and ours != theirs:
         yield (f"CPO took {ours[0]:,} steps of {ours[1]:,} prompts, {baseline} {theirs[0]:,} of {theirs[1]:,}")
 
@@ -123,13 +144,6 @@ def _reads(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
 def _config(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
     config: Mapping[str, Any] = manifest.get("inputs", {}).get("config", {})
     return config
-
-
-def _steps(manifest: Mapping[str, Any]) -> tuple[int, int] | None:
-    training = _config(manifest).get("training", {})
-    return (
-        (training["steps"], training["prompts_per_step"]) if {"steps", "prompts_per_step"} <= training.keys() else None
-    )
 
 
 def _rows(manifest: Mapping[str, Any], *, selected: bool = False) -> int:

@@ -17,8 +17,9 @@ def name_method(config: Mapping[str, Any], model: str) -> str:
     """Return the method of a model: `mle`, `cpo` and `merged-0.30` (same method as `cpo`) are mapped; others keep their name.
 
     `R` at the end: candidates are ranked. `streamed` and `on-policy`: negatives were sampled during training, from the
-    reference or from the policy. K = 2 with one unhelpful answer is DPO, ranked or not. A mixture other than the paper's is
-    named by its counts, e.g. `3AN+1BN+2MN+1TNR`. A configuration without negatives gives `CPO`.
+    reference or from the policy. `in 3 rounds`: twice the policy became the reference. K = 2 with one unhelpful answer is
+    DPO, ranked or not. A mixture other than the paper's is named by its counts, e.g. `3AN+1BN+2MN+1TNR`. A configuration
+    without negatives gives `CPO`.
     """
     if model == BASELINE:
         return "PSS" if (config.get("mle") or {}).get("scheduled_sampling") else PLAIN
@@ -34,7 +35,9 @@ def name_method(config: Mapping[str, Any], model: str) -> str:
     if counts == {"unhelpful": 1}:
         return "DPO" + joint
     while_training = " on-policy" if sampling.get("refresh_steps") else " streamed" if sampling.get("stream") else ""
-    return _name_negatives(counts) + ("R" if objective.get("ranked") else "") + while_training + joint
+    while_training += " with a moving reference" if sampling.get("refresh_reference") else ""
+    iterated = f" in {rounds} rounds" if (rounds := config.get("rounds", 1)) > 1 else ""
+    return _name_negatives(counts) + ("R" if objective.get("ranked") else "") + while_training + iterated + joint
 
 
 def _name_negatives(counts: Mapping[str, int]) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 from cpo_ray.artifacts import write_atomically
-from cpo_ray.report.fairness import compare_trainings, learning_rate_of
+from cpo_ray.report.fairness import compare_trainings, learning_rate_of, steps_of
 from cpo_ray.report.findings import TableRow, format_p, signed
 from cpo_ray.report.method import PAPER, describe_negatives
 from cpo_ray.report.provenance import dump_config, reproduce_command
+from cpo_ray.report.rounds import round_of, rounds_of
 from cpo_ray.report.run_contents import RunContents, alpha_of
 
 CARD = "README.md"
@@ -113,6 +114,11 @@ def _description(run: RunContents, model: str) -> str:
             f"The average of two models' weights: {alpha:g} times the continued-MLE model plus {1 - alpha:g} times the CPO "
             f"model ({named}) of one run, both continued from one reference. Base: {base}."
         )
+    if (number := round_of(f"models/{model}")) is not None:
+        return (
+            f"The policy after round {number} of a CPO run ({run.method('cpo')}): {base}, continued from the policy of the "
+            "round before, or in round 1 from the run's reference. The result of the run is its model `cpo`."
+        )
     return f"A model of the run {run.label}. Base: {base}."
 
 
@@ -124,9 +130,7 @@ def _training(run: RunContents, model: str) -> Iterator[str]:
     yield f"- Reference: {_training_settings(config.get('reference') or {})}"
     if model != "reference":
         for part in ["cpo", "mle"] if model.startswith("merged-") else [model]:
-            training = dict(config.get("training") or {})
-            rate = learning_rate_of(run, part)
-            yield f"- {part.upper()}: {_training_settings(training if rate is None else training | {'learning_rate': rate})}"
+            yield f"- {part.upper()}: {_training_settings(_settings_of(run, part))}{_in_rounds(run, part)}"
         comparison = compare_trainings(run)
         if comparison is not None:
             yield f"- {comparison['sentence']}"
@@ -136,6 +140,18 @@ def _training(run: RunContents, model: str) -> Iterator[str]:
         ranked = "ranked by similarity to the truth" if objective.get("ranked") else "not ranked"
         yield f"- Negatives per prompt: {kinds or 'not said'} (K = {run.candidates}), {ranked}; beta {objective.get('beta')}"
     yield from _first_and_last_step(run, model if model in run.curves else "cpo")
+
+
+def _settings_of(run: RunContents, model: str) -> dict[str, Any]:
+    """Return the section `training` with the learning rate and the steps that a model was trained with."""
+    training, rate = dict(run.config.get("training") or {}), learning_rate_of(run, model)
+    steps = steps_of(run.manifests.get(f"models/{model}", {})) if run.config.get("rounds", 1) > 1 else None
+    return training | ({} if rate is None else {"learning_rate": rate}) | ({} if steps is None else {"steps": steps[0]})
+
+
+def _in_rounds(run: RunContents, model: str) -> str:
+    found = rounds_of(run.manifests) if model == "cpo" else None
+    return f", in {found['kept']} rounds, each from the policy of the one before" if found else ""
 
 
 def _first_and_last_step(run: RunContents, stage: str) -> Iterator[str]:

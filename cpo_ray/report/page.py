@@ -11,6 +11,7 @@ from typing import Any
 from cpo_ray.report.markup import DASH, Cell, format_number, format_time, grid, missing_notice
 from cpo_ray.report.provenance import render_runs
 from cpo_ray.report.result_tables import ReportFacts, render_models, render_paper, render_result, render_trials
+from cpo_ray.report.rounds import render_rounds
 from cpo_ray.report.samples import embed_json
 from cpo_ray.report.sampling_section import render_sampling
 from cpo_ray.report.svg import PALETTES
@@ -37,7 +38,10 @@ def render_page(
         "figures": ("Win rates", _figures(charts, RESULT_CHARTS) or missing_notice("No verdicts: nothing to draw.")),
         "training": (
             "Training",
-            _training(runs) + render_trials(runs) + (_figures(curves) or missing_notice("No training metrics.")),
+            _training(runs)
+            + render_rounds(runs)
+            + render_trials(runs)
+            + (_figures(curves) or missing_notice("No training metrics.")),
         ),
         "sampling": ("Sampling", _figures(charts, SAMPLING_CHARTS) + render_sampling(runs, groups)),
         "samples": ("Samples", _samples(samples, browser)),

@@ -16,6 +16,7 @@ from cpo_ray.errors import ArtifactError
 from cpo_ray.evaluation.statistics import INVALID, SCORES
 from cpo_ray.records import Generation, Verdict
 from cpo_ray.report.method import name_base, name_method, name_source
+from cpo_ray.report.rounds import join_rounds
 from cpo_ray.report.staleness import CurrentResults, find_current_results
 
 JsonRows = list[dict[str, Any]]
@@ -122,13 +123,14 @@ def read_run(root: Path) -> RunContents:
         raise ArtifactError(f"no run directory {root}. `cpo-ray run CONFIG` creates one.")
     groups = root / "groups" / "train"
     config, manifests = read_object(root / "config.json"), _read_manifests(root)
+    curves = _read_curves(root / "metrics.jsonl")
     current = find_current_results(config, manifests)
     return RunContents(
         root=root,
         label=str(config.get("name") or root.resolve().name),
         config=config,
         environment=read_object(root / "environment.json"),
-        curves=_read_curves(root / "metrics.jsonl"),
+        curves={stage: Curve(*rows) for stage, rows in join_rounds(curves, config, manifests).items()},
         manifests={
             name: manifest
             for name, manifest in manifests.items()
@@ -165,8 +167,8 @@ def _model_order(model: str) -> tuple[int, float, str]:
     return (3, float(merged[1]), model) if merged else (first.get(model, 4), 0.0, model)
 
 
-def _read_curves(path: Path) -> dict[str, Curve]:
-    """Read the metrics by stage. A step that was repeated after a restart counts once, with its last row."""
+def _read_curves(path: Path) -> dict[str, tuple[JsonRows, JsonRows]]:
+    """Read the metrics of training and validation by stage. A step that a restart repeated counts once, with its last row."""
     stages: dict[str, tuple[dict[int, Any], dict[int, Any]]] = {}
     for number, row in enumerate(read_jsonl(path) if path.is_file() else [], 1):
         try:
@@ -179,7 +181,7 @@ def _read_curves(path: Path) -> dict[str, Curve]:
         else:
             train[step] = row
     return {
-        stage: Curve([train[step] for step in sorted(train)], [validation[step] for step in sorted(validation)])
+        stage: ([train[step] for step in sorted(train)], [validation[step] for step in sorted(validation)])
         for stage, (train, validation) in stages.items()
     }
 

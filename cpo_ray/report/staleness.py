@@ -14,6 +14,7 @@ from typing import Any
 from cpo_ray.artifacts import Manifest
 from cpo_ray.config import MergingConfig
 from cpo_ray.errors import ArtifactError
+from cpo_ray.report.rounds import count_rounds, round_of
 
 # None: the configuration is missing, or from an older version without this key. Then everything in the directory counts.
 NameFilter = frozenset[str] | None
@@ -28,12 +29,16 @@ class CurrentResults:
     evaluated: NameFilter  # models
     decodings: NameFilter
     rewarded: bool  # whether the run uses a reward model
+    rounds: int | None = None  # of iterated CPO that were taken; 0 if it is not iterated, None if that is not known
     # stale artifact -> what it was made from, which has changed since; <artifact>/<model> for one model of a shared artifact
     outdated: Mapping[str, str] = field(default_factory=dict)
 
     def is_configured(self, artifact: str) -> bool:
         """Whether the configuration still produces this artifact."""
         stage, _, model = artifact.partition("/")
+        number = round_of(artifact)
+        if number is not None and self.rounds is not None:
+            return number <= self.rounds
         if stage == "models":
             return self.made is None or not model.startswith("merged-") or model in self.made
         if stage in ("generations", "verdicts", "text_metrics"):
@@ -64,6 +69,7 @@ def find_current_results(config: Mapping[str, Any], manifests: ManifestsByName) 
         evaluated=frozenset(generation["models"]) if generation.get("models") else made,
         decodings=frozenset(generation["decodings"]) if "decodings" in generation else None,
         rewarded="model" not in reward or reward["model"] is not None,
+        rounds=count_rounds(config, manifests),
     )
     configured = {name: manifests[name] for name in manifests if current.is_configured(name)}
     return replace(current, outdated=_find_outdated(configured, manifests))

@@ -17,6 +17,7 @@ from cpo_ray.report.model_card import CARD, write_cards
 from cpo_ray.report.page import render_page
 from cpo_ray.report.paper_tables import paper_tables
 from cpo_ray.report.provenance import reproduce_command
+from cpo_ray.report.rounds import rounds_of
 from cpo_ray.report.run_contents import RunContents, all_decodings, read_object, read_runs
 from cpo_ray.report.samples import collect_samples
 from cpo_ray.report.svg import standalone
@@ -98,6 +99,7 @@ def _facts(run: RunContents) -> dict[str, Any]:
         "training": {stage: _endpoints(curve.train) for stage, curve in run.curves.items()},
         "first_step": _first_step(run),
         "comparison": compare_trainings(run),
+        "rounds": rounds_of(run.manifests),
         "sampling": run.kinds,
         "stages": _stages(run),
         "missing": _missing(run),

@@ -52,9 +52,11 @@ class Scorer:
         for unit in units:
             if self.config.sampling.negatives.meanfield:
                 add_meanfield(self._load_policy(unit["policy"]), unit, self.config.sampling, self.eos)
-            score(self.reference, unit["groups"])
+            moves = self.config.sampling.refresh_reference
+            reference = self._load_policy(unit["policy"]) if moves else self.reference
+            score(reference, unit["groups"])
             if measures_spread(unit["start"], self.config):
-                measure_spread(self.reference, unit["groups"], self.config.training.prompts_per_microbatch)
+                measure_spread(reference, unit["groups"], self.config.training.prompts_per_microbatch)
         return write_units(units)
 
     def _load_policy(self, folder: str) -> PreTrainedModel:
@@ -142,8 +144,15 @@ def score(model: PreTrainedModel, groups: list[Group]) -> None:
 
 
 def measures_spread(start: int, config: RunConfig) -> bool:
-    """Whether rounding is measured in the unit that starts at `start`: at this row, or in a stream at this step."""
-    return config.training.precision != "fp32" and start < (1 if config.sampling.stream else SPREAD_ROWS)
+    """Whether rounding is measured in the unit that starts at `start`: at this row, or in a stream at this step.
+
+    In a stream: at each step before which the policy is the reference, because training then checks its scores.
+    """
+    if config.training.precision == "fp32":
+        return False
+    if config.sampling.refresh_reference and config.sampling.refresh_steps is not None:
+        return start % config.sampling.refresh_steps == 0
+    return start < (1 if config.sampling.stream else SPREAD_ROWS)
 
 
 @torch.inference_mode()

@@ -118,7 +118,12 @@ def open_stream(
         truncated_prompts=selection.truncated_prompts,
         left_out=selection.left_out,
         order=order(len(selection.table)),
-        snapshots=PolicySnapshots(folder / "policies", config.sampling.refresh_steps, config.training.steps),
+        snapshots=PolicySnapshots(
+            folder / "policies",
+            config.sampling.refresh_steps,
+            config.training.steps,
+            moves_reference=config.sampling.refresh_reference,
+        ),
         recorded=folder / "recorded",
     )
 

@@ -29,14 +29,16 @@ def train(
     also: Mapping[str, Any] | None = None,
     *,
     label: str | None = None,
+    curve: str | None = None,
+    shift: float = 0.0,
 ) -> Artifact:
     """Make the model `name` by one training. The task is opened once the resources are free, closed after the last step.
 
-    label: of its progress bar and in trackers; default: the stage's name. Raises Preempted if a stop was requested and the
-    model is finished nevertheless.
+    label: of its progress bar and in trackers; curve: `stage` of its lines in metrics.jsonl; default of both: the stage's name.
+    shift: see TrainingMonitor. Raises Preempted if a stop was requested and the model is finished nevertheless.
     """
     stage_name = stage.stage.name
-    label = label or stage_name
+    label, curve = label or stage_name, curve or stage_name
     checkpoints = checkpoint_folder(stage, name, also)
     stop_requested = threading.Event()
 
@@ -46,18 +48,18 @@ def train(
 
         metrics = stage.run.metrics
         if not checkpoints.exists():
-            metrics.drop_stage(stage_name)
+            metrics.drop_stage(curve)
             checkpoints.mkdir(parents=True)
         with (
             open_task() as task,
             measured_bar(label, task.training.steps, "steps") as progress,
             track(stage.config, stage.root, label) as tracker,
         ):
-            monitor = TrainingMonitor(metrics, stage_name, progress, tracker)
+            monitor = TrainingMonitor(metrics, curve, progress, tracker, shift)
             hooks = monitor.on_metrics, monitor.on_notice
             return train_model(task, stage.config.cluster, checkpoints, out, *hooks, stop_requested)
 
-    show_curve(stage, checkpoints)
+    show_curve(stage, checkpoints, curve)
     model = stage.make(name, build, also)
     if stop_requested.is_set():
         finished = f"stage `{stage_name}`" if label == stage_name else f"the training {label} of stage `{stage_name}`"
@@ -65,9 +67,9 @@ def train(
     return model
 
 
-def show_curve(stage: StageRun, checkpoints: Path) -> None:
-    """Keep the curve of this training, of all of the stage's, in metrics.jsonl."""
-    stage.run.metrics.select_training(stage.stage.name, checkpoints)
+def show_curve(stage: StageRun, checkpoints: Path, curve: str | None = None) -> None:
+    """Keep the curve of this training, of all with the name `curve` (default: the stage's), in metrics.jsonl."""
+    stage.run.metrics.select_training(curve or stage.stage.name, checkpoints)
 
 
 def checkpoint_folder(stage: StageRun, name: str, also: Mapping[str, Any] | None) -> Path:

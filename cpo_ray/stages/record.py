@@ -4,8 +4,8 @@ The record drives what the pipeline requires before a stage, the inputs in each 
 prints, and what the report calls stale. Adding a stage means one record and one function.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,8 +27,8 @@ class Output:
     """One artifact, or one per model: its name below the run directory, and everything that it depends on.
 
     reads: names of artifacts, or another output (all artifacts of it). keys: dotted configuration keys; keys below them
-    that are execution only do not count, nor those in `ignored`. models: fills `{model}` in the name and in `reads`. when: the
-    configurations that have this output.
+    that are execution only do not count, nor those in `ignored`. models: fills `{model}` in the name and in `reads`. previous:
+    of such a model, fills `{previous}` in `reads`. when: the configurations that have this output.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Output:
     keys: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     models: Callable[[RunConfig], Iterable[str]] | None = None
+    previous: Callable[[str], str] = str
     when: Condition = always
 
     def names(self, config: RunConfig) -> tuple[str, ...]:
@@ -51,7 +52,7 @@ class Output:
     @property
     def pattern(self) -> str:
         """The name for people, e.g. `generations/*`."""
-        return self.name.replace("{model}", "*")
+        return _readable(self.name)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,15 @@ class Stage:
     perform: Callable[["StageRun"], None]
     check: Callable[[RunConfig], None] = field(default=lambda _: None)
     places: tuple[str, ...] = ()  # files that it writes outside its artifacts
+
+    def under(self, config: RunConfig) -> "Stage":
+        """This stage without the outputs and reads that a configuration does not have."""
+        outputs = [
+            replace(output, reads=tuple(read for read in output.reads if _applies(read, config)))
+            for output in self.outputs
+            if output.names(config)
+        ]
+        return replace(self, outputs=tuple(outputs))
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -140,14 +150,16 @@ class StageRun:
             )
         return artifact
 
-    def inputs(self, name: str, also: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def inputs(self, name: str, also: Mapping[str, Any] | None = None, unused: Collection[str] = ()) -> dict[str, Any]:
         """What the manifest of the output `name` records: configuration values, fingerprints of what is read, and `also`.
 
-        also: what counts besides the run's own configuration and artifacts, e.g. hashes of files elsewhere.
+        also: what counts besides the run's own configuration and artifacts, e.g. hashes of files elsewhere. unused: optional
+        reads that do not count even if they are there.
         """
         recipe = self.recipes[name]
         artifacts = [self.read(source) for source in recipe.required]
-        artifacts += filter(None, (find_artifact(self.root, source) for source in recipe.optional))
+        optional = (find_artifact(self.root, source) for source in recipe.optional if source not in unused)
+        artifacts += filter(None, optional)
         reads = dict(self._fingerprint(artifact, recipe.parts.get(artifact.name)) for artifact in artifacts)
         return {"config": dict(recipe.values), "reads": reads} | ({"also": dict(also)} if also else {})
 
@@ -163,9 +175,11 @@ class StageRun:
             )
         return f"{artifact.name}/{part}", fingerprint
 
-    def make(self, name: str, build: Builder, also: Mapping[str, Any] | None = None) -> Artifact:
-        """Build the output `name`, or reuse it if it was made from the same inputs."""
-        return self.run.make(name, self.inputs(name, also), build)
+    def make(
+        self, name: str, build: Builder, also: Mapping[str, Any] | None = None, unused: Collection[str] = ()
+    ) -> Artifact:
+        """Build the output `name`, or reuse it if it was made from the same inputs. also, unused: see `inputs`."""
+        return self.run.make(name, self.inputs(name, also, unused), build)
 
     def is_current(self, name: str, also: Mapping[str, Any] | None = None) -> bool:
         """Whether `make` would build nothing: the output is there, in this run or in the store that it shares."""
@@ -184,7 +198,8 @@ def _recipe(output: Output, config: RunConfig, model: str) -> Recipe:
         entry = read if isinstance(read, Read) else Read(read)
         if entry.when(config):
             source = entry.source
-            names = source.names(config) if isinstance(source, Output) else (source.format(model=model),)
+            filled = {"model": model, "previous": output.previous(model)}
+            names = source.names(config) if isinstance(source, Output) else (source.format(**filled),)
             (optional if entry.optional else required).extend(names)
             if entry.part is not None:
                 parts |= dict.fromkeys(names, entry.part)
@@ -206,6 +221,16 @@ def _without(value: Any, key: str, ignored: Iterable[str]) -> Any:
     return {name: item for name, item in value.items() if name not in left_out} if left_out else value
 
 
+def _applies(read: "str | Output | Read", config: RunConfig) -> bool:
+    if isinstance(read, Read):
+        return read.when(config) and _applies(read.source, config)
+    return isinstance(read, str) or bool(read.names(config))
+
+
 def _pattern(read: "str | Output | Read") -> str:
     source = read.source if isinstance(read, Read) else read
-    return source.pattern if isinstance(source, Output) else source.replace("{model}", "*")
+    return source.pattern if isinstance(source, Output) else _readable(source)
+
+
+def _readable(name: str) -> str:
+    return name.replace("{model}", "*").replace("{previous}", "*")

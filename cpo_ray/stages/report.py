@@ -9,6 +9,7 @@ from cpo_ray.stages.evaluation import MAUVE_SCORES, REWARDS, VERDICTS
 from cpo_ray.stages.generation import GENERATIONS
 from cpo_ray.stages.merging import MERGED
 from cpo_ray.stages.record import Output, Read, Stage, StageRun
+from cpo_ray.stages.rounds import FIRST_ROUND, ITERATED_CPO_MODEL, LATER_ROUND
 from cpo_ray.stages.sampling import TRAIN_GROUPS
 from cpo_ray.stages.text_metrics import TEXT_SCORES
 from cpo_ray.stages.training import (
@@ -31,6 +32,9 @@ SHOWN = (
     CPO_MODEL,
     STREAMED_CPO_MODEL,
     TUNED_CPO_MODEL,
+    FIRST_ROUND,
+    LATER_ROUND,
+    ITERATED_CPO_MODEL,
     MERGED,
     GENERATIONS,
     VERDICTS,

@@ -1,5 +1,6 @@
 """Stage `sampling`: negatives for each prompt, their reference log-probs and ranks."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from cpo_ray.stages.record import Output, Stage, StageRun
 
 GROUP_KEYS = ("seed", "sampling", "data.max_response_tokens", "data.on_bad_row", "training.precision")
 GROUP_READS = ("data", "models/reference")
-STREAM_KEYS = ("sampling.stream", "sampling.refresh_steps")
+STREAM_KEYS = ("sampling.stream", "sampling.refresh_steps", "sampling.refresh_reference")
 EMBEDDER = ("config.sampling.embedder", "also.embedder")  # groups that differ in these alone differ in ranks alone
 
 
@@ -48,16 +49,9 @@ def sample_groups(stage: StageRun) -> None:
     if is_streamed(config):
         say("  negatives are sampled while `cpo` trains (sampling.stream)")
     else:
-        _make_groups(
-            stage,
-            TRAIN_GROUPS.name,
-            config,
-            training_rows(config, stage.read("data").manifest.summary),
-        )
+        make_split(stage, TRAIN_GROUPS.name, "train", config, "models/reference")
     if has_validation(config):
-        rows = config.training.validation_rows
-        fewer = config.model_copy(update={"sampling": config.sampling.model_copy(update={"rows": rows})})
-        _make_groups(stage, VALIDATION_GROUPS.name, fewer, rows)
+        make_split(stage, VALIDATION_GROUPS.name, "validation", config, "models/reference")
 
 
 def training_rows(config: RunConfig, data: Summary) -> int:
@@ -73,13 +67,23 @@ def outside_files(sampling: SamplingConfig) -> dict[str, Any]:
     return {"kinds": hash_kinds(sampling)} | hash_directories(embedder=sampling.embedder)
 
 
-def _make_groups(stage: StageRun, name: str, config: RunConfig, rows: int) -> None:
-    """Groups of the split that the artifact is named after, or new ranks for groups that exist under another embedder."""
+def make_split(
+    stage: StageRun, name: str, split: str, config: RunConfig, reference: str, also: Mapping[str, Any] | None = None
+) -> None:
+    """Make the groups `name` of a split, or new ranks for groups that exist under another embedder.
+
+    config: the run's, with the seed of the draws. reference: the model that negatives are sampled from and scored under. also:
+    what the groups depend on besides the run's configuration.
+    """
     from cpo_ray.sampling.groups import make_groups
     from cpo_ray.sampling.reranking import rerank
 
-    examples, reference = stage.read("data"), stage.read("models/reference")
-    also = outside_files(config.sampling)
+    examples, model = stage.read("data"), stage.read(reference)
+    rows = training_rows(config, examples.manifest.summary)
+    if split == "validation":
+        rows = config.training.validation_rows
+        config = config.model_copy(update={"sampling": config.sampling.model_copy(update={"rows": rows})})
+    also = outside_files(config.sampling) | dict(also or {})
     similar = stage.find_similar(name, also, *EMBEDDER)
     if similar is not None and similar.manifest.part_fingerprint(SELECTED) is None:  # made by an older version
         similar = None
@@ -89,9 +93,8 @@ def _make_groups(stage: StageRun, name: str, config: RunConfig, rows: int) -> No
         with measured_bar("sampling", rows, "rows") as progress:
             if similar is not None:
                 say("  only ranks: the same groups exist under another embedder")
-                return rerank(config, similar, reference.path, out, progress.advance)
-            split = name.removeprefix("groups/")
-            return make_groups(config, examples.path, reference.path, out, progress.advance, split=split)
+                return rerank(config, similar, model.path, out, progress.advance)
+            return make_groups(config, examples.path, model.path, out, progress.advance, split=split)
 
     stage.make(name, build, also)
 

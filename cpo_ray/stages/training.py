@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Any
 from cpo_ray.artifacts import SELECTED, Summary, hash_directories
 from cpo_ray.cluster.resources import streaming_resources, training_resources
 from cpo_ray.config import RunConfig, ScheduledSamplingConfig, TrainingConfig
+from cpo_ray.errors import ArtifactError
 from cpo_ray.stages.one_training import identify, train
 from cpo_ray.stages.record import Output, Read, Stage, StageRun
+from cpo_ray.stages.rounds import (
+    CPO_KEYS,
+    CPO_READS,
+    KEPT,
+    ROUND_OUTPUTS,
+    Round,
+    is_iterated,
+    kept_rounds,
+    train_rounds,
+)
 from cpo_ray.stages.sampling import GROUP_KEYS, TRAIN_GROUPS, has_validation, is_streamed, outside_files
 from cpo_ray.stages.tuning import RATES, is_tuned, trial_names, tune
 
@@ -24,14 +35,13 @@ def is_from_scratch(config: RunConfig) -> bool:
     return config.model.path is None
 
 
-CPO_KEYS = ("objective", "training", "seed")
-CPO_READS = ("models/reference", "groups/train", Read("groups/validation", when=has_validation))
 STREAM_READS = ("models/reference", "data", Read("groups/validation", when=has_validation))
 MLE_KEYS = ("mle", "training", "seed")
 MLE_READS = (  # of the groups that `cpo` trains on, the examples without their negatives
     "models/reference",
     Read("groups/train", part=SELECTED),
     Read("groups/validation", when=has_validation, part=SELECTED),
+    Read("models/cpo", when=is_iterated, part=KEPT),  # the number of rounds that it is the result of
 )
 INITIAL = Output("models/initial", reads=("data",), keys=("model", "seed"), when=is_from_scratch)
 REFERENCE_MODEL = Output(
@@ -43,7 +53,7 @@ CPO_MODEL = Output(
     "models/cpo",
     reads=CPO_READS,
     keys=CPO_KEYS,
-    when=lambda config: not is_streamed(config) and not is_tuned(config),
+    when=lambda config: not is_streamed(config) and not is_tuned(config) and not is_iterated(config),
 )
 STREAMED_CPO_MODEL = Output("models/cpo", STREAM_READS, (*CPO_KEYS, *GROUP_KEYS), when=is_streamed)
 STREAMED_GROUPS = Output(TRAIN_GROUPS.name, STREAM_READS, (*CPO_KEYS, *GROUP_KEYS), when=is_streamed)
@@ -87,6 +97,8 @@ def train_cpo(stage: StageRun) -> None:
         train(stage, STREAMED_CPO_MODEL.name, streaming_resources(config), task, also)
     elif is_tuned(config):
         tune(stage, TUNED_CPO_MODEL, CPO_TRIALS, config.training, partial(_groups_task, stage))
+    elif is_iterated(config):
+        train_rounds(stage, partial(_round_task, stage))
     else:
         task = partial(_groups_task, stage, config.training)
         train(stage, CPO_MODEL.name, training_resources(config.training, config.cluster), task)
@@ -104,8 +116,11 @@ def train_mle(stage: StageRun) -> None:
     if is_tuned(config):
         tune(stage, TUNED_MLE_MODEL, MLE_TRIALS, training, open_task)
         return
-    resources, also = training_resources(training, config.cluster), {"learning_rate": training.learning_rate}
-    train(stage, MLE_MODEL.name, resources, partial(open_task, training), also)
+    also: dict[str, float] = {"learning_rate": training.learning_rate}
+    if is_iterated(config):  # as many steps as the rounds that lead to the policy
+        steps = kept_rounds(stage.read("models/cpo")) * config.training.steps
+        training, also = training.model_copy(update={"steps": steps}), also | {"steps": steps}
+    train(stage, MLE_MODEL.name, training_resources(training, config.cluster), partial(open_task, training), also)
 
 
 def _check_fit(config: RunConfig, tokenizer: Path) -> None:
@@ -122,11 +137,11 @@ def _initialize(config: RunConfig, tokenizer: Path, out: Path) -> Summary:
     return initialize_model(config.model, tokenizer, config.seed, out)
 
 
-def _task(stage: StageRun, training: TrainingConfig, model: str, **fields: Any) -> "Task":
-    """A worker's task, with what all trainings share."""
+def _task(stage: StageRun, training: TrainingConfig, model: str, *, curve: str | None = None, **fields: Any) -> "Task":
+    """A worker's task, with what all trainings share. curve: see `train`."""
     from cpo_ray.training.task import Task
 
-    name, config = stage.stage.name, stage.config
+    name, config = curve or stage.stage.name, stage.config
     return Task(
         stage=name,
         training=training,
@@ -149,8 +164,8 @@ def _mle_task(
     tokenizer: Path | None = None,
 ) -> Iterator["Task"]:
     """Next-token loss on the examples in the folder `train`, with the first of `validation`, if it is given, held out."""
-    rows = {"rows": splits["train"], "validation": splits.get("validation")}
-    mle = {"objective": None, "scheduled_sampling": scheduled_sampling, "tokenizer": tokenizer}
+    rows: dict[str, Any] = {"rows": splits["train"], "validation": splits.get("validation")}
+    mle: dict[str, Any] = {"objective": None, "scheduled_sampling": scheduled_sampling, "tokenizer": tokenizer}
     yield _task(stage, training, model, **mle, **rows)
 
 
@@ -161,7 +176,28 @@ def _splits(training: TrainingConfig) -> list[str]:
 @contextlib.contextmanager
 def _groups_task(stage: StageRun, training: TrainingConfig) -> Iterator["Task"]:
     """The CPO loss on the groups on disk."""
-    yield _cpo_task(stage, training, rows=stage.read("groups/train").path)
+    yield _cpo_task(stage, training, Round(1), rows=_groups_of(stage, Round(1)))
+
+
+@contextlib.contextmanager
+def _round_task(stage: StageRun, this: Round) -> Iterator["Task"]:
+    """The CPO loss on the groups of a round."""
+    training = stage.config.training
+    first = (this.number - 1) * training.steps
+    yield _cpo_task(stage, training, this, rows=_groups_of(stage, this), curve=this.curve, first_batch=first)
+
+
+def _groups_of(stage: StageRun, this: Round) -> Path:
+    """The groups of a round. Raises ArtifactError unless the model that the policy starts from has scored them."""
+    groups, start = stage.read(this.train), stage.read(this.reference)
+    scored_by = groups.manifest.inputs.get("reads", {}).get(start.name, start.fingerprint)
+    if scored_by != start.fingerprint:
+        raise ArtifactError(
+            f"{groups.name} was sampled and scored under another {start.name} ({scored_by}) than the one that the policy "
+            f"starts from ({start.fingerprint}): the reference must be the policy's own start. Run the stage "
+            f"`{stage.writers.get(groups.name, groups.name)}` again"
+        )
+    return groups.path
 
 
 @contextlib.contextmanager
@@ -178,16 +214,16 @@ def _streamed_task(stage: StageRun, also: Mapping[str, Any]) -> Iterator["Task"]
         return BatchOrder(rows, config.training.prompts_per_step, config.seed).at
 
     stream = open_stream(config, examples.path, reference.path, folder, order)
-    yield _cpo_task(stage, config.training, rows=None, stream=stream)
+    yield _cpo_task(stage, config.training, Round(1), rows=None, stream=stream)
     stage.make(STREAMED_GROUPS.name, partial(write_recorded, stream), also)
     shutil.rmtree(folder)
 
 
-def _cpo_task(stage: StageRun, training: TrainingConfig, **source: Any) -> "Task":
+def _cpo_task(stage: StageRun, training: TrainingConfig, this: Round, **source: Any) -> "Task":
     return _task(
         stage,
         training,
-        str(stage.read("models/reference").path),
+        str(stage.read(this.reference).path),
         objective=stage.config.objective,
         scheduled_sampling=None,
         validation=stage.read("groups/validation").path if training.validation_rows else None,
@@ -201,7 +237,7 @@ REFERENCE = Stage(
 CPO = Stage(
     "cpo",
     "train the policy to prefer the truth over its negatives",
-    (CPO_MODEL, STREAMED_CPO_MODEL, STREAMED_GROUPS, CPO_TRIALS, TUNED_CPO_MODEL),
+    (CPO_MODEL, STREAMED_CPO_MODEL, STREAMED_GROUPS, CPO_TRIALS, TUNED_CPO_MODEL, *ROUND_OUTPUTS),
     train_cpo,
 )
 MLE = Stage(

@@ -43,10 +43,11 @@ class StoredLoader:
     def __init__(self, rows: TrainingRows, task: Task) -> None:
         self.rows, self.kinds = rows, rows.every_kind
         self.order = BatchOrder(len(rows.ids), task.training.prompts_per_step, task.seed)
+        self.first = task.first_batch
 
     def load(self, step: int) -> Batch:
         """The rows of this step."""
-        return Batch(self.rows, self.order.at(step), self.kinds)
+        return Batch(self.rows, self.order.at(self.first + step), self.kinds)
 
 
 class StreamLoader:

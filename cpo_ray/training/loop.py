@@ -60,7 +60,8 @@ def training_steps(
 
         seconds = time.perf_counter() - started
         sampled_from = task.stream.snapshots.snapshot_step(step) if task.stream is not None else 0
-        metrics = step_metrics(totals, task.objective, sampled_from) | {
+        moves_reference = task.stream is not None and task.stream.snapshots.moves_reference
+        metrics = step_metrics(totals, task.objective, 0 if moves_reference else sampled_from) | {
             "learning_rate": rate,
             "grad_norm": grad_norm,
             "seconds": seconds,
@@ -70,9 +71,11 @@ def training_steps(
         }
         if task.stream is not None:
             metrics["sampled_from_step"] = sampled_from
+        if moves_reference:
+            metrics["reference_step"] = sampled_from
         if peak is not None:
             metrics["mfu"] = 3 * sum(costs) / (seconds * dist.get_world_size() * peak)
-        if step == 0 and task.objective is not None:
+        if task.starts_at_reference(step):
             metrics |= first_step(totals | without_dropout, batch, task).metrics()
         yield Step(step + 1, metrics, signals)
 
@@ -80,13 +83,14 @@ def training_steps(
 def prepare_dropout(engine: Any, batch: Batch, task: Task, step: int) -> dict[str, float]:
     """Seed the dropout of a step, if there is any, so that training that resumes draws the same.
 
-    Returns the sums that are checked at the first step, measured without dropout: with it, the policy is not the reference.
+    Returns the sums that are checked if the policy is the reference, measured without dropout: with it, it is not.
     Otherwise nothing.
     """
     if task.training.dropout == "none":
         return {}
-    measured = measure(engine, batch.rows, batch.numbers, task) if step == 0 else {}
-    torch.manual_seed(int(np.random.SeedSequence([task.seed, step, dist.get_rank()]).generate_state(1)[0]))
+    measured = measure(engine, batch.rows, batch.numbers, task) if task.starts_at_reference(step) else {}
+    entropy = [task.seed, task.first_batch + step, dist.get_rank()]
+    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
     return {name: amount for name, amount in measured.items() if name in FIRST_STEP_SUMS}
 
 

@@ -80,6 +80,8 @@ def check_step(
 ) -> None:
     """Raise Refusal if a loss or a gradient is not finite, or if the first CPO loss is not that of the reference.
 
+    If the reference moves in a stream, the first loss under each is checked.
+
     totals: `own` (this worker's sums) over all workers. Every worker has the same totals, so all refuse or none.
     describe: the name of one of this worker's rows whose loss is not finite, and what is known of the cause.
     """
@@ -94,11 +96,12 @@ def check_step(
             f"{', '.join(batch.ids[:10])}{' ...' if len(batch.ids) > 10 else ''}. "
             "Try training.precision fp32 or a lower learning rate."
         )
-    if task.objective is not None and step == 0:
+    if task.starts_at_reference(step):
         first = first_step(totals, batch, task)
         if not first.passes:
+            at = f"step {step + 1}, under a new reference: " if step else ""
             raise Refusal(
-                f"{first}: the policy is not the reference that scored the groups. Were they made with another model, "
+                f"{at}{first}: the policy is not the reference that scored the groups. Were they made with another model, "
                 "tokenizer, template, truncation or dtype? Make the groups again from this reference."
             )
 

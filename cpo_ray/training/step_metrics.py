@@ -109,7 +109,7 @@ def step_metrics(
     `margin`: over the prompts with a negative that does not equal the gold; absent if there are none.
     `kl`: of the policy from the reference per continuation, KL(reference || policy), estimated on the autoregressive
     negatives, which are samples of the reference (top-k cut); absent without them, and if they are samples of the
-    policy after `sampled_from_step` steps.
+    policy after `sampled_from_step` steps and not of the reference.
     `..._drift`: policy minus reference log-prob.
     `joint_loss`: what is differentiated, if that is more than the CPO loss. `mle_gradient_share`: of the joint loss, the MLE
     term's share |g_mle| / (|g_mle| + |g_cpo|) of the gradient with respect to the candidates' log-probs, sums of magnitudes.

@@ -41,4 +41,11 @@ class Task:
     threads: int
     tokenizer: Path | None = None  # directory of the tokenizer that goes with the trained model; None: that of `model`
     stream: GroupStream | None = None  # groups for CPO that are sampled while training runs
+    first_batch: int = 0  # batches that earlier rounds have taken; this training takes the next ones of the same order
     profile: Path | None = None  # folder for the profile of `training.profile_steps`
+
+    def starts_at_reference(self, step: int) -> bool:
+        """Whether the policy before `step` (from 0) is the reference that scored the step's groups: then the loss is known."""
+        if self.objective is None:
+            return False
+        return step == 0 if self.stream is None else self.stream.snapshots.starts_at_reference(step)

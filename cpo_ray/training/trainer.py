@@ -32,6 +32,7 @@ from cpo_ray.training.worker import train_worker
 
 POLL_INTERVAL_S = 0.5
 SUMMARY_METRICS = ("loss", "gold_logp", "accuracy", "margin", "gold_drift")  # of the last step
+VALIDATION_METRICS = ("validation_loss", "validation_nll", "validation_gold_logp")  # of the checkpoint that is kept
 START_TIMEOUT_S = 60.0  # how long Ray Train waits for its workers' resources before it warns and waits again
 
 
@@ -96,7 +97,7 @@ def train_model(
         raise Preempted(f"stopped by SIGTERM: saved at step {step}. Run the same command again to continue")
     copied = _copy_result(result, task, out, on_notice)
     summary = {"steps": task.training.steps, **{name: last[name] for name in SUMMARY_METRICS if name in last}}
-    return summary | {name: copied[name] for name in ("validation_loss", "validation_nll") if name in copied}
+    return summary | {name: copied[name] for name in VALIDATION_METRICS if name in copied}
 
 
 def _copy_result(result: Result, task: Task, out: Path, on_notice: Callable[[str], None]) -> dict[str, Any]:

@@ -32,6 +32,17 @@ def test_the_policy_s_own_samples_go_less_far():
     assert "17% of the way" in recipe_warnings(config)[0]
 
 
+def test_every_reference_goes_a_part_of_the_way_that_is_left():
+    rounds = recipe({"ranked": False}).model_copy(update={"rounds": 3})
+    assert way_to_the_data(rounds) == pytest.approx(1 - 0.8**3)
+    (warning,) = recipe_warnings(rounds)
+    assert "negatives come from the reference, which the policy becomes 2 times, and objective.beta is 5" in warning
+    assert recipe_warnings(rounds.model_copy(update={"rounds": 4})) == []  # 59%
+    moving = recipe(stream=True, refresh_steps=100, refresh_reference=True)  # 300 steps: three references
+    assert way_to_the_data(moving) == pytest.approx(1 - 0.8**3)
+    assert way_to_the_data(recipe({"beta": 0.4}).model_copy(update={"rounds": 2})) == 1
+
+
 @pytest.mark.parametrize(
     "config",
     [

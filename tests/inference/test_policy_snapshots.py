@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from cpo_ray.inference.policy_snapshots import PolicySnapshots
 
 
-def make_snapshots(folder, every=4, steps=20):
+def make_snapshots(folder, every=4, steps=20, *, moves_reference=False):
     folder.mkdir(exist_ok=True)
-    return PolicySnapshots(folder, every, steps)
+    return PolicySnapshots(folder, every, steps, moves_reference)
 
 
 def publish(snapshots, *steps):
@@ -25,12 +25,20 @@ def test_a_snapshot_is_one_to_two_periods_old(tmp_path):
     assert {PolicySnapshots(tmp_path, None, 20).snapshot_step(step) for step in range(20)} == {0}
 
 
-@given(every=st.integers(1, 9), steps=st.integers(1, 50))
-def test_exactly_the_needed_snapshots_are_due_and_no_step_needs_a_future_one(tmp_path_factory, every, steps):
-    snapshots = PolicySnapshots(tmp_path_factory.getbasetemp(), every, steps)
+def test_a_snapshot_that_is_the_reference_is_the_policy_at_the_start_of_the_period(tmp_path):
+    snapshots = make_snapshots(tmp_path, moves_reference=True)
+    assert [snapshots.snapshot_step(step) for step in range(20)] == [step // 4 * 4 for step in range(20)]
+    assert [step for step in range(20) if snapshots.starts_at_reference(step)] == [0, 4, 8, 12, 16]
+    assert [step for step in range(20) if make_snapshots(tmp_path).starts_at_reference(step)] == [0]
+    assert [finished for finished in range(21) if snapshots.is_due(finished)] == [4, 8, 12, 16]
+
+
+@given(every=st.integers(1, 9), steps=st.integers(1, 50), moves=st.booleans())
+def test_exactly_the_needed_snapshots_are_due_and_no_step_needs_a_future_one(tmp_path_factory, every, steps, moves):
+    snapshots = PolicySnapshots(tmp_path_factory.getbasetemp(), every, steps, moves)
     due = {finished for finished in range(steps + 1) if snapshots.is_due(finished)}
     assert due == {snapshots.snapshot_step(step) for step in range(steps)} - {0}
-    assert all(snapshots.snapshot_step(step) <= max(0, step - every) for step in range(steps))
+    assert all(snapshots.snapshot_step(step) <= max(0, step - (0 if moves else every)) for step in range(steps))
 
 
 def test_wait_for_returns_once_the_snapshot_is_published(tmp_path):
@@ -64,6 +72,13 @@ def test_a_partial_snapshot_is_not_published(tmp_path):
 def test_first_missing_snapshot_of_a_resumed_training(tmp_path, finished, published, missing):
     """The snapshot of the resumed step itself (8 after 8 steps) is not missing, because it is published again."""
     snapshots = make_snapshots(tmp_path)
+    publish(snapshots, *published)
+    assert snapshots.first_missing(finished) == missing
+
+
+@pytest.mark.parametrize(("finished", "published", "missing"), [(8, (4,), None), (9, (8,), None), (9, (4,), 8)])
+def test_a_resumed_training_needs_the_snapshot_that_is_its_reference(tmp_path, finished, published, missing):
+    snapshots = make_snapshots(tmp_path, moves_reference=True)
     publish(snapshots, *published)
     assert snapshots.first_missing(finished) == missing
 

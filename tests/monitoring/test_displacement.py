@@ -1,6 +1,6 @@
 import pytest
 
-from cpo_ray.monitoring.displacement import displacement
+from cpo_ray.monitoring.displacement import displacement, first_drift
 
 STEADY = [-0.05 * step for step in range(60)]  # half a nat every ten steps
 
@@ -30,3 +30,20 @@ def test_nothing_else_is_reported(drift):
 
 def test_old_steps_are_ignored():
     assert displacement([5.0] * 20 + STEADY) == displacement(STEADY)
+
+
+def test_where_the_reference_moves_the_drift_goes_on_from_that_of_the_new_reference():
+    drift = {step: -0.25 * ((step - 1) % 4) for step in range(1, 9)}  # 0, -0.25, -0.5, -0.75, and again
+    moved = {step: 4 * ((step - 1) // 4) for step in range(1, 9)}
+    mean = (0 - 0.25 - 0.5 - 0.75) / 4  # fewer than five steps
+    assert first_drift(drift, moved) == [*list(drift.values())[:4], *(mean + drift[step] for step in range(5, 9))]
+    assert first_drift(drift, {}, shift=-1.0) == [each - 1 for each in drift.values()]
+    assert first_drift({}, {}) == []
+
+
+def test_a_fall_that_a_moving_reference_hides_is_reported_against_the_first():
+    drift = {step: -0.05 * ((step - 1) % 10) for step in range(1, 61)}
+    moved = {step: 10 * ((step - 1) // 10) for step in range(1, 61)}
+    assert displacement(list(drift.values())) is None
+    # Five references, each -0.35 (the mean of its last five steps) below the one before; the last window's mean is -0.225.
+    assert "2.0 nats below the first reference's" in displacement(first_drift(drift, moved), "first reference")

@@ -43,6 +43,26 @@ def test_likelihood_displacement_is_reported_once(monitored, capsys):
     assert capsys.readouterr().out.count("likelihood displacement") == 1
 
 
+def test_in_a_later_round_the_gold_is_also_measured_against_the_first_reference(monitored, capsys):
+    """It loses 0.6 nats in the round, too little for a warning, after 2 nats in the rounds before."""
+    monitor, *_ = monitored
+    for shift, warned in ((0.0, 0), (2.0, 0), (-2.0, 1)):
+        later = TrainingMonitor(monitor.metrics, "cpo-2", monitor.progress, monitor.tracker, shift)
+        for step in range(1, 61):
+            later.on_metrics({"stage": "cpo-2", "step": step, "loss": 1.0, "gold_drift": -0.01 * step})
+        printed = capsys.readouterr().out
+        assert printed.count("likelihood displacement") == warned
+        assert ("nats below the first reference's" in printed) == bool(warned)
+
+
+def test_a_fall_that_a_moving_reference_hides_is_reported(monitored, capsys):
+    monitor, *_ = monitored
+    for step in range(1, 61):
+        rows = {"gold_drift": -0.05 * ((step - 1) % 10), "reference_step": 10 * ((step - 1) // 10)}
+        monitor.on_metrics({"stage": "cpo", "step": step, "loss": 1.0} | rows)
+    assert capsys.readouterr().out.count("nats below the first reference's") == 1
+
+
 def test_notices_of_the_workers_are_printed(monitored, capsys):
     monitored[0].on_notice("head size 100 [not supported]; SDPA is used")
     assert "cpo: head size 100 [not supported]; SDPA is used" in capsys.readouterr().out
@@ -64,6 +84,7 @@ def test_the_first_step_is_a_line_with_its_tolerance():
         "first CPO loss 24.1000, must be 19.9872 + up to 4.4500 for rounding in bf16 (0.0500 nat per sqrt(token), tolerance "
         "0.1500): the policy starts at the reference"
     )
+    assert first_step(exact | {"step": 51}).startswith("step 51: first CPO loss under a new reference 19.9873, must be")
 
 
 def test_a_beta_that_rounding_weakens_is_a_warning(monitored, capsys):

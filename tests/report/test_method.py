@@ -51,6 +51,8 @@ def test_every_baseline_has_the_name_of_its_file():
         assert name_method(resolved, "cpo").lower() == name
     online = load_config(shipped_configs()["baselines/anr_online"]).model_dump(mode="json")
     assert name_method(online, "cpo") == "ANR on-policy"
+    online["sampling"]["refresh_reference"] = True
+    assert name_method(online, "cpo") == "ANR on-policy with a moving reference"
     checkable = load_config(shipped_configs()["checkable"]).model_dump(mode="json")
     assert name_method(checkable, "cpo") == "3AN+1BN+2MN+1TNR"
     pss = load_config(shipped_configs()["baselines/pss"]).model_dump(mode="json")

@@ -134,6 +134,8 @@ def test_rounding_is_measured_in_bf16_in_the_first_rows_of_a_split_or_the_first_
     assert [measures_spread(start, stored) for start in (0, 255, 256)] == [True, True, False]
     assert [measures_spread(step, streamed) for step in (0, 1)] == [True, False]
     assert not measures_spread(0, make_config())  # float32
+    moving = make_config(stream=True, refresh_steps=3, refresh_reference=True).model_copy(update=training)
+    assert [step for step in range(7) if measures_spread(step, moving)] == [0, 3, 6]  # where training checks the scores
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 import json
 import threading
-from functools import partial
 
 import pytest
 import torch
@@ -183,6 +182,20 @@ def test_a_refreshed_stream_samples_from_the_policy_and_scores_with_the_referenc
         assert (under_policy.sum() > under_reference) == (step in (4, 5))
 
 
+def test_a_reference_that_moves_with_the_policy_scores_the_groups(stream, reference, cluster, tmp_path):
+    """Training and sampling together: every third step, the policy is the reference of the groups that follow."""
+    opened = stream("moving", refresh_steps=3, refresh_reference=True)
+    rows = train_streamed(opened, reference, cluster, tmp_path / "model")
+    assert [row["reference_step"] for row in rows] == [0, 0, 0, 3, 3, 3, 6, 6]
+    assert [row["sampled_from_step"] for row in rows] == [0, 0, 0, 3, 3, 3, 6, 6]
+    checked = [row for row in rows if "expected_loss" in row]
+    assert [row["step"] for row in checked] == [1, 4, 7]
+    for row in checked:
+        assert row["loss"] == pytest.approx(row["expected_loss"], abs=1e-3)
+        assert row["gold_drift"] == pytest.approx(0, abs=1e-3)
+    assert all(abs(row["gold_drift"]) > 1e-3 for row in rows if row not in checked)
+
+
 def test_a_step_with_too_few_distinct_responses_raises_an_error_before_any_actor_starts(reference, cluster, tmp_path):
     """Every sixth row has the same response: consecutive rows are fine, but the third step takes only those."""
     table = make_table([[5, 0] if number % 6 == 0 else [6 + number, 0] for number in range(6 * PROMPTS)])
@@ -207,27 +220,10 @@ def test_a_killed_worker_does_not_change_the_final_weights(stream, reference, cl
     """Two workers, a policy snapshot every second step. One worker is killed at step 5 and the stream is started again."""
 
     def train(name):
-        config = make_config(refresh_steps=2)
-        task = Task(
-            stage="cpo",
-            training=config.training,
-            objective=ObjectiveConfig(),
-            scheduled_sampling=None,
-            model=str(reference),
-            rows=None,
-            validation=None,
-            seed=SEED,
-            cuda=False,
-            threads=1,
-            stream=stream(f"stream-{name}", refresh_steps=2),
-        )
-        losses, notices = {}, []
-        on_metrics = partial(record_loss, losses)
-        (tmp_path / name).mkdir()
-        trainer.train_model(
-            task, cluster, tmp_path / f"{name}-checkpoints", tmp_path / name, on_metrics, notices.append
-        )
-        assert sorted(losses) == list(range(1, STEPS + 1))
+        notices = []
+        opened = stream(f"stream-{name}", refresh_steps=2)
+        rows = train_streamed(opened, reference, cluster, tmp_path / name, notices)
+        assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
         return load_file(tmp_path / name / "model.safetensors"), notices
 
     undisturbed, notices = train("undisturbed")
@@ -242,5 +238,30 @@ def test_a_killed_worker_does_not_change_the_final_weights(stream, reference, cl
     assert all(torch.equal(undisturbed[name], disturbed[name]) for name in undisturbed)
 
 
-def record_loss(losses, metrics):
-    losses[metrics["step"]] = metrics["loss"]
+def train_streamed(stream, reference, cluster, out, notices=None):
+    """Train on the stream into `out`, with its checkpoints beside it. Returns the metrics of every step."""
+    task = Task(
+        stage="cpo",
+        training=stream.config.training,
+        objective=ObjectiveConfig(),
+        scheduled_sampling=None,
+        model=str(reference),
+        rows=None,
+        validation=None,
+        seed=SEED,
+        cuda=False,
+        threads=1,
+        stream=stream,
+    )
+    rows = {}
+    out.mkdir()
+    on_notice = pytest.fail if notices is None else notices.append
+    trainer.train_model(
+        task,
+        cluster,
+        out.with_name(f"{out.name}-checkpoints"),
+        out,
+        lambda row: rows.update({row["step"]: row}),
+        on_notice,
+    )
+    return [rows[step] for step in sorted(rows)]

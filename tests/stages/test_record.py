@@ -18,13 +18,14 @@ STREAMED = {"sampling": {"stream": True}}
 PRETRAINED = {"model": {"path": "some/model"}}
 VALIDATED = {"training": {"validation_rows": 8}}
 REWARDED = {"reward": {"model": "some/model"}}
+ITERATED = {"rounds": 3, "data": {"validation_rows": 8}, "training": {"validation_rows": 8}}
 
 
 def config(**sections):
     return RunConfig.model_validate({"name": "x", **sections})
 
 
-@pytest.mark.parametrize("sections", [{}, STREAMED, PRETRAINED, VALIDATED, REWARDED])
+@pytest.mark.parametrize("sections", [{}, STREAMED, PRETRAINED, VALIDATED, REWARDED, ITERATED])
 def test_every_read_is_written_by_the_same_or_an_earlier_stage(sections):
     written = set()
     for stage in STAGES.values():
@@ -34,7 +35,7 @@ def test_every_read_is_written_by_the_same_or_an_earlier_stage(sections):
             assert {*recipe.required, *recipe.optional} <= written, recipe
 
 
-@pytest.mark.parametrize("sections", [{}, STREAMED, PRETRAINED, VALIDATED, REWARDED])
+@pytest.mark.parametrize("sections", [{}, STREAMED, PRETRAINED, VALIDATED, REWARDED, ITERATED])
 def test_every_artifact_has_one_writer(sections):
     names = [name for stage in STAGES.values() for name in recipes(stage, config(**sections))]
     assert sorted(names) == sorted(set(names)) == sorted(expected_artifacts(config(**sections)))
@@ -46,11 +47,14 @@ def test_what_a_configuration_leads_to():
     assert made["generations/cpo"] == "generation"
     assert made.keys() & {"generations/mle", "reward", "groups/validation"} == set()
     assert expected_artifacts(config(**STREAMED))["groups/train"] == "cpo"
+    assert [name for name in expected_artifacts(config(**ITERATED)) if "cpo" in name and name.startswith("models/")] == [
+        "models/cpo-1", "models/cpo-2", "models/cpo-3", "models/cpo",
+    ]  # fmt: skip
     assert "models/initial" not in expected_artifacts(config(**PRETRAINED))
 
 
 def test_every_key_that_a_record_names_exists():
-    for sections in ({}, STREAMED, VALIDATED, REWARDED):
+    for sections in ({}, STREAMED, VALIDATED, REWARDED, ITERATED):
         for stage in STAGES.values():
             for recipe in recipes(stage, config(**sections)).values():
                 assert all(value is not None for key, value in recipe.values.items() if key != "model.path"), recipe
@@ -129,7 +133,13 @@ def test_the_command_line_shows_the_record():
     assert STAGES["sampling"].writes == ("groups/train", "groups/validation")
     assert STAGES["generation"].writes == ("generations/*",)
     assert STAGES["reference"].reads == ("data",)
-    assert STAGES["mle"].reads == ("models/reference", "groups/train", "groups/validation")
+    assert STAGES["mle"].reads == ("models/reference", "groups/train", "groups/validation", "models/cpo")
+    assert STAGES["mle"].under(config()).reads == ("models/reference", "groups/train")
+    assert STAGES["cpo"].under(config()).reads == ("models/reference", "groups/train")
+    assert STAGES["cpo"].under(config()).writes == ("models/cpo",)
+    assert STAGES["cpo"].under(config(**ITERATED)).writes == (
+        "models/cpo-1", "groups/train-*", "models/cpo-*", "models/cpo",
+    )  # fmt: skip
     assert STAGES["report"].writes == ("report", "models/*/README.md")
 
 

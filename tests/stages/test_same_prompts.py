@@ -1,5 +1,7 @@
 """Stages `cpo` and `mle` train on the same prompts, step by step: a comparison of losses, not of data."""
 
+import itertools
+
 import pytest
 import ray
 
@@ -20,10 +22,11 @@ from tests.sampling.example_rows import draw, make_table
 STEPS, CONTEXT, MAX_RESPONSE = 7, 14, 8
 
 
-def config(**sampling):
+def config(rounds=1, **sampling):
     return RunConfig.model_validate(
         {
             "name": "x",
+            "rounds": rounds,
             "data": {
                 "train_rows": 40,
                 "validation_rows": 8,
@@ -76,7 +79,7 @@ def without_actors(monkeypatch):
 
     def train(task, cluster, checkpoints, out, *_):
         seen[task.stage] = task, batches(task)
-        return {}
+        return {"steps": task.training.steps}
 
     monkeypatch.setattr(LazyRay, "ensure", lambda *_: None)
     monkeypatch.setattr(groups, "read_reference", lambda _: reference)
@@ -123,6 +126,17 @@ def test_cpo_and_mle_train_on_the_same_prompts_step_by_step(stream, without_acto
     for each in held_out:
         assert each.ids == [f"validation-{number}" for number in range(6) if number != 5]
     assert [contents(held_out[0], row) for row in range(5)] == [contents(held_out[1], row) for row in range(5)]
+
+
+def test_the_rounds_of_cpo_take_the_batches_of_the_baseline_one_after_another(without_actors, tmp_path):
+    with open_run(config(rounds=3), tmp_path, accept_changes=False) as run:
+        run.make("data", {}, write_examples)
+        run.make("models/reference", {}, lambda _: {})
+        for stage in ("sampling", "cpo", "mle"):
+            perform(stage, run)
+    of_rounds = [without_actors[f"cpo-{number}"][1] for number in (1, 2, 3)]
+    assert [len(steps) for steps in of_rounds] == [STEPS] * 3
+    assert list(itertools.chain(*of_rounds)) == without_actors["mle"][1]
 
 
 def test_the_baseline_depends_on_its_prompts_and_not_on_the_negatives(without_actors, tmp_path, capsys):

@@ -99,6 +99,22 @@ def test_a_snapshot_is_published_if_it_will_be_sampled_from(world, tmp_path):
     assert all(torch.equal(policy[name], written[name]) for name in policy)
 
 
+def test_a_moving_reference_that_did_not_score_the_groups_is_refused(world, tmp_path):
+    """The replayed groups have the first reference's scores: right at step 1, wrong when the policy becomes the reference."""
+    snapshots = PolicySnapshots(tmp_path, 2, 4, moves_reference=True)
+    task = streamed(world, snapshots=snapshots)
+    engine = start_engine(task, pytest.fail)
+    with open_loader(task, 0) as loader:
+        steps = training_steps(engine, loader, task, 0)
+        first, second = next(steps), next(steps)
+        assert (first.metrics["reference_step"], second.metrics["reference_step"]) == (0, 0)
+        assert "expected_loss" in first.metrics
+        assert "expected_loss" not in second.metrics
+        assert "kl" in second.metrics  # its autoregressive negatives are samples of the reference
+        with pytest.raises(Refusal, match=r"step 3, under a new reference: the first CPO loss is .* but must be"):
+            next(steps)
+
+
 def test_a_resumed_training_restores_its_snapshot_and_refuses_without_an_older_one(world, tmp_path):
     snapshots = PolicySnapshots(tmp_path, 2, 12)
     task = streamed(world, steps=12, snapshots=snapshots)
