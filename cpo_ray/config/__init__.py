@@ -9,6 +9,7 @@ from cpo_ray.config.data import ROW_SOURCES, DataConfig, PassagesConfig, Tokeniz
 from cpo_ray.config.evaluation import DecodingConfig, GenerationConfig, JudgeConfig, MauveConfig, RewardConfig
 from cpo_ray.config.inference import EngineConfig
 from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
+from cpo_ray.config.objective import ObjectiveConfig
 from cpo_ray.config.run import RunConfig
 from cpo_ray.config.sampling import PoolConfig, SamplingConfig
 from cpo_ray.config.section import EXECUTION, Section, stage_inputs
@@ -17,7 +18,6 @@ from cpo_ray.config.sources import FieldsConfig, SourceConfig
 from cpo_ray.config.training import (
     MleConfig,
     ModelConfig,
-    ObjectiveConfig,
     ScheduledSamplingConfig,
     TrackingConfig,
     TrainingConfig,

@@ -15,8 +15,8 @@ LEAST_BETA_SHARE = 0.9
 
 
 def first_step(metrics: dict[str, Any]) -> str:
-    """The metrics of the first CPO step, which checks that the policy is the reference, in a line."""
-    text = f"first CPO loss {metrics['loss']:.4f}, must be {metrics['expected_loss']:.4f}"
+    """The metrics of the first step of stage `cpo`, which checks that the policy is the reference, in a line."""
+    text = f"first loss {metrics['loss']:.4f}, must be {metrics['expected_loss']:.4f}"
     if "drift_tolerance" in metrics:
         drift, tolerance, rise = (metrics[name] for name in ("first_drift", "drift_tolerance", "rounding_loss"))
         text += f" + up to {rise:.4f} for rounding in bf16 ({drift:.4f} nat per sqrt(token), tolerance {tolerance:.4f})"

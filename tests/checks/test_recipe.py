@@ -35,6 +35,7 @@ def test_the_policy_s_own_samples_go_less_far():
         recipe({"beta": 2.0}),
         recipe({"length_normalised": True}),
         recipe({"mle_weight": 1.0}),
+        recipe({"loss": "infonca"}),
         recipe(temperature=0.7),
         recipe(temperature=1.4),
         recipe(top_k=5),
