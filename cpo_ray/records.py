@@ -73,6 +73,9 @@ class Group(TypedDict):
     ref_spread: list[float] | None  # (K,) nats by which another packing's ref_logps differ; None if not measured
 
 
+SCORE = pa.field("score", pa.list_(pa.float64()))
+"""A further column of groups whose answers the data has scores for: (K,), higher is better. Only groups with scores have it."""
+
 EXAMPLE_SCHEMA = pa.schema(
     [
         ("id", pa.string()),

@@ -17,6 +17,8 @@ NEAR_TOP_P = 0.95
 def recipe_warnings(config: RunConfig) -> list[str]:
     """What a recipe cannot change, with the reason and a remedy: sentences, none for a recipe whose optimum has no formula."""
     objective = config.objective
+    if objective.loss != "cpo":
+        return []
     if not _samples_the_reference(config) or objective.length_normalised or objective.mle_weight:
         return []
     way, source = way_to_the_data(config), "the reference"

@@ -16,6 +16,7 @@ from cpo_ray.config.evaluation import (
 )
 from cpo_ray.config.inference import EngineConfig
 from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
+from cpo_ray.config.objective import ObjectiveConfig
 from cpo_ray.config.rounds import RoundsStopConfig
 from cpo_ray.config.run import RunConfig
 from cpo_ray.config.sampled_kinds import KindDecoding, SampledKind
@@ -26,7 +27,6 @@ from cpo_ray.config.sources import FieldsConfig, SourceConfig
 from cpo_ray.config.training import (
     MleConfig,
     ModelConfig,
-    ObjectiveConfig,
     ScheduledSamplingConfig,
     TrackingConfig,
     TrainingConfig,

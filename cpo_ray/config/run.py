@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from cpo_ray.config.cluster import ClusterConfig
 from cpo_ray.config.data import DataConfig
 from cpo_ray.config.evaluation import GenerationConfig, JudgeConfig, MauveConfig, RewardConfig, TextMetricsConfig
+from cpo_ray.config.objective import ObjectiveConfig
 from cpo_ray.config.rounds import RoundsStopConfig
 from cpo_ray.config.sampling import SamplingConfig
 from cpo_ray.config.section import EXECUTION, Section
@@ -15,7 +16,6 @@ from cpo_ray.config.split_sizes import is_share
 from cpo_ray.config.training import (
     MleConfig,
     ModelConfig,
-    ObjectiveConfig,
     TrackingConfig,
     TrainingConfig,
     TuningConfig,
@@ -79,6 +79,11 @@ class RunConfig(Section):
             self._check_tuning()
         if self.rounds > 1:
             self._check_rounds()
+        if self.sampling.stream and self.objective.scores == "given":
+            raise ValueError(
+                "objective.scores: given needs groups with scores, and negatives that are sampled while training runs "
+                "(sampling.stream) have none: objective.scores: rank or similarity"
+            )
         unknown = [name for name in self.evaluated_models if name not in self.models]
         if unknown:
             raise ValueError(f"generation.models: there is no {unknown[0]!r}; this run makes {', '.join(self.models)}")

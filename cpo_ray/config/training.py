@@ -1,4 +1,4 @@
-"""Stages `reference`, `cpo` and `mle`: the model, the optimizer and the loss."""
+"""Stages `reference`, `cpo` and `mle`: the model, the optimizer and the baseline."""
 
 from typing import Annotated, Literal
 
@@ -110,25 +110,6 @@ class TrainingConfig(Section):
         if self.final == "best" and not self.validation_rows:
             raise ValueError("final: best needs validation_rows: the validation loss decides which checkpoint is best")
         return self
-
-
-class ObjectiveConfig(Section):
-    """The CPO loss (the paper's equations 1 and 2)."""
-
-    beta: Annotated[float, Field(gt=0)] = 5.0
-    """How strongly the policy is kept near the reference (the paper: 5)."""
-    ranked: bool = True
-    """True: Plackett-Luce over all K candidates by rank (equation 2). False: only the gold against the rest (equation 1)."""
-    mle_weight: Annotated[float, Field(ge=0)] = 0.0
-    """`alpha` of the paper's joint loss `alpha * MLE + CPO`; 0 is CPO alone. MLE is here the negative log-likelihood of the
-    sequence: summed over its tokens and averaged over prompts, as CPO's scores are. Compared by their gradients in the
-    log-probs, 1 is little beside a `beta` of 5; `mle_gradient_share` in `metrics.jsonl` is the MLE term's share."""
-    length_normalised: bool = False
-    """Compare log-probs per token instead of sums, so that long candidates weigh no more than short ones. Not in the paper.
-    Scores are then smaller by a factor of the length, so `beta` should be larger by it."""
-    gold_floor_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of a penalty per nat by which the gold is less likely than under the reference (DPO-Positive). Not in the paper;
-    it counters likelihood displacement."""
 
 
 class ScheduledSamplingConfig(Section):

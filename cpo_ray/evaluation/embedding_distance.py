@@ -3,7 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from cpo_ray.evaluation.ngrams import Floats
+
 Vectors = npt.NDArray[np.float32]
 
 CHUNK_ROWS = 512  # rows whose distances to all others are in memory

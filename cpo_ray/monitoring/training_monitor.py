@@ -15,9 +15,9 @@ LEAST_BETA_SHARE = 0.9
 
 
 def first_step(metrics: dict[str, Any]) -> str:
-    """The metrics of the first CPO step, which checks that the policy is the reference, in a line."""
+    """The metrics of the first step of stage `cpo`, which checks that the policy is the reference, in a line."""
     step = metrics.get("step", 1)
-    what = f"step {step}: first CPO loss under a new reference" if step > 1 else "first CPO loss"
+    what = f"step {step}: first loss under a new reference" if step > 1 else "first loss"
     text = f"{what} {metrics['loss']:.4f}, must be {metrics['expected_loss']:.4f}"
     if "drift_tolerance" in metrics:
         drift, tolerance, rise = (metrics[name] for name in ("first_drift", "drift_tolerance", "rounding_loss"))

@@ -1,6 +1,7 @@
 """Every loss, as a pure function of log-probs. Equations are the paper's.
 
-CPO and ranked CPO (`cpo_loss`), MLE (`mle_loss`), the gold floor (`gold_floor`), and the joint loss (`joint_loss`).
+CPO and ranked CPO (`cpo_loss`), SimPO (`simpo_loss`), MLE (`mle_loss`), the gold floor (`gold_floor`), and the joint loss
+(`joint_loss`). Losses over rewards are in `listwise.py`.
 """
 
 import math
@@ -19,6 +20,7 @@ def cpo_loss(
     ranks_BK: Tensor | None = None,
     valid_BK: Tensor | None = None,
     lengths_BK: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Contrastive preference optimization: minus the log-likelihood that the gold (candidate 0) is the best of K.
 
@@ -31,26 +33,74 @@ def cpo_loss(
     policy_logps_BK, ref_logps_BK: (B, K) nats, summed over the continuation's tokens. ranks_BK: (B, K), a permutation of
     0..K-1 per row, lower is better. valid_BK: (B, K) bool; False masks a candidate, for example one that equals the gold;
     candidate 0 must be valid. lengths_BK: (B, K) tokens of each continuation; if given, s_j is per token (not in the
-    paper), so that long candidates weigh no more than short ones.
+    paper), so that long candidates weigh no more than short ones. label_smoothing: the probability, at each choice, that
+    another of the remaining candidates is the best, each as likely; for K = 2 this is conservative DPO (Mitchell 2023; not in
+    the paper).
     Returns (B,), one loss per prompt: float64 if either input is, otherwise float32.
     """
-    dtype = torch.promote_types(torch.promote_types(policy_logps_BK.dtype, ref_logps_BK.dtype), torch.float32)
-    scores_BK = beta * (policy_logps_BK.to(dtype) - ref_logps_BK.to(dtype))
-    if lengths_BK is not None:
-        scores_BK = scores_BK / lengths_BK
+    scores_BK = log_ratio_scores(policy_logps_BK, ref_logps_BK, beta, lengths_BK)
     if valid_BK is not None:
         scores_BK = scores_BK.masked_fill(~valid_BK, MASKED)
     if ranks_BK is None:
-        return torch.logsumexp(scores_BK, dim=1) - scores_BK[:, 0]
+        return torch.logsumexp(scores_BK, dim=1) - _smoothed_gold(scores_BK, valid_BK, label_smoothing)
 
     order_BK = ranks_BK.argsort(dim=1)
     sorted_BK = scores_BK.gather(1, order_BK)
     # logsumexp over the candidates k, k + 1, ...: cumulative from the worst to the best.
     remaining_BK = sorted_BK.flip(1).logcumsumexp(dim=1).flip(1)
-    terms_BK = remaining_BK - sorted_BK
-    if valid_BK is not None:
-        terms_BK = terms_BK.masked_fill(~valid_BK.gather(1, order_BK), 0.0)
+    kept_BK = None if valid_BK is None else valid_BK.gather(1, order_BK)
+    terms_BK = remaining_BK - _smoothed(sorted_BK, kept_BK, label_smoothing)
+    if kept_BK is not None:
+        terms_BK = terms_BK.masked_fill(~kept_BK, 0.0)
     return terms_BK.sum(dim=1)
+
+
+def simpo_loss(
+    policy_logps_BK: Tensor,
+    lengths_BK: Tensor,
+    beta: float,
+    gamma: float,
+    valid_BK: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """SimPO (Meng et al. 2024) for K candidates: equation 1 with s_j = beta * log-prob per token, the gold's less gamma.
+
+    It has no reference. -log(exp(s_0 - gamma) / (exp(s_0 - gamma) + sum_{j>0} exp(s_j))); for K = 2 this is
+    -log sigmoid(s_0 - s_1 - gamma), as published.
+    policy_logps_BK: (B, K) nats, summed. lengths_BK: (B, K) tokens. gamma: the margin by which the gold should be ahead, on the
+    scale of the scores. valid_BK, label_smoothing and the result: as in `cpo_loss`.
+    """
+    scores_BK = log_ratio_scores(policy_logps_BK, torch.zeros_like(policy_logps_BK), beta, lengths_BK)
+    scores_BK = torch.cat([scores_BK[:, :1] - gamma, scores_BK[:, 1:]], dim=1)
+    if valid_BK is not None:
+        scores_BK = scores_BK.masked_fill(~valid_BK, MASKED)
+    return torch.logsumexp(scores_BK, dim=1) - _smoothed_gold(scores_BK, valid_BK, label_smoothing)
+
+
+def log_ratio_scores(
+    policy_logps_BK: Tensor, ref_logps_BK: Tensor, beta: float, lengths_BK: Tensor | None = None
+) -> Tensor:
+    """s_j = beta * (policy_logp_j - ref_logp_j), per token if lengths are given: (B, K), float32 unless an input is float64."""
+    dtype = torch.promote_types(torch.promote_types(policy_logps_BK.dtype, ref_logps_BK.dtype), torch.float32)
+    scores_BK = beta * (policy_logps_BK.to(dtype) - ref_logps_BK.to(dtype))
+    return scores_BK if lengths_BK is None else scores_BK / lengths_BK
+
+
+def _smoothed(sorted_BK: Tensor, kept_BK: Tensor | None, smoothing: float) -> Tensor:
+    """(1 - smoothing) of each score plus smoothing times the mean of those after it, in the order given: (B, K)."""
+    if not smoothing:
+        return sorted_BK
+    kept_BK = torch.ones_like(sorted_BK, dtype=torch.bool) if kept_BK is None else kept_BK
+    counted_BK = sorted_BK.masked_fill(~kept_BK, 0.0)
+    after_BK = counted_BK.flip(1).cumsum(dim=1).flip(1) - counted_BK
+    count_BK = kept_BK.flip(1).cumsum(dim=1).flip(1) - kept_BK.long()
+    mixed_BK = (1 - smoothing) * sorted_BK + smoothing * after_BK / count_BK.clamp(min=1)
+    return torch.where(count_BK > 0, mixed_BK, sorted_BK)
+
+
+def _smoothed_gold(scores_BK: Tensor, valid_BK: Tensor | None, smoothing: float) -> Tensor:
+    """The gold's score, mixed with the mean of the valid negatives': (B,)."""
+    return _smoothed(scores_BK, valid_BK, smoothing)[:, 0]
 
 
 def initial_cpo_loss(valid_BK: Tensor, *, ranked: bool) -> float:

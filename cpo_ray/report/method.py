@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from cpo_ray.config import SampledKind
+from cpo_ray.config.objective import LOSS_NAMES
 from cpo_ray.config.sampled_kinds import PAPER_DECODING
 
 BASELINE = "mle"
 PLAIN = "MLE"
 MIXN = {"batch": 3, "meanfield": 5, "truncation": 3}  # the paper's mixture, and the only one that it names
+DEFAULT_LOSS = "cpo"
 SHORT = {"autoregressive": "AN", "batch": "BN", "meanfield": "MN", "truncation": "TN", "unhelpful": "UN"}
 PAPER = {"MLE", "PSS", "DPO", *(f"{kind}{ranked}" for kind in ("AN", "BN", "MN", "TN", "MixN") for ranked in ("", "R"))}
 
@@ -19,7 +21,7 @@ def name_method(config: Mapping[str, Any], model: str) -> str:
     `R` at the end: candidates are ranked. `streamed` and `on-policy`: negatives were sampled during training, from the
     reference or from the policy. `in 3 rounds`: twice the policy became the reference. K = 2 with one unhelpful answer is
     DPO, ranked or not. A mixture other than the paper's is named by its counts, e.g. `3AN+1BN+2MN+1TNR`. A configuration
-    without negatives gives `CPO`.
+    without negatives gives `CPO`. Another loss than the paper's comes first and has no R: `InfoNCA MixN`, `SimPO UN`.
     """
     if model == BASELINE:
         return "PSS" if (config.get("mle") or {}).get("scheduled_sampling") else PLAIN
@@ -30,14 +32,20 @@ def name_method(config: Mapping[str, Any], model: str) -> str:
     objective = config.get("objective") or {}
     weight = objective.get("mle_weight", 0)
     joint = f" + {weight:g} MLE" if weight else ""
+    smoothing = objective.get("label_smoothing", 0)
+    joint = (f" smoothed {smoothing:g}" if smoothing else "") + joint
+    loss = objective.get("loss", DEFAULT_LOSS)
+    name = LOSS_NAMES.get(loss, loss)
     if not counts:
-        return "CPO" + joint
-    if counts == {"unhelpful": 1}:
+        return name + joint
+    if loss == DEFAULT_LOSS and counts == {"unhelpful": 1}:
         return "DPO" + joint
     while_training = " on-policy" if sampling.get("refresh_steps") else " streamed" if sampling.get("stream") else ""
     while_training += " with a moving reference" if sampling.get("refresh_reference") else ""
-    iterated = f" in {rounds} rounds" if (rounds := config.get("rounds", 1)) > 1 else ""
-    return _name_negatives(counts) + ("R" if objective.get("ranked") else "") + while_training + iterated + joint
+    while_training += f" in {rounds} rounds" if (rounds := config.get("rounds", 1)) > 1 else ""
+    if loss != DEFAULT_LOSS:
+        return f"{name} {_name_negatives(counts)}{while_training}{joint}"
+    return _name_negatives(counts) + ("R" if objective.get("ranked") else "") + while_training + joint
 
 
 def _name_negatives(counts: Mapping[str, int]) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 
 from cpo_ray.artifacts import write_atomically
+from cpo_ray.config.objective import LOSS_NAMES, REWARDED
 from cpo_ray.report.fairness import compare_trainings, learning_rate_of, steps_of
 from cpo_ray.report.findings import TableRow, format_p, signed
-from cpo_ray.report.method import PAPER, describe_negatives
+from cpo_ray.report.method import DEFAULT_LOSS, PAPER, describe_negatives
 from cpo_ray.report.provenance import dump_config, reproduce_command
 from cpo_ray.report.rounds import round_of, rounds_of
 from cpo_ray.report.run_contents import RunContents, alpha_of
@@ -104,10 +105,11 @@ def _description(run: RunContents, model: str) -> str:
             f"The baseline of a CPO run: {base}, continued from the run's reference by {kind} for as many steps as CPO."
         )
     if model == "cpo":
+        loss = (run.config.get("objective") or {}).get("loss", DEFAULT_LOSS)
+        by = "Contrastive Preference Optimization" if loss == DEFAULT_LOSS else f"{LOSS_NAMES.get(loss, loss)}"
         return (
-            f"{base}, continued from the run's reference by Contrastive Preference Optimization ({named}): "
-            "trained to prefer the truth over negatives made by machine, by more than the reference does. No human "
-            "labels were used."
+            f"{base}, continued from the run's reference by {by} ({named}): trained to prefer the truth over negatives made by "
+            "machine, by more than the reference does. No human labels were used."
         )
     if alpha is not None:
         return (
@@ -137,8 +139,10 @@ def _training(run: RunContents, model: str) -> Iterator[str]:
     if model == "cpo" or model.startswith("merged-"):
         objective = config.get("objective") or {}
         kinds = describe_negatives(config)
-        ranked = "ranked by similarity to the truth" if objective.get("ranked") else "not ranked"
-        yield f"- Negatives per prompt: {kinds or 'not said'} (K = {run.candidates}), {ranked}; beta {objective.get('beta')}"
+        yield (
+            f"- Negatives per prompt: {kinds or 'not said'} (K = {run.candidates}), {_loss(objective)}; "
+            f"beta {objective.get('beta')}"
+        )
     yield from _first_and_last_step(run, model if model in run.curves else "cpo")
 
 
@@ -152,6 +156,21 @@ def _settings_of(run: RunContents, model: str) -> dict[str, Any]:
 def _in_rounds(run: RunContents, model: str) -> str:
     found = rounds_of(run.manifests) if model == "cpo" else None
     return f", in {found['kept']} rounds, each from the policy of the one before" if found else ""
+
+
+def _loss(objective: Mapping[str, Any]) -> str:
+    """Describe the loss: the paper's by its ranks, others by their name and parameters."""
+    loss, smoothing = objective.get("loss", DEFAULT_LOSS), objective.get("label_smoothing", 0)
+    parts = [LOSS_NAMES.get(loss, loss)]
+    if loss == DEFAULT_LOSS:
+        parts = ["ranked by similarity to the truth" if objective.get("ranked") else "not ranked"]
+    if loss in REWARDED:
+        parts += [f"rewards by {objective.get('scores')}", f"temperature {objective.get('score_temperature')}"]
+    if loss == "simpo":
+        parts.append(f"gamma {objective.get('gamma')}")
+    if smoothing:
+        parts.append(f"labels smoothed by {smoothing:g}")
+    return ", ".join(parts)
 
 
 def _first_and_last_step(run: RunContents, stage: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from cpo_ray.records import NEGATIVE_KINDS
 from cpo_ray.report.figures import Level, Series, line_chart, running_mean
+from cpo_ray.report.method import DEFAULT_LOSS
 from cpo_ray.report.result_charts import MODEL_COLORS, draw_results, style_of
 from cpo_ray.report.run_contents import Curve, RunContents
 from cpo_ray.report.svg import Labels
@@ -58,14 +59,20 @@ def style_kinds(kinds: Iterable[str]) -> KindStyles:
 
 
 def first_step_loss(run: RunContents) -> tuple[str, float] | None:
-    """Return formula and value of the expected CPO loss at step 1, where policy = reference. None for the joint loss.
+    """Return formula and value of the expected CPO loss at step 1, where policy = reference. None for the joint loss,
+    and for LiPO and SimPO, whose first loss depends on the groups.
 
     The value that the trainer logs counts only the candidates that are not masked, prompt by prompt.
     """
     objective, k = run.config.get("objective") or {}, run.candidates
-    if k is None or "ranked" not in objective or objective.get("mle_weight", 0) != 0:
+    loss = objective.get("loss", DEFAULT_LOSS)
+    if k is None or "ranked" not in objective or objective.get("mle_weight", 0) != 0 or loss in {"lipo", "simpo"}:
         return None
-    formula, value = (f"log {k}!", math.lgamma(k + 1)) if objective["ranked"] else (f"log {k}", math.log(k))
+    formula, value = f"log {k}", math.log(k)
+    if loss == "nca":
+        formula, value = "2 log 2", 2 * math.log(2)
+    elif loss == DEFAULT_LOSS and objective["ranked"]:
+        formula, value = f"log {k}!", math.lgamma(k + 1)
     curve = run.curves.get("cpo")
     logged = curve.train[0].get("expected_loss") if curve is not None and curve.train else None
     if logged is None or math.isclose(logged, value, abs_tol=1e-6):

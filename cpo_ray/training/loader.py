@@ -13,7 +13,7 @@ from cpo_ray.training.batch_order import BatchOrder
 from cpo_ray.training.rows import TrainingRows
 from cpo_ray.training.task import GroupStream, Refusal, Task
 
-COLUMNS = ("id", "prompt_ids", "candidate_ids", "candidate_kind", "rank", "ref_logps", "ref_spread")
+COLUMNS = ("id", "prompt_ids", "candidate_ids", "candidate_kind", "rank", "similarity", "ref_logps", "ref_spread")
 
 
 @dataclass(frozen=True)

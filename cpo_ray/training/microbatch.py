@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from cpo_ray.config import ObjectiveConfig
-from cpo_ray.objective.losses import cpo_loss, gradient_size, joint_loss, mle_loss
+from cpo_ray.objective.losses import gradient_size, joint_loss, mle_loss
 from cpo_ray.objective.packing import PackedGroups, pack_groups
+from cpo_ray.training.group_loss import Candidates, group_loss
 from cpo_ray.training.rows import TrainingRows
 from cpo_ray.training.scheduled_sampling import pack_copies, sample_copies, uniform_draws
 from cpo_ray.training.step_metrics import StepSums
@@ -79,19 +80,19 @@ def _cpo(
     # A candidate that equals the gold carries no information, and harms a ranking: mask it.
     valid_BK = torch.tensor([[k == 0 or c != group[0] for k, c in enumerate(group)] for group in groups], device=device)
     lengths_BK = torch.tensor([[len(c) for c in group] for group in groups], device=device)
-    lengths_or_none = lengths_BK if objective.length_normalised else None
-    ranks_or_none = ranks_BK if objective.ranked else None
+    rewards_BK = None if rows.rewards is None else torch.from_numpy(rows.rewards[microbatch]).to(device)
+    candidates = Candidates(ref_BK, ranks_BK, valid_BK, lengths_BK, rewards_BK)
 
-    def cpo(logps_BK: Tensor) -> Tensor:
-        return cpo_loss(logps_BK, ref_BK, objective.beta, ranks_or_none, valid_BK, lengths_or_none)
+    def contrast(logps_BK: Tensor) -> Tensor:
+        return group_loss(objective, logps_BK, candidates)
 
-    cpo_B = cpo(policy_BK)
+    cpo_B = contrast(policy_BK)
     kinds = [rows.kinds[r] for r in microbatch]
-    sums.add_cpo(cpo_B.detach(), policy_BK.detach(), ref_BK, valid_BK, ranks_BK, kinds, list(microbatch), objective)
+    sums.add_cpo(cpo_B.detach(), policy_BK.detach(), candidates, kinds, list(microbatch), objective)
     sums.add_drift(policy_BK.detach() - ref_BK, lengths_BK, valid_BK, objective)
     weights = {"mle_weight": objective.mle_weight, "gold_floor_weight": objective.gold_floor_weight}
     joint_B = joint_loss(cpo_B, policy_BK, ref_BK, **weights)
     sums.add(joint_loss=joint_B.detach().sum())
     if objective.mle_weight:
-        sums.add(mle_gradient=objective.mle_weight * len(microbatch), cpo_gradient=gradient_size(cpo, policy_BK))
+        sums.add(mle_gradient=objective.mle_weight * len(microbatch), cpo_gradient=gradient_size(contrast, policy_BK))
     return joint_B.mean()

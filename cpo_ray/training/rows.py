@@ -11,6 +11,7 @@ from cpo_ray.artifacts import read_table
 from cpo_ray.objective.cost import GroupSize, measure_group
 from cpo_ray.objective.noise import scoring_noise
 from cpo_ray.records import Tokens
+from cpo_ray.training.rewards import group_matrix, name_rows, read_rewards
 from cpo_ray.training.task import Refusal, Task
 
 
@@ -25,6 +26,7 @@ class TrainingRows:
     ranks: np.ndarray  # (rows, K); (rows, 0) for MLE, which needs none
     ref_logps: np.ndarray  # the same shape, nats
     noise: float | None = None  # of the scores, measured in sampling, nat per sqrt(token); None if it was not
+    rewards: np.ndarray | None = None  # (rows, K) float32, higher is better; None if the loss reads none
 
     @classmethod
     def read(cls, folder: Path, task: Task, limit: int | None = None) -> "TrainingRows":
@@ -47,9 +49,10 @@ class TrainingRows:
             columns["prompt_ids"],
             columns["candidate_ids"],
             columns["candidate_kind"],
-            _matrix(columns["rank"], columns["id"], "ranks"),
-            _matrix(columns["ref_logps"], columns["id"], "reference log-probs").astype(np.float32),
+            group_matrix(columns["rank"], columns["id"], "ranks"),
+            group_matrix(columns["ref_logps"], columns["id"], "reference log-probs").astype(np.float32),
             scoring_noise(columns["ref_spread"], columns["candidate_ids"]) if "ref_spread" in columns else None,
+            None if task.objective is None else read_rewards(columns, task.objective),
         )
         rows.check_scores()
         rows.check_lengths(task.training.row_tokens)
@@ -97,8 +100,7 @@ class TrainingRows:
         return _Sizes(self)
 
     def _names(self, selected: np.ndarray) -> str:
-        names = [self.ids[row] for row in np.flatnonzero(selected)]
-        return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        return name_rows(self.ids, selected)
 
 
 class _Sizes(dict[int, GroupSize]):
@@ -109,14 +111,3 @@ class _Sizes(dict[int, GroupSize]):
     def __missing__(self, row: int) -> GroupSize:
         self[row] = measure_group(self.rows.prompts[row], self.rows.candidates[row])
         return self[row]
-
-
-def _matrix(column: list[list[float]], ids: list[str], what: str) -> np.ndarray:
-    """(rows, K). Raises Refusal if K differs between rows."""
-    k = len(column[0]) if column else 0
-    for row, values in enumerate(column):
-        if len(values) != k:
-            raise Refusal(
-                f"row {ids[row]} has {len(values)} {what}, row {ids[0]} has {k}: all groups must have the same K"
-            )
-    return np.array(column).reshape(len(column), k)

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch.distributed as dist
 
-from cpo_ray.config import ObjectiveConfig
-from cpo_ray.objective.noise import beta_share, loss_rise
+from cpo_ray.config.objective import LOSS_NAMES
+from cpo_ray.objective.noise import beta_share
+from cpo_ray.training.group_loss import initial_loss_rise, initial_loss_tolerance
 from cpo_ray.training.loader import Batch
 from cpo_ray.training.step_metrics import StepSums
 from cpo_ray.training.task import Refusal, Task
 
-FP32_NOISE = 1e-5
-"""In float32: how far (nats) a continuation's log-prob may differ from the reference's, which the same code computed."""
 NOISE_FACTOR = 3.0
 """In bf16: the first step may show this many times the noise that the scorer measured between packings."""
 LEAST_NOISE = 0.02
@@ -34,13 +33,14 @@ class FirstStep:
     """
 
     loss: float
-    expected_loss: float  # log K or log K!
+    expected_loss: float  # for CPO log K or log K!, otherwise see `initial_loss`
     drift: float  # root mean square over the valid candidates of (policy - reference log-prob) / sqrt(tokens)
     noise: float | None  # measured in sampling
     loss_rise: float  # what noise as large as the drift adds to the loss
     beta_share: float  # which share of beta such noise leaves
     loss_tolerance: float | None  # float32
     drift_tolerance: float | None  # bf16
+    name: str = "CPO"  # of the loss
 
     @property
     def passes(self) -> bool:
@@ -60,7 +60,7 @@ class FirstStep:
     def __str__(self) -> str:
         if self.drift_tolerance is None:
             return (
-                f"the first CPO loss is {self.loss:.4f} but must be {self.expected_loss:.4f} "
+                f"the first {self.name} loss is {self.loss:.4f} but must be {self.expected_loss:.4f} "
                 f"(tolerance {self.loss_tolerance:g})"
             )
         known = (
@@ -69,8 +69,8 @@ class FirstStep:
             else f"{UNMEASURED_NOISE}, as the groups do not say how large rounding is"
         )
         return (
-            f"the first CPO loss is {self.loss:.4f} but must be {self.expected_loss:.4f} up to rounding: the log-probs differ "
-            f"from the reference's by {self.drift:.4f} nat per sqrt(token), the tolerance is {self.drift_tolerance:.4f} "
+            f"the first {self.name} loss is {self.loss:.4f} but must be {self.expected_loss:.4f} up to rounding: the log-probs "
+            f"differ from the reference's by {self.drift:.4f} nat per sqrt(token), the tolerance is {self.drift_tolerance:.4f} "
             f"({NOISE_FACTOR:g} times {known}, at least {LEAST_NOISE:g})"
         )
 
@@ -112,24 +112,16 @@ def first_step(totals: dict[str, float], batch: Batch, task: Task) -> FirstStep:
         raise ValueError(f"training `{task.stage}` has no CPO loss")
     prompts, candidates, objective = len(batch.ids), batch.rows.ranks.shape[1], task.objective
     variance, exact = totals["score_variance"] / prompts, task.training.precision == "fp32"
-    noise = batch.rows.noise
+    noise, expected = batch.rows.noise, totals["expected_loss"] / prompts
     supposed = max(LEAST_NOISE, UNMEASURED_NOISE if noise is None else noise)
     return FirstStep(
         loss=totals["loss"] / prompts,
-        expected_loss=totals["expected_loss"] / prompts,
+        expected_loss=expected,
         drift=math.sqrt(totals["drift_squares"] / totals["drift_candidates"]),
         noise=noise,
-        loss_rise=loss_rise(variance, candidates, ranked=objective.ranked),
+        loss_rise=initial_loss_rise(objective, variance, candidates, expected),
         beta_share=beta_share(variance),
-        loss_tolerance=initial_loss_tolerance(objective, candidates) if exact else None,
+        loss_tolerance=initial_loss_tolerance(objective, candidates, expected) if exact else None,
         drift_tolerance=None if exact else NOISE_FACTOR * supposed,
+        name=LOSS_NAMES[objective.loss],
     )
-
-
-def initial_loss_tolerance(objective: ObjectiveConfig, candidates: int) -> float:
-    """How far the first CPO loss may differ from log K (or log K!) in float32: an upper bound on the effect of rounding.
-
-    Each softmax moves by at most twice what its scores move by; the ranked loss has K - 1 of them.
-    """
-    softmaxes = candidates - 1 if objective.ranked else 1
-    return 1e-3 + 2 * softmaxes * objective.beta * FP32_NOISE

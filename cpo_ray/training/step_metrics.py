@@ -8,8 +8,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cpo_ray.config import ObjectiveConfig
-from cpo_ray.objective.losses import gold_first, initial_cpo_loss, rank_accuracy, reward_margin
+from cpo_ray.objective.losses import gold_first, rank_accuracy, reward_margin
 from cpo_ray.objective.noise import score_variance
+from cpo_ray.training.group_loss import Candidates, implicit_rewards, initial_loss
 
 NAMES = ["prompts", "target_tokens", "tokens", "loss", "expected_loss", "gold_logp", "gold_drift", "gold_first"]
 NAMES += ["rank_accuracy", "margin", "with_negatives", "masked", "nonfinite_losses", "nonfinite_gradients"]
@@ -44,21 +45,21 @@ class StepSums:
         self,
         loss_B: Tensor,
         policy_BK: Tensor,
-        ref_BK: Tensor,
-        valid_BK: Tensor,
-        ranks_BK: Tensor,
+        candidates: Candidates,
         kinds: list[list[str]],
         microbatch: list[int],
         objective: ObjectiveConfig,
     ) -> None:
-        """One microbatch of groups. loss_B: from `cpo_loss`. kinds: of each row's candidates. microbatch: row numbers."""
-        size = len(microbatch)
-        drift_BK = policy_BK - ref_BK
+        """One microbatch of groups. loss_B: from `group_loss`. kinds: of each row's candidates. microbatch: row numbers."""
+        size, valid_BK, ranks_BK = len(microbatch), candidates.valid_BK, candidates.ranks_BK
+        drift_BK = policy_BK - candidates.ref_logps_BK
         scores_BK = objective.beta * drift_BK
+        if objective.loss != "cpo":
+            scores_BK = implicit_rewards(objective, policy_BK, candidates)
         self.add(
             prompts=size,
             loss=loss_B.sum(),
-            expected_loss=initial_cpo_loss(valid_BK, ranked=objective.ranked) * size,
+            expected_loss=initial_loss(objective, policy_BK, candidates),
             gold_logp=policy_BK[:, 0].sum(),
             gold_drift=drift_BK[:, 0].sum(),
             gold_first=gold_first(scores_BK, valid_BK).sum(),
@@ -78,7 +79,8 @@ class StepSums:
 
         lengths_BK: tokens of each continuation.
         """
-        scores_BK = objective.beta * drift_BK / (lengths_BK if objective.length_normalised else 1)
+        per_token = objective.length_normalised or objective.loss == "simpo"
+        scores_BK = objective.beta * drift_BK / (lengths_BK if per_token else 1)
         self.add(
             drift_squares=(drift_BK.square() / lengths_BK).masked_fill(~valid_BK, 0.0).sum(),
             drift_candidates=valid_BK.sum(),

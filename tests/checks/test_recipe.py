@@ -51,6 +51,7 @@ def test_every_reference_goes_a_part_of_the_way_that_is_left():
         recipe({"beta": 2.0}),
         recipe({"length_normalised": True}),
         recipe({"mle_weight": 1.0}),
+        recipe({"loss": "infonca"}),
         recipe(temperature=0.7),
         recipe(temperature=1.4),
         recipe(top_k=5),

@@ -30,7 +30,7 @@ def test_a_step_is_logged_shown_and_tracked(monitored, tmp_path, capsys):
     assert bar == [(1, "loss 2.0000")]
     assert tracked[1] == ({"validation/loss": 3.0}, 1)
     printed = capsys.readouterr().out
-    assert "first CPO loss 2.0000, must be 2.0000" in printed
+    assert "first loss 2.0000, must be 2.0000" in printed
     assert "step 1: validation loss 3.0000\n" in printed
     monitor.on_metrics({"stage": "cpo", "step": 2, "validation": {"loss": 3.0, "joint_loss": 60.0}})
     assert "step 2: validation loss 3.0000, joint loss 60.0000\n" in capsys.readouterr().out
@@ -71,7 +71,7 @@ def test_notices_of_the_workers_are_printed(monitored, capsys):
 def test_the_first_step_is_a_line_with_its_tolerance():
     exact = {"loss": 19.9873, "expected_loss": 19.9872, "loss_tolerance": 0.0021}
     assert first_step(exact) == (
-        "first CPO loss 19.9873, must be 19.9872 (tolerance 0.0021): the policy starts at the reference"
+        "first loss 19.9873, must be 19.9872 (tolerance 0.0021): the policy starts at the reference"
     )
     rounded = {
         "loss": 24.1,
@@ -81,10 +81,10 @@ def test_the_first_step_is_a_line_with_its_tolerance():
         "rounding_loss": 4.45,
     }
     assert first_step(rounded) == (
-        "first CPO loss 24.1000, must be 19.9872 + up to 4.4500 for rounding in bf16 (0.0500 nat per sqrt(token), tolerance "
+        "first loss 24.1000, must be 19.9872 + up to 4.4500 for rounding in bf16 (0.0500 nat per sqrt(token), tolerance "
         "0.1500): the policy starts at the reference"
     )
-    assert first_step(exact | {"step": 51}).startswith("step 51: first CPO loss under a new reference 19.9873, must be")
+    assert first_step(exact | {"step": 51}).startswith("step 51: first loss under a new reference 19.9873, must be")
 
 
 def test_a_beta_that_rounding_weakens_is_a_warning(monitored, capsys):

@@ -131,12 +131,13 @@ def optimal_policy(
     masked: bool = False,
     per_token: bool = False,
     alpha: float = 0.0,
+    smoothing: float = 0.0,
     iterations: int = 200,
 ) -> tuple[Tensor, float]:
     """The policy (12,) with the least expected loss, and that loss: `cpo_loss` and `joint_loss`, minimised by LBFGS.
 
     ranks: of an outcome's candidates, the gold first. masked: a negative that equals the gold is masked. per_token: scores
-    per token. alpha: weight of MLE.
+    per token. alpha: weight of MLE. smoothing: of the labels.
     """
     kept = list(outcomes)
     weights_B = torch.tensor([chance for chance, _ in kept], dtype=torch.float64)
@@ -145,7 +146,21 @@ def optimal_policy(
     valid_BK = candidates_BK != candidates_BK[:, :1]
     valid_BK[:, 0] = True
     ranks_BK = torch.tensor([ranks(candidates) for _, candidates in kept]) if ranks else None
-    logits = reference.log().clone().requires_grad_()
+
+    def expected_loss(logps: Tensor) -> Tensor:
+        policy_BK = logps[candidates_BK]
+        lengths_BK = LENGTHS[candidates_BK] if per_token else None
+        cpo_B = cpo_loss(policy_BK, ref_BK, beta, ranks_BK, valid_BK if masked else None, lengths_BK, smoothing)
+        return (weights_B * joint_loss(cpo_B, policy_BK, ref_BK, mle_weight=alpha)).sum() / weights_B.sum()
+
+    return minimise(expected_loss, reference, iterations)
+
+
+def minimise(
+    expected_loss: Callable[[Tensor], Tensor], start: Tensor = REFERENCE, iterations: int = 200
+) -> tuple[Tensor, float]:
+    """The policy (12,) with the least loss, and that loss. expected_loss: of the log-probs (12,) of all sequences."""
+    logits = start.log().clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [logits],
         max_iter=iterations,
@@ -156,21 +171,15 @@ def optimal_policy(
         line_search_fn="strong_wolfe",
     )
 
-    def expected_loss() -> Tensor:
-        policy_BK = logits.log_softmax(0)[candidates_BK]
-        lengths_BK = LENGTHS[candidates_BK] if per_token else None
-        cpo_B = cpo_loss(policy_BK, ref_BK, beta, ranks_BK, valid_BK if masked else None, lengths_BK)
-        return (weights_B * joint_loss(cpo_B, policy_BK, ref_BK, mle_weight=alpha)).sum() / weights_B.sum()
-
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = expected_loss()
+        loss = expected_loss(logits.log_softmax(0))
         loss.backward()
         return loss
 
     optimizer.step(closure)
     with torch.no_grad():
-        return logits.softmax(0), expected_loss().item()
+        return logits.softmax(0), expected_loss(logits.log_softmax(0)).item()
 
 
 def normalised(weights: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from cpo_ray.objective.losses import (
     mle_loss,
     rank_accuracy,
     reward_margin,
+    simpo_loss,
 )
 
 
@@ -211,3 +212,52 @@ def test_rank_accuracy_by_hand():
     assert rank_accuracy(scores, ranks, valid).tolist() == [1.0, 0.5]
     valid[:, 1] = False
     assert rank_accuracy(scores, ranks, valid).tolist() == [1.0, 1.0]
+
+
+def test_simpo_by_hand():
+    """Log-probs -4, -9, -6 of 2, 3, 1 tokens and beta 2: scores -4, -6, -12. The margin takes 1 from the gold's."""
+    policy, lengths = torch.tensor([[-4.0, -9.0, -6.0]]), torch.tensor([[2, 3, 1]])
+    by_hand = math.log(math.exp(-5) + math.exp(-6) + math.exp(-12)) + 5
+    assert simpo_loss(policy, lengths, 2.0, 1.0).item() == pytest.approx(by_hand, abs=1e-6)
+    pair = simpo_loss(policy[:, :2], lengths[:, :2], 2.0, 1.0)
+    assert pair.item() == pytest.approx(math.log(1 + math.exp(-(-4 - -6 - 1))), abs=1e-6)
+    valid = torch.tensor([[True, False, True]])
+    torch.testing.assert_close(
+        simpo_loss(policy, lengths, 2.0, 1.0, valid), simpo_loss(policy[:, [0, 2]], lengths[:, [0, 2]], 2.0, 1.0)
+    )
+    leaf = policy.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda logps: simpo_loss(logps, lengths, 2.0, 1.0, valid, 0.1), leaf)
+
+
+def test_label_smoothing_by_hand():
+    """s = (2, 0, -2). Unranked: 0.8 of the gold and 0.1 of each negative. Ranked 0, 2, 1: at each place 0.2 go behind it."""
+    policy, ref = torch.tensor([[-1.0, -3.0, -5.0]]), torch.tensor([[-2.0, -3.0, -4.0]])
+    first = math.log(math.exp(2) + 1 + math.exp(-2)) - (0.8 * 2 + 0.2 * (0 - 2) / 2)
+    second = math.log(math.exp(-2) + 1) - (0.8 * -2 + 0.2 * 0)
+    assert cpo_loss(policy, ref, 2.0, label_smoothing=0.2).item() == pytest.approx(first, abs=1e-6)
+    ranked = cpo_loss(policy, ref, 2.0, torch.tensor([[0, 2, 1]]), label_smoothing=0.2)
+    assert ranked.item() == pytest.approx(first + second, abs=1e-6)
+
+
+def test_a_smoothed_pair_is_conservative_dpo():
+    policy, ref = torch.randn(6, 2), torch.randn(6, 2)
+    gap = 0.3 * ((policy - ref)[:, 0] - (policy - ref)[:, 1])
+    cdpo = -0.9 * F.logsigmoid(gap) - 0.1 * F.logsigmoid(-gap)
+    for ranks in (None, torch.tensor([[0, 1]] * 6)):
+        torch.testing.assert_close(cpo_loss(policy, ref, 0.3, ranks, label_smoothing=0.1), cdpo)
+
+
+def test_smoothing_counts_only_valid_candidates():
+    policy, ref, ranks, valid = random_logps(torch.float64)
+    for given_ranks in (None, ranks):
+        loss = cpo_loss(policy, ref, 0.1, given_ranks, valid, label_smoothing=0.3)
+        for row in range(3):
+            kept = [j for j in ranks[row].argsort().tolist() if valid[row, j]]
+            order = None if given_ranks is None else torch.arange(len(kept))[None]
+            alone = cpo_loss(policy[row : row + 1, kept], ref[row : row + 1, kept], 0.1, order, label_smoothing=0.3)
+            assert loss[row].item() == pytest.approx(alone.item())
+    leaf = policy.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda logps: cpo_loss(logps, ref, 0.1, ranks, valid, label_smoothing=0.3), leaf)
+    alone = torch.tensor([[True, False, False, False, False]] * 3)
+    assert cpo_loss(policy, ref, 0.1, ranks, alone, label_smoothing=0.3).tolist() == pytest.approx([0.0] * 3)
+    assert cpo_loss(ref, ref, 0.1, ranks, label_smoothing=0.3).tolist() == pytest.approx([math.log(120)] * 3)

@@ -37,6 +37,21 @@ def test_methods_have_the_paper_s_names(tree, name):
     assert name_method(tree, "merged-0.30") == name
 
 
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [
+        ({"loss": "infonca", "ranked": True}, "InfoNCA MixN"),
+        ({"loss": "nca", "ranked": False, "mle_weight": 1.0}, "NCA MixN + 1 MLE"),
+        ({"loss": "lipo"}, "LiPO MixN"),
+        ({"loss": "simpo", "label_smoothing": 0.1}, "SimPO MixN smoothed 0.1"),
+        ({"ranked": True, "label_smoothing": 0.1}, "MixNR smoothed 0.1"),
+    ],
+)
+def test_other_losses_are_named(objective, name):
+    counts = {"batch": 3, "meanfield": 5, "truncation": 3}
+    assert name_method({"sampling": {"negatives": counts}, "objective": objective}, "cpo") == name
+
+
 def test_the_other_models():
     assert name_method({}, "mle") == "MLE"
     assert name_method({"mle": {"scheduled_sampling": {}}}, "mle") == "MLE", "a run does not store an empty section"

@@ -9,6 +9,7 @@ from cpo_ray.artifacts import find_artifact, make_artifact
 from cpo_ray.report.findings import find_results
 from cpo_ray.report.model_card import place_cards, render_card
 from cpo_ray.report.run_contents import read_run
+from cpo_ray.report.training_charts import first_step_loss
 from cpo_ray.report.write import write_report
 from tests.report.fake_run import CONFIG, MODELS, make_fake_run
 
@@ -60,6 +61,40 @@ def test_a_card_describes_the_model_and_its_training(root):
     assert yaml.safe_load(text) == CONFIG
     assert "parallel scheduled" not in card_of(root, "mle")
     assert "Negatives per prompt" not in card_of(root, "mle")
+
+
+@pytest.mark.parametrize(
+    ("objective", "description", "loss"),
+    [
+        (
+            {"loss": "infonca", "scores": "similarity", "score_temperature": 0.5},
+            "by InfoNCA (InfoNCA MixN)",
+            "InfoNCA, rewards by similarity, temperature 0.5; beta 5.0",
+        ),
+        ({"loss": "simpo", "gamma": 1.0}, "by SimPO (SimPO MixN)", "SimPO, gamma 1.0; beta 5.0"),
+        (
+            {"ranked": False, "label_smoothing": 0.1},
+            "by Contrastive Preference Optimization (MixN smoothed 0.1)",
+            "not ranked, labels smoothed by 0.1; beta 5.0",
+        ),
+    ],
+)
+def test_a_card_names_another_loss(tmp_path, objective, description, loss):
+    objective = {"beta": 5.0, "ranked": True} | objective
+    make_fake_run(tmp_path, rows=20, steps=5, decodings=("greedy",), objective=objective)
+    card = card_of(tmp_path, "cpo")
+    assert description in card
+    assert loss in card
+
+
+@pytest.mark.parametrize(
+    ("loss", "formula"),
+    [("nca", "2 log 2"), ("infonca", "log 12"), ("cpo", "log 12!"), ("lipo", None), ("simpo", None)],
+)
+def test_the_first_loss_of_another_objective(tmp_path, loss, formula):
+    make_fake_run(tmp_path, rows=20, steps=5, decodings=("greedy",), objective={"ranked": True, "loss": loss})
+    found = first_step_loss(read_run(tmp_path))
+    assert (found and found[0].removesuffix(" without the masked")) == formula
 
 
 def test_known_data_and_base_have_their_hub_ids(tmp_path):

@@ -89,9 +89,13 @@ def test_every_objective_starts_at_the_expected_loss(world, plain):
         ObjectiveConfig(gold_floor_weight=1.0),
         ObjectiveConfig(mle_weight=1.0),
         ObjectiveConfig(ranked=False),
+        ObjectiveConfig(loss="infonca", ranked=False),
+        ObjectiveConfig(loss="nca"),
+        ObjectiveConfig(label_smoothing=0.1),
     ):
         metrics, _ = run(make_task(world, workers=1, steps=4, objective=objective))
         start = math.lgamma(8) if objective.ranked else math.log(7)
+        start = 2 * math.log(2) if objective.loss == "nca" else start
         assert metrics[0]["loss"] == pytest.approx(start, abs=1e-3)
         assert metrics[-1]["loss"] != pytest.approx(plain[-1]["loss"], abs=1e-6)
 

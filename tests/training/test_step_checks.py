@@ -9,9 +9,10 @@ import torch
 from cpo_ray.config import ObjectiveConfig, TrainingConfig
 from cpo_ray.objective.packing import pack_groups
 from cpo_ray.training import microbatch
+from cpo_ray.training.group_loss import initial_loss_tolerance
 from cpo_ray.training.loader import Batch
 from cpo_ray.training.rows import TrainingRows
-from cpo_ray.training.step_checks import check_step, first_step, initial_loss_tolerance
+from cpo_ray.training.step_checks import check_step, first_step
 from cpo_ray.training.step_metrics import StepSums
 from cpo_ray.training.task import Refusal, Task
 from tests.training.world import make_task

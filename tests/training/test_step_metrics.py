@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from cpo_ray.config import ObjectiveConfig
+from cpo_ray.training.group_loss import Candidates
 from cpo_ray.training.step_metrics import StepSums, step_metrics
 
 OBJECTIVE = ObjectiveConfig(ranked=False, beta=2.0)
@@ -13,7 +14,8 @@ def add_groups(sums, drifts, valid):
     ranks, kinds = torch.arange(3).expand(len(drifts), 3), [["gold", "batch", "autoregressive"]] * len(drifts)
     rows = list(range(len(drifts)))
     policy = ref + torch.tensor(drifts)
-    sums.add_cpo(torch.zeros(len(drifts)), policy, ref, torch.tensor(valid), ranks, kinds, rows, OBJECTIVE)
+    candidates = Candidates(ref, ranks, torch.tensor(valid), torch.ones(len(drifts), 3), None)
+    sums.add_cpo(torch.zeros(len(drifts)), policy, candidates, kinds, rows, OBJECTIVE)
 
 
 def metrics_of(*microbatches, sampled_from_step=0):
