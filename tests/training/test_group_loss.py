@@ -48,7 +48,7 @@ class Engine:
         self.logps_BK = (REF + drift).requires_grad_()
 
     def __call__(self, packed):
-        return self.logps_BK
+        return self.logps_BK, None  # no routers
 
 
 def take_step(objective, drift=0.0):
