@@ -93,11 +93,8 @@ class TextMeasurer:
         self.truth = measure_answers([row["reference"] for row in rows], instruments, scored)
 
     def measure(self, rows: Sequence[Generation], name: str, scored: Mapping[str, Floats]) -> AnswerSet:
-        """Measure answers, also against the truths. Raises ArtifactError, naming `name`, if they are to other prompts."""
-        if [row["id"] for row in rows] != self.ids:
-            raise ArtifactError(
-                f"{name} has other prompts than what it is compared with: run the stage `generation` again"
-            )
+        """Measure answers, also against the truths. Raises ArtifactError like `check_prompts`."""
+        check_prompts(rows, self.ids, name)
         answers = measure_answers([row["response"] for row in rows], self.instruments, scored)
         each, together = dict(answers.each), dict(answers.together)
         together["length_distance"] = lambda kept_N: self._length_distance(answers, kept_N)
@@ -161,6 +158,12 @@ class TextMeasurer:
     def _length_distance(self, answers: AnswerSet, kept_N: Mask) -> Measured:
         lengths, truths = answers.length_A[kept_N], self.truth.length_A[kept_N]
         return Measured(float(wasserstein_distance(lengths, truths)) if len(lengths) else float("nan"), len(lengths))
+
+
+def check_prompts(rows: Sequence[Generation], ids: Sequence[str], name: str) -> None:
+    """Raise ArtifactError, naming the file, if the rows are not answers to the prompts `ids` in this order."""
+    if [row["id"] for row in rows] != list(ids):
+        raise ArtifactError(f"{name} has other prompts than what it is compared with: run the stage `generation` again")
 
 
 def _less(ours: Measured, theirs: Measured) -> Measured:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpo_ray.artifacts import read_table
@@ -35,8 +36,9 @@ def score_likelihoods(stage: StageRun, files: Sequence[Sequence[Generation]]) ->
         prompted = _for_reference(chosen, files, tokenizer, stage.config.data.max_response_tokens)
         _score(stage, prompted, str(stage.read("models/reference").path), "reference_logp", found)
     if config.heldout is not None:
-        prompted = _for_heldout(chosen, files, tokenizer, config.heldout)
-        _score(stage, prompted, config.heldout, "heldout_logp", found)
+        folder = Path(config.heldout)  # absolute, because actors have a working directory of their own
+        source = str(folder.resolve()) if folder.is_dir() else config.heldout
+        _score(stage, _for_heldout(chosen, files, tokenizer, source), source, "heldout_logp", found)
     return found
 
 

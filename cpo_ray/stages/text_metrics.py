@@ -77,9 +77,15 @@ class _Texts:
 
     @cached_property
     def files(self) -> dict[File, list[Generation]]:
-        """Every file of answers."""
+        """Every file of answers. Raises ArtifactError if they are not all to the same prompts."""
+        from cpo_ray.evaluation.text_metrics import check_prompts
+
         paths = {name: answer_files(self.stage.read(GENERATIONS.named(name))) for name in self.models}
-        return {(name, path.stem): read_jsonl(path) for name, found in paths.items() for path in found}
+        files = {(name, path.stem): read_jsonl(path) for name, found in paths.items() for path in found}
+        ids = [row["id"] for row in next(iter(files.values()))]
+        for (name, decoding), rows in files.items():
+            check_prompts(rows, ids, _file_name(name, decoding))
+        return files
 
     @cached_property
     def likelihoods(self) -> dict[File | None, dict[str, "Floats"]]:
@@ -117,8 +123,8 @@ class _Texts:
         """The answers of one file. Raises ArtifactError if there is none."""
         if (model, decoding) not in self.files:
             raise ArtifactError(f"{GENERATIONS.named(model)} has no {decoding}: run the stage `generation` again")
-        name, scored = f"{GENERATIONS.named(model)}/{decoding}.jsonl", self.likelihoods[model, decoding]
-        return self.measurer.measure(self.files[model, decoding], name, scored)
+        scored = self.likelihoods[model, decoding]
+        return self.measurer.measure(self.files[model, decoding], _file_name(model, decoding), scored)
 
     def baseline(self, model: str, decoding: str) -> "AnswerSet | None":
         """What a model's answers are compared with; None for the baseline itself, and in a run without it."""
@@ -127,6 +133,10 @@ class _Texts:
         if decoding not in self.baselines:
             self.baselines[decoding] = self.measure(BASELINE, decoding)
         return self.baselines[decoding]
+
+
+def _file_name(model: str, decoding: str) -> str:
+    return f"{GENERATIONS.named(model)}/{decoding}.jsonl"
 
 
 def _write_scores(texts: _Texts, model: str, out: Path) -> Summary:

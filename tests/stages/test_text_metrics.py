@@ -133,6 +133,18 @@ def test_a_baseline_without_a_decoding_is_named(tmp_path, tokenizer):
             perform("text_metrics", run)
 
 
+def test_answers_to_other_prompts_are_refused_before_anything_is_scored(tmp_path, tokenizer):
+    with open_run(configure("mle", "cpo", reference_likelihood=True), tmp_path, accept_changes=True) as run:
+        run.make("data", {}, write_data(tokenizer))
+        run.make("models/reference", {}, lambda _: {})
+        run.make("generations/mle", {}, write_answers(ANSWERS["mle"]))
+        run.make("generations/cpo", {}, write_answers(ANSWERS["cpo"]))
+        path = tmp_path / "generations" / "cpo" / "greedy.jsonl"
+        path.write_text(path.read_text().replace('"id":"1"', '"id":"2"'))
+        with pytest.raises(ArtifactError, match=r"generations/(mle|cpo)/greedy\.jsonl has other prompts"):
+            perform("text_metrics", run)
+
+
 def test_answers_are_scored_under_the_reference_and_a_held_out_model_in_one_pass_each(tmp_path, tokenizer, monkeypatch):
     asked = []
 
@@ -146,7 +158,8 @@ def test_answers_are_scored_under_the_reference_and_a_held_out_model_in_one_pass
     heldout = tmp_path / "other"
     tokenizer.save_pretrained(heldout)
     (heldout / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 16}))
-    measure(tmp_path / "run", tokenizer, ["mle", "cpo"], reference_likelihood=True, heldout=str(heldout))
+    monkeypatch.chdir(tmp_path)
+    measure(tmp_path / "run", tokenizer, ["mle", "cpo"], reference_likelihood=True, heldout="other")
     assert [source for source, _ in asked] == [str(tmp_path / "run" / "models" / "reference"), str(heldout)]
     eos, encode = tokenizer.eos_token_id, lambda text: tokenizer(text).input_ids
     reference, other = (rows for _, rows in asked)
@@ -160,7 +173,7 @@ def test_answers_are_scored_under_the_reference_and_a_held_out_model_in_one_pass
     for name in ("reference_logp", "heldout_logp"):
         assert metrics[name]["answers"]["value"] == -sum(lengths) / 2, "nats per token, EOS included"
         assert metrics[name]["truth"]["value"] is not None
-    measure(tmp_path / "run", tokenizer, ["mle", "cpo"], reference_likelihood=True, heldout=str(heldout))
+    measure(tmp_path / "run", tokenizer, ["mle", "cpo"], reference_likelihood=True, heldout="other")
     assert len(asked) == 2, "nothing is scored again"
 
 
