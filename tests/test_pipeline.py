@@ -131,7 +131,9 @@ def test_texts_are_measured_under_every_decoding_and_a_rule_against_repetition_h
     greedy, ruled = (scores[name]["metrics"]["rep_4"]["answers"]["value"] for name in ("greedy", "no_repeat"))
     assert ruled < greedy
     logps = scores["greedy"]["metrics"]["reference_logp"]
-    assert logps["truth"]["value"] < logps["answers"]["value"] < 0, "greedy answers are likelier than the truth"
+    answers, truth, difference = (logps[side]["value"] for side in ("answers", "truth", "to_truth"))
+    assert max(answers, truth) < 0
+    assert difference == pytest.approx(answers - truth)
 
 
 def test_a_finished_run_starts_no_engine(run):
