@@ -163,6 +163,9 @@ def _configure(
     environment = {**ENGINE_ENVIRONMENT, "RAYLLM_VLLM_ENGINE_CLS": f"cpo_ray.serving.vllm_engine.{engine}"}
     if config.no_repeat_ngram:
         environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # its logits processors have another interface
+    if not gpus_per_engine:
+        # vLLM compiles the rank of a token's log-prob in C++, 8 s at the first request; not every CPU setting can compile it.
+        environment["TORCH_COMPILE_DISABLE"] = "1"
     if config.in_place:
         folders = {model: str(folder.resolve()) for model, folder in models.items()}
         environment["CPO_RAY_SHARED_MODELS"] = json.dumps(folders)
