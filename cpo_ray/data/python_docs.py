@@ -8,6 +8,7 @@ import ast
 import re
 import sysconfig
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ MIN_CHARACTERS = 60  # of a paragraph: shorter ones are titles and labels
 LETTER_SHARE = 0.85  # of letters and spaces: tables, code and signatures have fewer
 EXCLUDED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data"})
 COMMENT = re.compile(r"\s*#+ ?(?!!)(.*)")
+BLOCKS = ("body", "handlers", "cases", "orelse", "finalbody")  # the parts of a statement that hold statements
 BLANK_LINES = re.compile(r"\n\s*\n")
 
 
@@ -67,18 +69,28 @@ def _docstrings(source: str) -> Iterator[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # of the library's own string escapes
         tree = ast.parse(source)
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             docstring = ast.get_docstring(node)
             if docstring:
                 yield docstring
 
 
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """The module and its statements, in the order of `ast.walk`. Most nodes are in expressions, which have no docstrings."""
+    waiting: deque[ast.AST] = deque([tree])
+    while waiting:
+        node = waiting.popleft()
+        yield node
+        for block in BLOCKS:
+            waiting.extend(getattr(node, block, ()))
+
+
 def _comments(source: str) -> Iterator[str]:
     """Consecutive lines that are only a comment, without their `#`."""
     block: list[str] = []
     for line in [*source.splitlines(), ""]:
-        comment = COMMENT.fullmatch(line)
+        comment = COMMENT.fullmatch(line) if "#" in line else None
         if comment:
             block.append(comment[1])
         elif block:

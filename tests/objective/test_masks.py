@@ -1,3 +1,5 @@
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given
@@ -46,6 +48,13 @@ def long_groups():
     return prompts, candidates
 
 
+@cache
+@torch.no_grad()
+def definition(name):
+    """The separate log-probs of `long_groups`, once for all layouts."""
+    return separate_logps(tiny_architecture(name, torch.float64, "eager"), *long_groups())
+
+
 @pytest.mark.parametrize("name", WINDOWED)
 @pytest.mark.parametrize("attention", [DENSE, BRANCHES, TREE])
 @torch.no_grad()
@@ -53,11 +62,10 @@ def test_windows_are_those_of_separate_rows(name, attention, monkeypatch):
     monkeypatch.setattr("cpo_ray.objective.attention.BRANCH_OVERHEAD", 0)
     prompts, candidates = long_groups()
     model = tiny_architecture(name, torch.float64, "eager")
-    separate = separate_logps(model, prompts, candidates)
     register()
     model.set_attn_implementation(attention)
     packed = candidate_logps(model, pack_groups(prompts, candidates))
-    torch.testing.assert_close(packed, separate, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(packed, definition(name), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("attention", [DENSE, BRANCHES])
