@@ -54,7 +54,8 @@ def run_pipeline(
         for name in chosen:
             stage = STAGES[name].under(config)
             say(f"[bold]{name}[/]: {stage.about}")
-            say(f"  [dim]reads {', '.join(stage.reads) or 'the data source'}; writes {', '.join(stage.writes)}[/]")
+            if stage.writes:  # none: this configuration skips the stage, which says why
+                say(f"  [dim]reads {', '.join(stage.reads) or 'the data source'}; writes {', '.join(stage.writes)}[/]")
             logs = root / "logs"
             with (
                 redirect_output(logs / f"{name}.log"),
