@@ -18,8 +18,6 @@ class GoldLikelihood:
     """The gold under a reference, as the groups that it scored record it."""
 
     train_logp: float  # nats per response, mean over the training rows
-    rows: int = 0  # of the validation split
-    tokens: int = 0  # of its golds, EOS included
     nll: float | None = None  # nat per token on the validation split; None without one
 
 
@@ -43,8 +41,7 @@ def measure_gold(train: Path, validation: Path | None = None) -> GoldLikelihood:
     if validation is None:
         return GoldLikelihood(logp)
     gold = _gold_stats(validation)
-    rows, tokens = gold["count"], gold["tokens"]
-    return GoldLikelihood(logp, rows, tokens, -gold["mean_ref_logp"] * rows / tokens)
+    return GoldLikelihood(logp, -gold["mean_ref_logp"] * gold["count"] / gold["tokens"])
 
 
 def measure_round(number: int, trained: Mapping[str, Any], first: GoldLikelihood, shift: float) -> RoundFigures:
@@ -53,8 +50,7 @@ def measure_round(number: int, trained: Mapping[str, Any], first: GoldLikelihood
     trained: the summary of its training. first: the gold under the first reference. shift: the gold's mean log-prob under the
     round's reference minus that under the first, nats per response.
     """
-    drift, gold_logp = trained.get("gold_drift"), trained.get("validation_gold_logp")
-    nll = None if gold_logp is None or not first.tokens else -gold_logp * first.rows / first.tokens
+    drift, nll = trained.get("gold_drift"), trained.get("validation_nll")
     return RoundFigures(
         round=number,
         steps=trained["steps"],

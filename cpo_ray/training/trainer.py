@@ -32,7 +32,7 @@ from cpo_ray.training.worker import train_worker
 
 POLL_INTERVAL_S = 0.5
 SUMMARY_METRICS = ("loss", "gold_logp", "accuracy", "margin", "gold_drift")  # of the last step
-VALIDATION_METRICS = ("validation_loss", "validation_nll", "validation_gold_logp")  # of the checkpoint that is kept
+VALIDATION_METRICS = ("validation_loss", "validation_nll")  # of the checkpoint that is kept
 START_TIMEOUT_S = 60.0  # how long Ray Train waits for its workers' resources before it warns and waits again
 
 

@@ -102,7 +102,6 @@ def checkpoint(
         measured = validate(engine, validation, task)
         report["validation_loss"] = measured.get("joint_loss", measured["loss"])
         report["validation_nll"] = -measured["gold_logp"] / validation.mean_gold_tokens
-        report["validation_gold_logp"] = measured["gold_logp"]
         if first_worker:
             mailbox.post_metrics.remote({"stage": task.stage, "step": step.number, "validation": measured})
 

@@ -40,10 +40,8 @@ class FakeRounds:
         self.tasks.append(task)
         on_metrics({"stage": task.stage, "step": 1, "loss": 2.0})
         (out / "model.safetensors").write_text(task.stage)
-        return {
-            "steps": task.training.steps, "loss": 2.0, "accuracy": 0.5, "gold_drift": -0.25, "validation_loss": 2.5,
-            "validation_gold_logp": self.logp(task.stage),
-        }  # fmt: skip
+        measured = {"validation_loss": 2.5, "validation_nll": self.nll.get(task.stage, 4.0)} if task.validation else {}
+        return measured | {"steps": task.training.steps, "loss": 2.0, "accuracy": 0.5, "gold_drift": -0.25}
 
 
 def config(**sections):

@@ -13,7 +13,7 @@ from cpo_ray.stages.round_figures import (
     stop_reason,
 )
 
-FIRST = GoldLikelihood(train_logp=-20.0, rows=4, tokens=10, nll=4.0)
+FIRST = GoldLikelihood(train_logp=-20.0, nll=4.0)
 TRAINED = {"steps": 7, "loss": 2.0, "accuracy": 0.5, "gold_drift": -0.5, "validation_loss": 2.25}
 
 
@@ -26,7 +26,7 @@ def test_the_gold_under_a_reference_is_that_of_its_groups(tmp_path):
 
 
 def test_the_figures_of_a_round_are_against_both_references():
-    figures = measure_round(2, TRAINED | {"validation_gold_logp": -10.5}, FIRST, shift=-1.5)
+    figures = measure_round(2, TRAINED | {"validation_nll": 4.2}, FIRST, shift=-1.5)
     assert (figures["gold_drift"], figures["first_drift"]) == (-0.5, -2.0)
     assert figures["nll"] == pytest.approx(4.2)
     assert figures["nll_increase"] == pytest.approx(0.2)
@@ -43,28 +43,25 @@ def test_without_a_validation_split_nothing_is_decided():
     assert "validation" not in describe_round(figures)
 
 
-def rounds(*logps):
-    """Rounds whose gold has these log-probs on the validation split, nats per response; the reference's is -10."""
-    return [
-        measure_round(number, TRAINED | {"validation_gold_logp": logp}, FIRST, 0.0)
-        for number, logp in enumerate(logps, 1)
-    ]
+def rounds(*nll):
+    """Rounds whose gold has these NLLs on the validation split, nat per token; the reference's is 4."""
+    return [measure_round(number, TRAINED | {"validation_nll": each}, FIRST, 0.0) for number, each in enumerate(nll, 1)]
 
 
 @pytest.mark.parametrize(
-    ("logps", "limit", "words"),
+    ("nll", "limit", "words"),
     [
-        ([-9.0], 0.25, None),
-        ([-10.625], 0.25, None),  # 0.25 nat per token: as much as is allowed
-        ([-10.625], None, None),
-        ([-11.0, -10.0], 0.25, None),  # the last one decides
-        ([-10.0, -10.75], 0.25, "policy of round 1 is the result; skipped: round 3, 4"),
-        ([-11.0], 0.25, "its policy is the result all the same, as there is none before it; skipped: round 2, 3, 4"),
-        ([-10.0, -10.0, -10.0, -11.0], 0.25, "it is discarded, and the policy of round 3 is the result"),
+        ([3.5], 0.25, None),
+        ([4.25], 0.25, None),  # as much as is allowed
+        ([4.5], None, None),
+        ([4.5, 4.0], 0.25, None),  # the last one decides
+        ([4.0, 4.5], 0.25, "policy of round 1 is the result; skipped: round 3, 4"),
+        ([4.5], 0.25, "its policy is the result all the same, as there is none before it; skipped: round 2, 3, 4"),
+        ([4.0, 4.0, 4.0, 4.5], 0.25, "it is discarded, and the policy of round 3 is the result"),
     ],
 )
-def test_the_rule_compares_the_last_round_with_the_first_reference(logps, limit, words):
-    reason = stop_reason(rounds(*logps), 4, limit)
+def test_the_rule_compares_the_last_round_with_the_first_reference(nll, limit, words):
+    reason = stop_reason(rounds(*nll), 4, limit)
     assert (reason is None) == (words is None)
     if words:
         assert reason.endswith(words)
@@ -73,7 +70,7 @@ def test_the_rule_compares_the_last_round_with_the_first_reference(logps, limit,
 
 def test_the_table_has_the_first_reference_and_every_round():
     out = io.StringIO()
-    each = [{**figures, "kept": figures["round"] < 2} for figures in rounds(-10.0, -11.0)]
+    each = [{**figures, "kept": figures["round"] < 2} for figures in rounds(4.0, 4.4)]
     Console(file=out, width=120).print(round_table(each, 4.0))
     _, _, head, _, reference, one, two, _ = out.getvalue().splitlines()
     assert [cell.strip() for cell in head.strip("┃").split("┃")][:3] == ["round", "steps", "loss"]
