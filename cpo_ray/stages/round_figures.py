@@ -99,9 +99,12 @@ def describe_round(figures: RoundFigures) -> str:
 
 
 def round_table(rounds: Sequence[Mapping[str, Any]], reference_nll: float | None) -> Table:
-    """The rounds as a table for the terminal, the first reference as round 0. rounds: RoundFigures with `kept`."""
-    table = Table(title="rounds of CPO")
-    heads = ("round", "steps", "loss", "accuracy", "gold vs reference", "vs first", "validation loss", "gold NLL", "")
+    """The rounds as a table for the terminal, the first reference as round 0. rounds: RoundFigures with `kept`.
+
+    drift: of the gold's log-prob from the round's reference, and from the first one.
+    """
+    table = Table(title="rounds of CPO", box=None, padding=(0, 1, 0, 0), title_justify="left")  # 80 columns
+    heads = ("round", "steps", "loss", "accuracy", "drift", "from first", "val. loss", "gold NLL", "")
     for head in heads:
         table.add_column(head, justify="right")
     table.add_row("0", *[DASH] * 6, _number(reference_nll), "reference")
