@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cpo_ray.artifacts import CHECKOUT, lock_run
+from cpo_ray.artifacts import CHECKOUT, Summary, canonical, lock_run
 from cpo_ray.commands.failures import INTERRUPTED, exit_on_error
 from cpo_ray.commands.options import AcceptChanges
 from cpo_ray.errors import ConfigError, CpoRayError, SweepError
@@ -106,16 +106,16 @@ def show_plan(loaded: Sweep, runs: Sequence[SweepRun], root: Path) -> None:
     """Print what would run, what it would share, and how long it would take."""
     todo = [run for run in runs if status_of(run, loaded, root) not in ("done", "failed")]
     work = plan_work(loaded.runs, todo, root, stages_of(loaded))
-    times = Times(finished_runs(loaded, root), plan_arm)
+    times = Times(finished_runs(loaded, root), ArmPlanner())
     table = Table(box=None, pad_edge=False)
-    for heading in ("run", "status", "stages that make something", "shared with another run", "about"):
+    for heading in ("run", "status", "stages to perform", "shared with another run", "about"):
         table.add_column(heading, no_wrap=heading in ("run", "status", "about"))
     estimates: list[StageEstimate] = []
     for run in todo:
         steps, expected = work[run.key], times.estimate(run, work[run.key])
         estimates += expected
-        makes = ", ".join(step.stage for step in steps if step.makes)
-        shares = ", ".join(name for step in steps for name in step.shares)
+        makes = ", ".join(step.stage + (" in part" if step.shares else "") for step in steps if step.makes)
+        shares = ", ".join(step.stage for step in steps if not step.makes)
         about = format_seconds(sum(estimate.seconds for estimate in expected))
         table.add_row(escape(run.label), status_of(run, loaded, root), makes, shares, about)
     if todo:
@@ -153,13 +153,22 @@ def finished_runs(loaded: Sweep, root: Path) -> list[tuple[SweepRun, Outcome]]:
     return [(run, outcome) for run, outcome in found if outcome is not None]
 
 
-def plan_arm(run: SweepRun) -> dict[str, float]:
-    """Estimated seconds of a run's stages, on this machine's cores or on the GPUs that `cpo-ray plan` assumes."""
-    from cpo_ray.commands.plan import GpuKind, sample_embedded
-    from cpo_ray.planning.estimate import make_plan
+class ArmPlanner:
+    """Estimates a run by `cpo-ray plan`: on this machine's cores, or on the GPUs that it assumes for a run that uses GPUs."""
 
-    gpu = GpuKind.A100_80 if run.config.cluster.gpus_per_worker else GpuKind.CPU
-    try:
-        return make_plan(run.config, gpu.value, 1, trial=sample_embedded(run.config)).stage_seconds
-    except ConfigError:  # a hub model that is not on this machine
-        return {}
+    def __init__(self) -> None:
+        self.samples: dict[str, Summary | None] = {}  # by the data's configuration: arms share their data
+
+    def __call__(self, run: SweepRun) -> dict[str, float]:
+        """Estimated seconds of the run's stages; nothing for a hub model that is not on this machine."""
+        from cpo_ray.commands.plan import GpuKind, sample_embedded
+        from cpo_ray.planning.estimate import make_plan
+
+        gpu = GpuKind.A100_80 if run.config.cluster.gpus_per_worker else GpuKind.CPU
+        data = canonical(run.arm_inputs["data"])
+        if data not in self.samples:
+            self.samples[data] = sample_embedded(run.config)
+        try:
+            return make_plan(run.config, gpu.value, 1, trial=self.samples[data]).stage_seconds
+        except ConfigError:
+            return {}

@@ -27,12 +27,14 @@ def sweep(tmp_path, monkeypatch, program, write_sweep):
 
 def test_a_dry_run_lists_the_runs_and_starts_nothing(sweep, tmp_path, monkeypatch):
     planned = dict.fromkeys(["reference", "sampling", "cpo", "mle"], 180.0)
-    monkeypatch.setattr("cpo_ray.commands.sweep.plan_arm", lambda run: planned)
+    monkeypatch.setattr("cpo_ray.commands.sweep.ArmPlanner", lambda: lambda run: planned)
     seen = sweep(
         "--dry-run", arms={"low": {}, "high": {"objective.beta": 1.0}}, until="mle", preregistration="plan.yaml"
     )
     assert seen.exit_code == 0, seen.output
-    assert "low, seed 1   waiting  data, reference, sampling, cpo, mle" in seen.output
+    rows = [" ".join(line.split()) for line in seen.output.splitlines()]
+    assert "low, seed 1 waiting data, reference, sampling, cpo, mle 12 min" in rows
+    assert "high, seed 1 waiting cpo data, reference, sampling, mle 3 min" in rows
     assert "4 runs (2 arms, 2 seeds): 4 waiting" in seen.output
     assert "about 30 min to go: 30 min by `cpo-ray plan`" in seen.output  # 4 stages of 3 min, and 1; for two seeds
     assert "not included, because no run of this sweep has finished them yet: data" in seen.output

@@ -209,7 +209,7 @@ def _configure(origin: str, base: Mapping[str, Any], overrides: KeyValues, name:
             section = section.setdefault(parent, {})
             if not isinstance(section, dict):
                 raise ConfigError(f"{origin}: {dotted}: {'.'.join(parents[:depth])} is a value, not a section")
-        section[leaf] = value
+        section[leaf] = _copy(value)  # a later key may be below it
     return parse_config(tree | {"name": name, "seed": seed}, origin)
 
 

@@ -31,6 +31,14 @@ def test_settings_apply_to_all_arms_and_an_arm_replaces_them(make_sweep):
     assert [run.config.objective.beta for run in runs] == [2.0, 3.0]
 
 
+def test_an_arm_that_changes_a_section_of_all_arms_changes_no_other_arm(make_sweep):
+    arms = {"a": {"objective.mle_weight": 1.0}, "b": {}}
+    sweep = make_sweep(settings={"objective": {"beta": 2.0}}, arms=arms)
+    objectives = [run.config.objective for run in sweep.first_of_arm()]
+    assert [(item.beta, item.mle_weight, item.ranked) for item in objectives] == [(2.0, 1.0, True), (2.0, 0.0, True)]
+    assert sweep.runs[1].overrides == {"objective": {"beta": 2.0}}
+
+
 def test_an_arms_value_replaces_a_whole_section(make_sweep):
     sweep = make_sweep(arms={"few": {"sampling.negatives": {"batch": 1, "meanfield": 0, "truncation": 0}}})
     assert sweep.runs[0].config.sampling.negatives.by_kind == {"batch": 1}
