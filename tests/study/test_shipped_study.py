@@ -46,4 +46,4 @@ def test_arms_are_compared_under_equal_training(shipped):
     """Every arm's MLE has the steps, the rows and the tuning of its CPO."""
     for run in shipped[0].first_of_arm():
         training, mle = run.config.training, run.config.mle_training
-        assert (training.steps, training.prompts_per_step) == (mle.steps, mle.prompts_per_step)
+        assert (run.config.rounds * training.steps, training.prompts_per_step) == (mle.steps, mle.prompts_per_step)
