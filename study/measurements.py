@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 from cpo_ray.artifacts import read_jsonl
 from cpo_ray.errors import ConfigError
+from cpo_ray.report.study_quote import recipe_of
 from cpo_ray.submission.sweeps.grid import Sweep, SweepRun
 from cpo_ray.submission.sweeps.outcomes import read_outcome, status_of
 from study.decisions import Values
@@ -21,6 +22,7 @@ class ArmRecord(TypedDict):
 
     about: str
     fingerprint: str
+    recipe: str  # by which a report finds the study's result of its run: report/study_quote.py
     command: str
     settings: dict[str, Any]  # dotted keys that it changes in the base
 
@@ -61,6 +63,7 @@ def collect(plan: Plan, sweep: Sweep, root: Path, command: str) -> Results:
         run.arm: {
             "about": plan.arms.get(run.arm, ""),
             "fingerprint": run.arm_fingerprint,
+            "recipe": recipe_of(run.config),
             "command": f"{command} --only {run.arm}",
             "settings": run.overrides,
         }

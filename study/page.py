@@ -1,4 +1,4 @@
-"""Write docs/study.md, its charts and docs/study.json from the runs of the study: `python -m study.page`."""
+"""Write docs/study.md, charts, docs/study.json and the report's quotes from the runs of the study: `python -m study.page`."""
 
 import argparse
 import json
@@ -18,10 +18,12 @@ from study.decisions import Decision, Values, decide
 from study.estimates import mean_over_seeds
 from study.measurements import Results, by_seed, collect
 from study.plan import Plan, read_plan
+from study.quotes import quotes_of, write_quotes
 from study.tables import BASELINE, arm_table, looks_sentence, metric_table, test_table, verdict_table
 
 BEGIN, END = "<!-- results: written by `make study` -->\n", "<!-- end of results -->\n"
-COMMAND = "cpo-ray sweep study/study.yaml"
+SHIPPED = Path("study/study.yaml")
+COMMAND = f"cpo-ray sweep {SHIPPED}"
 HOW = """\
 Every value is of one run; runs of one seed share their data, reference and MLE. An interval is Student's over seeds. Tests \
 are Student's on the contrast of each seed, so paired within seeds. p is two-sided. A hypothesis with several tests holds if \
@@ -107,7 +109,7 @@ def describe_registration(root: Path) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Write the page, its charts and the values that they are made of."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sweep", type=Path, nargs="?", default=Path("study/study.yaml"))
+    parser.add_argument("sweep", type=Path, nargs="?", default=SHIPPED)
     parser.add_argument("--run-dir", type=Path, help="the sweep's directory; default: as for cpo-ray sweep")
     parser.add_argument("--out", type=Path, default=Path("docs/study.md"))
     parser.add_argument("--results", type=Path, help="write the page from this JSON file, without any run")
@@ -124,7 +126,7 @@ def write(sweep_file: Path, run_dir: Path | None, out: Path, recorded: Path | No
     if sweep.file.preregistration is None:
         raise CpoRayError(f"{sweep_file} names no preregistration")
     plan, root = read_plan(sweep_file.parent / sweep.file.preregistration), run_directory(sweep.file.name, run_dir)
-    command = COMMAND if sweep_file == Path("study/study.yaml") else f"cpo-ray sweep {sweep_file}"
+    command = COMMAND if sweep_file == SHIPPED else f"cpo-ray sweep {sweep_file}"
     if recorded is None:
         results = collect(plan, sweep, root, command)
         write_json(out.with_suffix(".json"), results)
@@ -134,6 +136,8 @@ def write(sweep_file: Path, run_dir: Path | None, out: Path, recorded: Path | No
     for name, chart in render_charts(plan, by_seed(results)).items():
         _write_text(out.parent / out.stem / f"{name}.svg", chart)
     _write_text(out, text)
+    if sweep_file == SHIPPED:
+        write_quotes(quotes_of(results, by_seed(results)))
 
 
 def _write_text(file: Path, text: str) -> None:

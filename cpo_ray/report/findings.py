@@ -1,4 +1,4 @@
-"""Results of runs: a row per model and decoding, the differences to continued MLE, and the headline sentence."""
+"""Results of runs: a row per model and decoding, and the differences to continued MLE."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
@@ -179,37 +179,6 @@ def _share_valid(a: dict[str, str], b: dict[str, str]) -> bool:
 
 def _outcomes(run: RunContents, row: TableRow) -> dict[str, str]:
     return {verdict["id"]: verdict["outcome"] for verdict in run.verdicts[row["model"]][row["decoding"]]}
-
-
-def headline_sentence(table: Sequence[TableRow], decoding: str | None) -> str:
-    """Compare the best model trained with CPO to continued MLE, in plain sentences."""
-    judged = [row for row in table if row["decoding"] == decoding and row["win_rate"] is not None]
-    by_label = {row["label"]: row for row in judged}
-    compared = [row for row in judged if row["difference_to_mle"]]
-    trained = [row for row in compared if row["model"] not in ("reference", BASELINE)]
-    ours = [row for row in trained if row["method"] != "DPO"] or trained
-    if not judged:
-        return "No answers have been judged yet, so there is no result to report."
-    best = max(ours, key=lambda row: row["win_rate"] or 0.0, default=None)
-    difference = best["difference_to_mle"] if best else None
-    if best is None or difference is None:
-        has_mle = any(row["model"] == BASELINE for row in judged)
-        lacking = "no model trained with CPO" if has_mle else "no continued-MLE model"
-        return f"Nothing can be compared yet: {lacking} has been judged."
-    among = f" (the best of {len(ours)} models trained with CPO)" if len(ours) > 1 else ""
-    low, high = (signed(100 * difference[end]) for end in ("low", "high"))
-    verdict = "This is significant" if difference["significant"] else "This is not a significant difference"
-    p = format_p(difference["p_adjusted"])
-    alone = format_p(difference["p"])
-    corrected = f", corrected for {len(compared)} comparisons; {alone} alone" if len(compared) > 1 else ""
-    baseline = by_label[difference["baseline"]]
-    other = "continued MLE" if baseline["method"] == PLAIN else f"the baseline, {baseline['method']},"
-    other += "" if baseline["label"] == BASELINE else f" ({baseline['label']})"
-    return (
-        f"{best['label']}{among} has a win rate of {best['win_rate']:.1%} against the ground truth; {other} has "
-        f"{baseline['win_rate']:.1%}. On the same {difference['n']} prompts the difference is "
-        f"{signed(100 * difference['value'])} points (95% interval {low} to {high}). {verdict} ({p}{corrected})."
-    )
 
 
 def format_p(p: float) -> str:

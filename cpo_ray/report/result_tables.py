@@ -5,6 +5,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
+from cpo_ray.report.examples import render_examples
 from cpo_ray.report.findings import format_p, signed
 from cpo_ray.report.markup import (
     DASH,
@@ -34,9 +35,10 @@ def render_result(report: ReportFacts) -> str:
     if len(judges) > 1:
         by += "Verdicts of different judges are not compared. "
     note = f"{by}A tie counts as half; comparisons are paired, prompt by prompt. {best_of}" if report["table"] else ""
-    parts = [f'<p class="headline">{escape(report["headline"])}</p><p class="note">{note}</p>']
-    if report["text_headline"]:
-        parts.append(f"<p>{escape(report['text_headline'])}</p>")
+    parts = [f'<p class="headline">{escape(report["headline"])}</p>']
+    parts += [f"<p>{escape(sentence)}</p>" for sentence in report["sentences"]]
+    parts.append(render_examples(report["examples"]))
+    parts.append(f'<p class="note">{note}</p>' if note else "")
     if len(report["runs"]) > 1:
         parts.append(_runs_table(report["runs"]))
     for run in report["runs"]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from cpo_ray.artifacts import Summary
 from cpo_ray.evaluation.text_scores import TEXT_METRICS
 from cpo_ray.monitoring.console import console, say
+from cpo_ray.report.examples import format_example
 from cpo_ray.report.findings import TableRow, signed
 from cpo_ray.report.text_tables import measured_rows, metrics_of
 
@@ -20,7 +21,9 @@ def show_report(summary: Summary, folder: Path) -> None:
     texts = format_texts(summary)
     if texts is not None:
         console.print(texts)
-    for sentence in filter(None, (summary["headline"], summary["text_headline"])):
+    for example in summary["examples"][:1]:
+        console.print(format_example(example))
+    for sentence in (summary["headline"], *summary["sentences"]):
         say(escape(sentence))
     say(f"[bold]{escape(str(folder / 'index.html'))}[/]")
 

@@ -5,7 +5,6 @@ from html import escape
 from typing import Any
 
 from cpo_ray.evaluation.text_scores import TEXT_METRICS, TextMetric
-from cpo_ray.report.findings import signed
 from cpo_ray.report.markup import DASH, Cell, format_number, grid, missing_notice
 
 MeasuredRow = Mapping[str, Any]  # a findings.TableRow whose `texts` are not None
@@ -14,26 +13,6 @@ INTERVALS = """Intervals of 95% are over prompts alone: they do not say how far 
 seed."""
 NOTE = f"""<p class="note">Tokens are those of the run's tokenizer; the truth is cut where an answer would be.
 Closer to the truth is better, whatever the direction. {INTERVALS} Differences are paired on the same prompts.</p>"""
-
-
-def text_sentence(table: Sequence[Mapping[str, Any]], decoding: str | None) -> str | None:
-    """Say how much the CPO model repeats itself beside continued MLE and the truth; None if that was not measured.
-
-    Always the model `cpo` of the first run and always rep-4, so that nothing is picked.
-    """
-    rows = [row for row in measured_rows(table, decoding) if row["model"] == "cpo"]
-    if not rows:
-        return None
-    score = rows[0]["texts"]["metrics"]["rep_4"]
-    ours, truth, difference = score["answers"], score["truth"], score["to_baseline"]
-    if difference is None or difference["low"] is None or truth["value"] is None:
-        return None
-    change, low, high = (signed(100 * difference[key]) for key in ("value", "low", "high"))
-    return (
-        f"Without a judge: {ours['value']:.1%} of the 4-grams in an answer of {rows[0]['label']} repeat earlier ones "
-        f"({truth['value']:.1%} in the truth): {change} points against continued MLE on the same {difference['n']} prompts "
-        f"(95% interval {low} to {high}, over prompts alone)."
-    )
 
 
 def measured_rows(table: Sequence[Mapping[str, Any]], decoding: str | None) -> list[MeasuredRow]:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ray.artifacts import SELECTED, Summary, write_atomically, write_json
+from cpo_ray.report.examples import first_examples
 from cpo_ray.report.fairness import compare_trainings
-from cpo_ray.report.findings import find_results, headline_sentence, mean_words
+from cpo_ray.report.findings import find_results, mean_words
+from cpo_ray.report.headline import headline_sentences
 from cpo_ray.report.model_card import CARD, write_cards
 from cpo_ray.report.page import render_page
 from cpo_ray.report.paper_tables import paper_tables
@@ -21,7 +23,6 @@ from cpo_ray.report.rounds import rounds_of
 from cpo_ray.report.run_contents import RunContents, all_decodings, read_object, read_runs
 from cpo_ray.report.samples import collect_samples
 from cpo_ray.report.svg import standalone
-from cpo_ray.report.text_tables import text_sentence
 from cpo_ray.report.training_charts import draw_charts, first_step_loss
 
 
@@ -30,7 +31,7 @@ def write_report(roots: Sequence[Path], out: Path) -> Summary:
 
     Figures and cards of an earlier report in `out` are removed first.
 
-    Returns the `headline`, the `text_headline` (None without text metrics), the results `table`, the `decoding` that the
+    Returns the `headline` and the `sentences` after it, `examples` of answers, the results `table`, the `decoding` that the
     terminal shows, and what is `missing`.
 
     Raises ArtifactError if a run does not exist or is given twice, or for a damaged file in it. Missing parts are named on
@@ -38,13 +39,16 @@ def write_report(roots: Sequence[Path], out: Path) -> Summary:
     """
     runs = read_runs(roots)
     table, decodings = find_results(runs), all_decodings(runs)
+    shown = next(iter(decodings), None)
+    headline, *sentences = headline_sentences(runs, table, shown)
     charts = draw_charts(runs, table)
     facts = [_facts(run) for run in runs]
     report = {
         "name": " vs ".join(run.label for run in runs),
         "finished": max((each["finished"] for each in facts if each["finished"]), default=None),
-        "headline": headline_sentence(table, decodings[0] if decodings else None),
-        "text_headline": text_sentence(table, decodings[0] if decodings else None),
+        "headline": headline,
+        "sentences": sentences,
+        "examples": first_examples(runs, shown),
         "decodings": decodings,
         "table": table,
         "paper": paper_tables(runs, table),
@@ -61,8 +65,8 @@ def write_report(roots: Sequence[Path], out: Path) -> Summary:
     for run in runs:
         write_cards(run, [row for row in table if row["run"] == run.label], out / "cards" / _card_folder(run, runs))
     missing = [item if len(runs) == 1 else f"{each['label']}: {item}" for each in facts for item in each["missing"]]
-    summary = {name: report[name] for name in ("headline", "text_headline", "table")}
-    return summary | {"missing": missing, "decoding": next(iter(decodings), None)}
+    summary = {name: report[name] for name in ("headline", "sentences", "examples", "table")}
+    return summary | {"missing": missing, "decoding": shown}
 
 
 def write_text(path: Path, text: str) -> None:

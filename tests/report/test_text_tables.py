@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from cpo_ray.report.terminal import format_texts
-from cpo_ray.report.text_tables import render_texts, text_sentence
+from cpo_ray.report.text_tables import render_texts
 
 
 def estimate(value, low=None, high=None):
@@ -25,25 +25,6 @@ def table():
         row("mle", estimate(0.407, 0.38, 0.43), None),
         row("cpo", estimate(0.244, 0.2, 0.28), estimate(-0.163, -0.2, -0.12)),
     ]
-
-
-def test_the_sentence_is_about_cpo_and_repetition_whatever_the_sign(table):
-    assert text_sentence(table, "greedy") == (
-        "Without a judge: 24.4% of the 4-grams in an answer of cpo repeat earlier ones (2.1% in the truth): \N{MINUS SIGN}16.3 "
-        "points against continued MLE on the same 40 prompts (95% interval \N{MINUS SIGN}20.0 to \N{MINUS SIGN}12.0, over "
-        "prompts alone)."
-    )
-    table[1]["texts"]["metrics"]["rep_4"]["to_baseline"] = estimate(0.05, 0.01, 0.09)
-    assert "+5.0 points" in text_sentence(table, "greedy")
-
-
-def test_there_is_no_sentence_without_something_to_compare(table):
-    assert text_sentence(table, "top_p") is None
-    assert text_sentence(table[:1], "greedy") is None
-    table[1]["texts"]["metrics"]["rep_4"]["to_baseline"] = None
-    assert text_sentence(table, "greedy") is None
-    table[1]["texts"] = None
-    assert text_sentence(table, "greedy") is None
 
 
 def test_the_page_has_the_truth_beside_the_models_and_the_differences_below(table):

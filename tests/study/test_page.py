@@ -18,7 +18,10 @@ def make_results(plan, values, **changes):
     return {
         "collected": "2026-12-01T00:00:00Z",
         "arms": {
-            arm: {"about": about, "fingerprint": f"{arm}-print", "command": f"sweep --only {arm}", "settings": {"a.b": 1}}
+            arm: {
+                "about": about, "fingerprint": f"{arm}-print", "recipe": f"{arm}-recipe",
+                "command": f"sweep --only {arm}", "settings": {"a.b": 1},
+            }
             for arm, about in plan.arms.items()
         },
         "runs": [done | {"arm": arm, "seed": seed, "revision": revision} for arm in plan.arms for seed in plan.seeds],
