@@ -12,6 +12,14 @@ NEAR_TOP_K = 50
 """Samples from at least so many tokens count as samples of the reference."""
 NEAR_TOP_P = 0.95
 """Samples from at least this probability count as samples of the reference."""
+NO_OPTIMUM = (
+    "no answer that the data holds can be one of these negatives (greedy answers and truncations alone): the loss has no "
+    "finite optimum, it falls to 0 while the gold's likelihood may fall, too. Add objective.mle_weight (as configs/demo.yaml "
+    "does), an autoregressive negative or objective.label_smoothing, or take few steps and watch the validation NLL, see "
+    "docs/theory.md"
+)
+WITHOUT_OPTIMUM = frozenset({"truncation"})
+"""Kinds whose negatives the data never holds. Greedy answers are the others."""
 
 
 def recipe_warnings(config: RunConfig) -> list[str]:
@@ -19,6 +27,8 @@ def recipe_warnings(config: RunConfig) -> list[str]:
     objective = config.objective
     if objective.loss != "cpo":
         return []
+    if _has_no_optimum(config):
+        return [NO_OPTIMUM]
     if not _samples_the_reference(config) or objective.length_normalised or objective.mle_weight:
         return []
     way, source = way_to_the_data(config), "the reference"
@@ -57,6 +67,16 @@ def count_references(config: RunConfig) -> int:
     if not sampling.refresh_reference or sampling.refresh_steps is None:
         return config.rounds
     return math.ceil(config.training.steps / sampling.refresh_steps)
+
+
+def _has_no_optimum(config: RunConfig) -> bool:
+    """Whether nothing in the loss keeps the scores finite."""
+    objective, greedy = config.objective, {kind for kind, each in config.sampling.sampled.items() if each.is_greedy}
+    return (
+        config.sampling.negatives.by_kind.keys() <= greedy | WITHOUT_OPTIMUM
+        and not objective.mle_weight
+        and not objective.label_smoothing
+    )
 
 
 def _samples_the_reference(config: RunConfig) -> bool:

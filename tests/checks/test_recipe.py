@@ -21,6 +21,17 @@ def test_samples_of_the_reference_at_beta_5_go_a_fifth_of_the_way():
     assert "ranks" not in recipe_warnings(recipe(negatives=SAMPLED | {"autoregressive": 1}))[0]  # K = 2
 
 
+def test_greedy_answers_and_truncations_alone_have_no_finite_optimum():
+    greedy = SAMPLED | {"autoregressive": 0, "greedy": 1}
+    for negatives in (greedy, greedy | {"truncation": 2}, greedy | {"greedy": 0, "truncation": 2}):
+        (warning,) = recipe_warnings(recipe(negatives=negatives))
+        assert "no finite optimum" in warning
+        assert "objective.mle_weight" in warning
+    assert recipe_warnings(recipe({"mle_weight": 1.0}, negatives=greedy)) == []
+    assert recipe_warnings(recipe({"label_smoothing": 0.1}, negatives=greedy)) == []
+    assert recipe_warnings(recipe(negatives=greedy | {"batch": 1})) == []
+
+
 def test_every_kind_that_vllm_samples_counts():
     kinds = {"wide": {"top_k": 0}, "near": {"temperature": 0.95, "top_p": 0.98}}
     assert recipe_warnings(recipe(negatives=SAMPLED | {"wide": 1, "near": 2}, kinds=kinds)) != []
