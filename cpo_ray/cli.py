@@ -11,6 +11,7 @@ from cpo_ray import __version__
 from cpo_ray.commands.configs import configs
 from cpo_ray.commands.doctor import doctor
 from cpo_ray.commands.failures import exit_on_error
+from cpo_ray.commands.groups import groups
 from cpo_ray.commands.judge import judge
 from cpo_ray.commands.merge import merge
 from cpo_ray.commands.options import MultiNumberCommand
@@ -81,6 +82,7 @@ app.command(rich_help_panel=A_RUN)(run)
 app.command(rich_help_panel=A_RUN)(sweep)
 app.command(rich_help_panel=A_RUN)(exit_on_error()(submit))
 app.add_typer(show, name="show", rich_help_panel=A_RUN)
+app.add_typer(groups, name="groups", rich_help_panel=A_RUN)
 
 for _name in STAGES:
     if _name != "report":

@@ -17,6 +17,7 @@ Tokens = list[int]  # token ids, in order
 CandidateKind = Literal["gold", "autoregressive", "greedy", "batch", "meanfield", "truncation", "unhelpful"]
 CANDIDATE_KINDS: tuple[str, ...] = get_args(CandidateKind)
 NEGATIVE_KINDS = CANDIDATE_KINDS[1:]
+ANSWER = "answer"  # the kind of a candidate that is no negative of ours: another answer that the data ranks
 
 
 class Example(TypedDict):
@@ -58,6 +59,15 @@ def cut_prompt(ids: Sequence[int], max_tokens: int, special: Collection[int]) ->
     return [*leading, *ids[len(ids) - max_tokens + len(leading) :]]
 
 
+class RankedExample(Example):
+    """An example whose data has other answers, with their ranks: the response is the best of them."""
+
+    answer_text: list[str]  # (K - 1,) the other answers, best first
+    answer_ids: list[Tokens]  # (K - 1,) as `response_ids`
+    answer_rank: list[int]  # (K - 1,) how many answers are better, the response included; equal for ties
+    answer_score: list[float] | None  # (K,) the response's first; higher is better; None if the data has only ranks
+
+
 class Group(TypedDict):
     """One prompt with its K candidates: the unit of data from sampling to the optimizer. Candidate 0 is the gold."""
 
@@ -68,9 +78,10 @@ class Group(TypedDict):
     candidate_ids: list[Tokens]  # (K, T_k)
     candidate_text: list[str]  # (K,)
     similarity: list[float]  # (K,) cosine to the gold's embedding
-    rank: list[int]  # (K,) a permutation; lower is better; rank[0] = 0
+    rank: list[int]  # (K,) how many candidates are better; rank[0] = 0; a permutation unless answers of the data tie
     ref_logps: list[float]  # (K,) nats, summed over the continuation's tokens
     ref_spread: list[float] | None  # (K,) nats by which another packing's ref_logps differ; None if not measured
+    score: list[float | None] | None  # (K,) of answers of the data, None for negatives; higher is better
 
 
 SCORE = pa.field("score", pa.list_(pa.float64()))
@@ -88,6 +99,16 @@ EXAMPLE_SCHEMA = pa.schema(
     ]
 )
 
+RANKED_EXAMPLE_SCHEMA = pa.schema(
+    [
+        *EXAMPLE_SCHEMA,
+        ("answer_text", pa.list_(pa.string())),
+        ("answer_ids", pa.list_(pa.list_(pa.int32()))),
+        ("answer_rank", pa.list_(pa.int32())),
+        ("answer_score", pa.list_(pa.float64())),
+    ]
+)
+
 GROUP_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -102,6 +123,10 @@ GROUP_SCHEMA = pa.schema(
         ("ref_spread", pa.list_(pa.float64())),
     ]
 )
+
+
+SCORED_GROUP_SCHEMA = GROUP_SCHEMA.append(SCORE)
+"""Of groups that are made from answers with scores (`data.source: preferences`)."""
 
 
 class Generation(TypedDict):

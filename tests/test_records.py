@@ -7,8 +7,11 @@ from cpo_ray.records import (
     EXAMPLE_SCHEMA,
     GROUP_SCHEMA,
     NEGATIVE_KINDS,
+    RANKED_EXAMPLE_SCHEMA,
+    SCORED_GROUP_SCHEMA,
     Example,
     Group,
+    RankedExample,
     cut_prompt,
     end_response,
     without_eos,
@@ -17,7 +20,9 @@ from cpo_ray.records import (
 
 def test_schemas_have_the_fields_of_the_rows():
     assert EXAMPLE_SCHEMA.names == list(Example.__annotations__)
-    assert GROUP_SCHEMA.names == list(Group.__annotations__)
+    assert [*GROUP_SCHEMA.names, "score"] == SCORED_GROUP_SCHEMA.names == list(Group.__annotations__)
+    ranked = [*Example.__annotations__, *RankedExample.__annotations__]
+    assert RANKED_EXAMPLE_SCHEMA.names == list(dict.fromkeys(ranked))
 
 
 def test_the_gold_is_candidate_zero_and_not_a_negative():

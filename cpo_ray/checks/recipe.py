@@ -82,7 +82,8 @@ def _has_no_optimum(config: RunConfig) -> bool:
 def _samples_the_reference(config: RunConfig) -> bool:
     """Whether all negatives are samples of a model, about as it is."""
     decodings = config.sampling.sampled
-    return decodings.keys() == config.sampling.negatives.by_kind.keys() and all(map(_is_near, decodings.values()))
+    is_sampled = decodings.keys() == config.sampling.negatives.by_kind.keys() and not config.data.has_answers
+    return is_sampled and all(map(_is_near, decodings.values()))
 
 
 def _is_near(decoding: KindDecoding) -> bool:

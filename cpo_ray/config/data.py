@@ -58,15 +58,18 @@ class DataConfig(Section):
     """`synthetic` (generated questions with checkable answers) and `python_docs` (passages of the documentation in Python's
     standard library: real text, PSF license) are embedded and need no file. `wikidump` reads MediaWiki dumps, `text` plain
     text. The others read rows, and name their layout: `dolly`, `alpaca`, `messages` (OpenAI's), `sharegpt`,
-    `prompt_completion`, or `instructions` with the names in `fields`. `auto`: the first row shows the layout, see
-    [Data](data.md#sources). The content decides the format (JSON lines, a JSON array, Parquet), and whether it is compressed.
-    Default: `auto` with `path` or `sources`."""
+    `prompt_completion`, `preferences` (several ranked answers), or `instructions` with the names in `fields`. `auto`: the first
+    row shows the layout, see [Data](data.md#sources). The content decides the format (JSON lines, a JSON array, Parquet), and
+    whether it is compressed. Default: `auto` with `path` or `sources`."""
     path: str | None = None
     """The data: a file, a folder, a pattern (`dumps/*.xml*.bz2`) or an fsspec URL of one (`s3://...`, `hf://datasets/...`);
     for sources of rows also a dataset on the Hugging Face hub (`owner/name`). Required for every source that is not embedded.
     Several large files are read in parallel."""
     fields: FieldsConfig = FieldsConfig()
     """For `instructions`, and for `auto` if the rows have these names."""
+    max_answers: Annotated[int, Field(ge=2)] = 8
+    """Only for `preferences`: the most answers of a row that are kept. Of more, the best, the worst, and others evenly between
+    them."""
     subset: str | None = None
     """The subset (configuration) of a dataset on the hub. Default: its only or default one."""
     split: str | None = None
@@ -107,6 +110,11 @@ class DataConfig(Section):
             return self.sources
         keys: dict[str, Any] = {key: getattr(self, key) for key in ("source", "path", "fields", *HUB_KEYS)}
         return (SourceConfig.model_construct(**keys),)
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether rows have several ranked answers, which become candidates."""
+        return any(source.source == "preferences" for source in self.inputs)
 
     @property
     def has_articles(self) -> bool:

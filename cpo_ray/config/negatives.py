@@ -10,7 +10,7 @@ from cpo_ray.config.urls import check_api_url
 
 class NegativeCounts(Section):
     """Negatives per prompt, by kind. Their sum is K - 1 (the paper's MixN: 3 batch, 5 meanfield, 3 truncation). A kind
-    declared in `sampling.kinds` is set here too, under its name."""
+    declared in `sampling.kinds` is set here too, under its name. With `data.source: preferences` the defaults are 0."""
 
     model_config = ConfigDict(extra="allow")  # SamplingConfig has `kinds` and refuses undeclared ones
     __pydantic_extra__: dict[str, Annotated[int, Field(ge=0)]]
@@ -29,12 +29,6 @@ class NegativeCounts(Section):
     """Written by an LLM on request for a response that does not help: see `sampling.unhelpful` (the paper's DPO baseline: 1,
     and no other kind)."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "NegativeCounts":
-        if self.total == 0:
-            raise ValueError("K = 1: at least one negative per prompt is needed (K >= 2)")
-        return self
-
     @property
     def by_kind(self) -> dict[str, int]:
         """The kinds with a count above 0, built-in ones first."""
@@ -42,7 +36,7 @@ class NegativeCounts(Section):
 
     @property
     def total(self) -> int:
-        """K - 1."""
+        """How many there are: K - 1, unless the data has ranked answers."""
         return sum(self.by_kind.values())
 
 

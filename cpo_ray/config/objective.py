@@ -55,6 +55,11 @@ class ObjectiveConfig(Section):
         return self.loss in REWARDED
 
     @property
+    def gold_against_rest(self) -> bool:
+        """Whether the loss compares the gold alone with all others, as if these were equally bad."""
+        return not self.rewarded and not self.by_ranks
+
+    @property
     def by_ranks(self) -> bool:
         """Whether the loss is the paper's with ranks (equation 2)."""
         return self.loss == "cpo" and self.ranked

@@ -21,6 +21,8 @@ from cpo_ray.config.training import (
     TuningConfig,
 )
 
+NO_NEGATIVES = {"batch": 0, "meanfield": 0, "truncation": 0}
+
 
 class RunConfig(Section):
     """The whole run."""
@@ -62,8 +64,26 @@ class RunConfig(Section):
         path = model.path if isinstance(model, ModelConfig) else model.get("path") if isinstance(model, dict) else None
         return sections if path is None else sections | {"data": _with_tokenizer(sections.get("data", {}), path)}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_to_the_answers_of_the_data(cls, sections: Any) -> Any:
+        """Set the counts of negatives to 0 unless they are given, if the data has ranked answers."""
+        if not isinstance(sections, dict):
+            return sections
+        data, sampling = sections.get("data"), sections.get("sampling", {})
+        if not isinstance(data, dict) or not isinstance(sampling, dict) or not _has_answers(data):
+            return sections
+        given = sampling.get("negatives", {})
+        return (
+            sections | {"sampling": sampling | {"negatives": NO_NEGATIVES | given}}
+            if isinstance(given, dict)
+            else sections
+        )
+
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
+        if self.candidates < 2:
+            raise ValueError("sampling.negatives: K = 1: at least one negative per prompt is needed (K >= 2)")
         if self.model.path is None and (excess := self.context_excess(self.model.context)):
             raise ValueError(f"{excess} exceeds model.context {self.model.context}")
         size, key = self.sampling.batch_rows, "sampling.batch_rows"
@@ -157,8 +177,8 @@ class RunConfig(Section):
 
     @property
     def candidates(self) -> int:
-        """K."""
-        return 1 + self.sampling.negatives.total
+        """K; with ranked answers, of which rows may have fewer, the largest."""
+        return (self.data.max_answers if self.data.has_answers else 1) + self.sampling.negatives.total
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -169,6 +189,12 @@ class RunConfig(Section):
     def evaluated_models(self) -> tuple[str, ...]:
         """Names of the models that answer and are judged."""
         return self.generation.models or self.models
+
+
+def _has_answers(data: dict[str, Any]) -> bool:
+    sources = data.get("sources")
+    entries = [data, *(sources if isinstance(sources, list | tuple) else ())]
+    return any(isinstance(entry, dict) and entry.get("source") == "preferences" for entry in entries)
 
 
 def _with_tokenizer(data: Any, path: Any) -> Any:

@@ -10,7 +10,7 @@ from cpo_ray.config.inference import EngineConfig
 from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
 from cpo_ray.config.sampled_kinds import GREEDY, KindDecoding, SampledKind, Temperature, TopK, TopP
 from cpo_ray.config.section import EXECUTION, Section
-from cpo_ray.records import CANDIDATE_KINDS
+from cpo_ray.records import ANSWER, CANDIDATE_KINDS
 
 KindName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")
@@ -102,7 +102,7 @@ class SamplingConfig(Section):
             raise ValueError(
                 "refresh_reference needs refresh_steps (and stream: true): after so many steps the policy becomes the reference"
             )
-        taken = [name for name in self.kinds if name in CANDIDATE_KINDS]
+        taken = [name for name in self.kinds if name in (*CANDIDATE_KINDS, ANSWER)]
         if taken:
             raise ValueError(f"kinds: {taken[0]!r} is already a kind; choose another name")
         known = [*NegativeCounts.model_fields, *self.kinds]

@@ -6,7 +6,9 @@ from pydantic import Field, model_validator
 
 from cpo_ray.config.section import Section
 
-RowSource = Literal["auto", "instructions", "dolly", "alpaca", "messages", "sharegpt", "prompt_completion"]
+RowSource = Literal[
+    "auto", "instructions", "dolly", "alpaca", "messages", "sharegpt", "prompt_completion", "preferences"
+]
 """Sources whose files have one row after another, as opposed to articles."""
 HUB_KEYS = ("subset", "split", "revision")
 
@@ -21,6 +23,12 @@ class FieldsConfig(Section):
     """Text that the instruction refers to; it may be empty, null or absent. Default: no row has a context."""
     response: str = "response"
     """The ground-truth response. It must not be empty."""
+    answers: str | None = None
+    """Of `preferences`: the list of a row's answers. Default: `completions`, `responses`, `answers`, `generations` or
+    `candidates`."""
+    score: str | None = None
+    """Of `preferences`: the score of an answer, or the list of scores beside a list of texts; `order` if the answers are in
+    order, best first. Default: the first of the usual names that there is, see [Data](data.md#ranked-answers)."""
     category: str | None = None
     """A label that the report groups rows by. Default: none; in the other layouts, `category` if a row has it."""
 
@@ -48,6 +56,8 @@ class SourceConfig(Section):
     def _check(self) -> "SourceConfig":
         if self.source == "instructions" or self.fields == FieldsConfig():
             return self
-        if self.source == "auto" or self.fields == FieldsConfig(category=self.fields.category):
+        if self.source in ("auto", "preferences") or self.fields == FieldsConfig(category=self.fields.category):
             return self
-        raise ValueError(f"fields are for source: instructions; rows of source: {self.source} have fixed names")
+        raise ValueError(
+            f"fields are for source: instructions or preferences; rows of source: {self.source} have fixed names"
+        )

@@ -5,17 +5,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Any
 
 from rich.markup import escape
 
 from cpo_ray.config import DataConfig, SourceConfig
 from cpo_ray.data import dolly
 from cpo_ray.data.instructions import read_rows
-from cpo_ray.data.layouts import RowLayout, layout_of
+from cpo_ray.data.layouts import PREFERENCES, RowLayout, layout_of
 from cpo_ray.data.mixing import mix
+from cpo_ray.data.preferences import RatedRow, arrange, read_preferences
 from cpo_ray.data.prepared import PreparedSource, SourceLog, UncutExample
 from cpo_ray.data.python_docs import python_docs_rows
-from cpo_ray.data.reading import list_and_report, read_chunks
+from cpo_ray.data.reading import Reader, list_and_report, read_chunks
 from cpo_ray.data.rows import InstructionRow, content_hash
 from cpo_ray.data.sources import hub_part
 from cpo_ray.data.splits import SPLITS, split_prompts
@@ -75,8 +77,11 @@ def load_corpus(data: DataConfig, seed: int) -> Corpus:
     elif data.source == "python_docs":
         rows = list(python_docs_rows())
     else:
-        rows = mix([list(_read_input(source, data, log)) for source in data.inputs], data.inputs, seed, log)
-    prompts = [apply_template(data.template, row.instruction, row.context) for row in rows]
+        rows = mix([_read_input(source, data, seed, log) for source in data.inputs], data.inputs, seed, log)
+    prompts = [
+        row.instruction if row.is_prompt else apply_template(data.template, row.instruction, row.context)
+        for row in rows
+    ]
     return Corpus(rows, log, prompts, example_ids(rows, prompts))
 
 
@@ -91,20 +96,28 @@ def example_ids(rows: Sequence[InstructionRow], prompts: Sequence[str]) -> list[
     return ids
 
 
-def _read_input(source: SourceConfig, data: DataConfig, log: SourceLog) -> Iterator[InstructionRow]:
-    """The rows of one source in file order, also if several files are read in parallel."""
+def _read_input(source: SourceConfig, data: DataConfig, seed: int, log: SourceLog) -> list[InstructionRow]:
+    """The rows of one source in file order."""
     hint = dolly.HINT if source.source == "dolly" else ""
     parts = list_and_report(source.path, source.source, hub_part(source))
     layout = layout_of(source, parts, hint)
+    if layout.name == PREFERENCES:
+        rated: list[RatedRow] = list(log.rows(_read_parts(parts, partial(read_preferences, layout=layout))))
+        return list(log.rows(arrange(rated, seed, data.max_answers, log.counts)))
     if source.source == "auto":
         say(f"  rows of {escape(parts[0])} are in the layout `{layout.name}`")
     own = SourceLog(data)
-    chunks = list(read_chunks(parts, partial(read_rows, layout=layout), hint))
-    records = (record for chunk in sorted(chunks, key=lambda c: (c.part, c.number)) for record in chunk.records)
-    rows = list(own.rows(records))
+    rows = list(own.rows(_read_parts(parts, partial(read_rows, layout=layout), hint)))
     _check_contexts(layout, len(rows), own)
     log.add(own)
-    yield from rows
+    return rows
+
+
+def _read_parts(parts: Sequence[str], reader: Reader, hint: str = "") -> Iterator[Any]:
+    """The records of all parts in file order, also if they are read in parallel."""
+    chunks = list(read_chunks(parts, reader, hint))
+    for chunk in sorted(chunks, key=lambda chunk: (chunk.part, chunk.number)):
+        yield from chunk.records
 
 
 def _check_contexts(layout: RowLayout, rows: int, log: SourceLog) -> None:
@@ -126,6 +139,8 @@ def _tokenize(corpus: Corpus, tokenizer: Tokenizer, indices: Sequence[int]) -> l
     """Tokenize prompt and response separately, so that training and generation have the same token boundary."""
     prompts = encode(tokenizer, [corpus.prompts[index] for index in indices], special=True)
     responses = encode(tokenizer, [corpus.rows[index].response for index in indices], special=False)
+    others = [answer.text for index in indices for answer in corpus.rows[index].answers[1:]]
+    answers = iter(encode(tokenizer, others, special=False) if others else ())
     return [
         UncutExample(
             id=corpus.ids[index],
@@ -136,6 +151,8 @@ def _tokenize(corpus: Corpus, tokenizer: Tokenizer, indices: Sequence[int]) -> l
             prompt_ids=prompt_ids,
             response_ids=response_ids,
             ends=corpus.rows[index].ends,
+            answers=corpus.rows[index].answers,
+            answer_ids=[next(answers) for _ in corpus.rows[index].answers[1:]],
         )
         for index, prompt_ids, response_ids in zip(indices, prompts, responses, strict=True)
     ]

@@ -25,7 +25,14 @@ from cpo_ray.data.template import check_template
 from cpo_ray.data.tokenization import Tokenizer
 from cpo_ray.errors import DataError
 from cpo_ray.monitoring.console import progress_bar
-from cpo_ray.records import EXAMPLE_SCHEMA, Example, cut_prompt, end_response
+from cpo_ray.records import (
+    EXAMPLE_SCHEMA,
+    RANKED_EXAMPLE_SCHEMA,
+    Example,
+    RankedExample,
+    cut_prompt,
+    end_response,
+)
 
 PART = "part-00000.parquet"
 ENCODE_ROWS = 512  # rows tokenized at once
@@ -52,7 +59,9 @@ def needs_ray(data: DataConfig) -> bool:
 
 
 def prepare_examples(config: RunConfig, out: Path) -> Summary:
-    """Fill `out` with `{train,validation,test}/part-00000.parquet` (records.EXAMPLE_SCHEMA) and `tokenizer/`.
+    """Fill `out` with `{train,validation,test}/part-00000.parquet` and `tokenizer/`.
+
+    The schema is records.EXAMPLE_SCHEMA, or RANKED_EXAMPLE_SCHEMA if the data has ranked answers.
 
     Also writes `quarantine.jsonl` if rows were quarantined and, for the synthetic task, `answers.json`:
     `{"filler": [word], "answers": {example id: [word]}}` over all splits, for `synthetic.is_right`. Equal configurations
@@ -66,15 +75,16 @@ def prepare_examples(config: RunConfig, out: Path) -> Summary:
     source = _prepare_source(config)
     source.tokenizer.save_pretrained(out / "tokenizer")
 
+    schema = RANKED_EXAMPLE_SCHEMA if config.data.has_answers else EXAMPLE_SCHEMA
     truncated = TruncationCounts()
     tables: dict[str, pa.Table] = {}
     with progress_bar("data", sum(map(len, source.splits.values())), "rows") as progress:
         for name, rows in source.splits.items():
-            pieces = [EXAMPLE_SCHEMA.empty_table()]
+            pieces = [schema.empty_table()]
             for start in range(0, len(rows), ENCODE_ROWS):
                 uncut = source.tokenize(rows[start : start + ENCODE_ROWS])
                 examples = list(_cut(uncut, source.tokenizer, config.data, truncated))
-                pieces.append(pa.Table.from_pylist(examples, schema=EXAMPLE_SCHEMA))
+                pieces.append(pa.Table.from_pylist(examples, schema=schema))
                 progress.advance(len(uncut), name)
             tables[name] = pa.concat_tables(pieces).combine_chunks()
             write_table(out / name / PART, tables[name])
@@ -106,7 +116,7 @@ def _cut(
         truncated.responses += is_cut
         truncated.endings += is_cut and example.ends
         truncated.without_eos += response_ids[-1] != eos
-        yield Example(
+        row = Example(
             id=example.id,
             source=example.source,
             category=example.category,
@@ -115,6 +125,19 @@ def _cut(
             prompt_ids=cut_prompt(example.prompt_ids, data.max_prompt_tokens, special),
             response_ids=response_ids,
         )
+        yield _with_answers(row, example, eos, data.max_response_tokens) if data.has_answers else row
+
+
+def _with_answers(row: Example, example: UncutExample, eos: int, max_tokens: int) -> RankedExample:
+    """The row with the other answers, cut like the response."""
+    scores = [answer.score for answer in example.answers if answer.score is not None]
+    return RankedExample(
+        **row,
+        answer_text=[answer.text for answer in example.answers[1:]],
+        answer_ids=[end_response(ids, eos, max_tokens) for ids in example.answer_ids],
+        answer_rank=[answer.rank for answer in example.answers[1:]],
+        answer_score=scores or None,
+    )
 
 
 def _write_quarantine(path: Path, bad_rows: Sequence[BadRow]) -> None:

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from cpo_ray.config import DataConfig, RunConfig, SourceConfig
 from cpo_ray.data import dolly
 from cpo_ray.data.instructions import read_rows
-from cpo_ray.data.layouts import layout_of
+from cpo_ray.data.layouts import PREFERENCES, layout_of
+from cpo_ray.data.preferences import RatedRow, arrange, read_preferences
 from cpo_ray.data.rows import BadRow, FileFormat, InstructionRow, ReadingCounts, without_numbers
 from cpo_ray.data.sources import is_hub_dataset, list_parts, open_part, part_bytes
 from cpo_ray.errors import DataError
@@ -29,16 +30,16 @@ class Beginning:
     place: str
     format: str
     layout: str
-    usable: int
+    seen: int  # rows that were read
+    usable: int  # rows that can be used; prompts, if several rows have one answer each
     bad: list[BadRow]
     rows: int | None  # of all its files, estimated from their bytes unless `is_exact`; None if unknown
     is_exact: bool
 
     def __str__(self) -> str:
         count = "" if self.rows is None else f"{self.rows:,} rows" if self.is_exact else f"about {self.rows:,} rows"
-        seen = self.usable + len(self.bad)
         found = "all can be used" if not self.bad else f"{len(self.bad)} cannot be used ({describe_reasons(self.bad)})"
-        return f"{self.place}: {self.format}, layout `{self.layout}`, {count}; of the first {seen:,}, {found}"
+        return f"{self.place}: {self.format}, layout `{self.layout}`, {count}; of the first {self.seen:,}, {found}"
 
 
 def read_beginning(source: SourceConfig) -> Beginning | str:
@@ -57,13 +58,17 @@ def read_beginning(source: SourceConfig) -> Beginning | str:
     hint = dolly.HINT if source.source == "dolly" else ""
     layout = layout_of(source, parts, hint)
     with open_part(parts[0], hint) as file:
-        records, bytes_per_row = _read_first(read_rows(file, parts[0], layout), file)
+        read = read_preferences if layout.name == PREFERENCES else read_rows
+        records, bytes_per_row = _read_first(read(file, parts[0], layout), file)
     rows, is_exact = _count_rows(parts, records, bytes_per_row)
     formats = [record.format for record in records if isinstance(record, FileFormat)]
     bad = [record for record in records if isinstance(record, BadRow)]
-    usable = sum(isinstance(record, InstructionRow) for record in records)
+    rated = [record for record in records if isinstance(record, RatedRow)]
+    arranged = list(arrange(rated, 0, max_answers=2, counts=Counter()))
+    bad += [record for record in arranged if isinstance(record, BadRow)]
+    usable = sum(isinstance(record, InstructionRow) for record in [*records, *arranged])
     place = parts[0] if len(parts) == 1 else f"{parts[0]} and {len(parts) - 1} more files"
-    return Beginning(place, formats[0], layout.name, usable, bad, rows, is_exact)
+    return Beginning(place, formats[0], layout.name, len(records) - len(formats), usable, bad, rows, is_exact)
 
 
 def with_expected_rows(config: RunConfig, found: Sequence[Beginning | str]) -> tuple[RunConfig, list[str]]:
@@ -84,7 +89,7 @@ def _usable_rows(beginning: Beginning | str) -> int | None:
     """Rows of a source without the share that cannot be used; None if they are not known."""
     if isinstance(beginning, str) or beginning.rows is None:
         return None
-    return beginning.rows * beginning.usable // max(beginning.usable + len(beginning.bad), 1)
+    return beginning.rows * beginning.usable // max(beginning.seen, 1)
 
 
 def check_beginning(data: DataConfig, found: Iterable[Beginning | str]) -> None:

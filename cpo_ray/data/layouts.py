@@ -16,6 +16,9 @@ FIELDS = {
     "sharegpt": FieldsConfig(instruction="conversations"),
 }
 """The names of the fields of each layout; of conversations, the key of their messages."""
+ROWS_SOURCE = "instructions"
+"""The `source` of every row that is not of `dolly` itself, so that its id does not depend on its layout."""
+PREFERENCES = "preferences"
 CONVERSATIONS = ("messages", "sharegpt")
 DOLLY = FieldsConfig(instruction="instruction", context="context", response="response", category="category")
 """databricks-dolly-15k itself (`source: dolly`), whose every row has all four."""
@@ -31,7 +34,7 @@ class RowLayout:
 
     name: str
     fields: FieldsConfig
-    source: str = "instructions"
+    source: str = ROWS_SOURCE
     has_names: bool = False
 
     @property
@@ -47,6 +50,8 @@ def layout_of(source: SourceConfig, parts: Sequence[str], hint: str = "") -> Row
     """
     if source.source == "dolly":
         return RowLayout("dolly", DOLLY, "dolly", has_names=True)
+    if source.source == PREFERENCES:
+        return RowLayout(PREFERENCES, source.fields)
     if source.source == "instructions":
         return RowLayout("instructions", source.fields, has_names=True)
     category = {"category": source.fields.category}
@@ -55,9 +60,14 @@ def layout_of(source: SourceConfig, parts: Sequence[str], hint: str = "") -> Row
     first = first_row(parts[0], hint)
     if first is None:  # reading it reports what is wrong
         return RowLayout("instructions", source.fields, has_names=True)
+    if {"chosen", "rejected"} <= first.keys():
+        raise DataError(
+            f"{parts[0]}: its first row has answers that are chosen and rejected. Set data.source=preferences to train on "
+            "them, or name the layout of the rest"
+        )
     layout = find_layout(first, source.fields)
     if layout is None:
-        known = ", ".join(FIELDS)
+        known = ", ".join([*FIELDS, PREFERENCES])
         raise DataError(
             f"{parts[0]}: its first row has the keys {keys_of(first)}, which are those of no layout. Name the layout with "
             f"data.source ({known}), or the fields with data.source=instructions, data.fields.instruction and "

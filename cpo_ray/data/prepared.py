@@ -7,7 +7,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from cpo_ray.artifacts import Summary
 from cpo_ray.config import DataConfig
-from cpo_ray.data.rows import BadRow, FileFormat, ReadingCounts
+from cpo_ray.data.rows import BadRow, FileFormat, RatedAnswer, ReadingCounts
 from cpo_ray.data.tokenization import Tokenizer
 from cpo_ray.errors import DataError
 
@@ -25,6 +25,8 @@ class UncutExample(NamedTuple):
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]  # without EOS
     ends: bool = True  # False if the response is a part of a text that goes on
+    answers: Sequence[RatedAnswer] = ()  # of preferences: the response and the other answers, best first
+    answer_ids: Sequence[Sequence[int]] = ()  # of the other answers, as `response_ids`
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,15 @@ from cpo_ray.artifacts import canonical
 
 
 @dataclass(frozen=True)
+class RatedAnswer:
+    """One of several answers to an instruction, with what the data says of its quality: a score, or a rank."""
+
+    text: str
+    score: float | None = None  # higher is better
+    rank: int = 0  # how many answers are better; only if there is no score, or after `preferences.arrange`
+
+
+@dataclass(frozen=True)
 class InstructionRow:
     """One instruction with its ground-truth response, before the template and the tokenizer."""
 
@@ -18,6 +27,8 @@ class InstructionRow:
     response: str
     answer: tuple[str, ...] = ()  # lower-case answer words, in order; only in the synthetic task
     ends: bool = True  # False if the response is a part of a text that goes on
+    answers: tuple[RatedAnswer, ...] = ()  # of preferences: all answers, with the response first once they are arranged
+    is_prompt: bool = False  # whether the instruction is a whole prompt, to which no template applies
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ def cpo_loss(
     valid_BK: Tensor | None = None,
     lengths_BK: Tensor | None = None,
     label_smoothing: float = 0.0,
+    *,
+    ties: bool = False,
 ) -> Tensor:
     """Contrastive preference optimization: minus the log-likelihood that the gold (candidate 0) is the best of K.
 
@@ -31,11 +33,11 @@ def cpo_loss(
     with ranks, equation 6 (Plackett-Luce; equation 2 as printed is garbled): -sum_k (s_tau(k) - logsumexp_{j>=k} s_tau(j)).
 
     policy_logps_BK, ref_logps_BK: (B, K) nats, summed over the continuation's tokens. ranks_BK: (B, K), a permutation of
-    0..K-1 per row, lower is better. valid_BK: (B, K) bool; False masks a candidate, for example one that equals the gold;
-    candidate 0 must be valid. lengths_BK: (B, K) tokens of each continuation; if given, s_j is per token (not in the
-    paper), so that long candidates weigh no more than short ones. label_smoothing: the probability, at each choice, that
-    another of the remaining candidates is the best, each as likely; for K = 2 this is conservative DPO (Mitchell 2023; not in
-    the paper).
+    0..K-1 per row, lower is better; with `ties`, equal ranks are allowed (see `tied_ranking_loss`). valid_BK: (B, K) bool;
+    False masks a candidate, for example one that equals the gold; candidate 0 must be valid. lengths_BK: (B, K) tokens of each
+    continuation; if given, s_j is per token (not in the paper), so that long candidates weigh no more than short ones.
+    label_smoothing: the probability, at each choice, that another of the remaining candidates is the best, each as likely;
+    for K = 2 this is conservative DPO (Mitchell 2023; not in the paper).
     Returns (B,), one loss per prompt: float64 if either input is, otherwise float32.
     """
     scores_BK = log_ratio_scores(policy_logps_BK, ref_logps_BK, beta, lengths_BK)
@@ -44,6 +46,8 @@ def cpo_loss(
     if ranks_BK is None:
         return torch.logsumexp(scores_BK, dim=1) - _smoothed_gold(scores_BK, valid_BK, label_smoothing)
 
+    if ties:
+        return tied_ranking_loss(scores_BK, ranks_BK, valid_BK, label_smoothing)
     order_BK = ranks_BK.argsort(dim=1)
     sorted_BK = scores_BK.gather(1, order_BK)
     # logsumexp over the candidates k, k + 1, ...: cumulative from the worst to the best.
@@ -103,8 +107,35 @@ def _smoothed_gold(scores_BK: Tensor, valid_BK: Tensor | None, smoothing: float)
     return _smoothed(scores_BK, valid_BK, smoothing)[:, 0]
 
 
-def initial_cpo_loss(valid_BK: Tensor, *, ranked: bool) -> float:
-    """The loss while policy = reference: the batch mean of log K, or of log K! if ranked. K counts the valid candidates."""
+def tied_ranking_loss(
+    scores_BK: Tensor, ranks_BK: Tensor, valid_BK: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Plackett-Luce (equation 6) where candidates may tie: -sum_j (s_j - log(e^s_j + sum of e^s_i over the worse i)), (B,).
+
+    Each candidate competes with those that are worse, not with those that are as good: the data does not say which of these is
+    better. Without ties this is equation 6. Arguments as in `cpo_loss`, where equal ranks are ties.
+    """
+    worse_BKK = ranks_BK[:, None, :] > ranks_BK[:, :, None]
+    if valid_BK is not None:
+        worse_BKK = worse_BKK & valid_BK[:, None, :]
+    rivals_BKK = worse_BKK | torch.eye(ranks_BK.shape[1], dtype=torch.bool, device=ranks_BK.device)
+    chosen_BK = scores_BK
+    if label_smoothing:
+        count_BK = worse_BKK.sum(dim=2)
+        mean_BK = scores_BK[:, None, :].masked_fill(~worse_BKK, 0.0).sum(dim=2) / count_BK.clamp(min=1)
+        mixed_BK = (1 - label_smoothing) * scores_BK + label_smoothing * mean_BK
+        chosen_BK = torch.where(count_BK > 0, mixed_BK, scores_BK)
+    terms_BK = scores_BK[:, None, :].masked_fill(~rivals_BKK, MASKED).logsumexp(dim=2) - chosen_BK
+    return (terms_BK if valid_BK is None else terms_BK.masked_fill(~valid_BK, 0.0)).sum(dim=1)
+
+
+def initial_cpo_loss(valid_BK: Tensor, *, ranked: bool, tied_ranks_BK: Tensor | None = None) -> float:
+    """The loss while policy = reference: the batch mean of log K, or of log K! if ranked. K counts the valid candidates.
+
+    tied_ranks_BK: (B, K) ranks with ties. Then the mean of the sum of log(1 + worse candidates) if ranked.
+    """
+    if ranked and tied_ranks_BK is not None:
+        return float(tied_ranking_loss(torch.where(valid_BK, 0.0, MASKED).double(), tied_ranks_BK, valid_BK).mean())
     counts = valid_BK.sum(dim=1).tolist()
     return sum(math.lgamma(k + 1) if ranked else math.log(k) for k in counts) / len(counts)
 

@@ -102,6 +102,12 @@ def grow_tree(prompt: Tokens, candidates: Sequence[Tokens], targets: Sequence[To
     return TokenTree(tokens, positions, subtree_end, edge_sources, edge_targets, paths)
 
 
+def fill_up(candidates: Sequence[Sequence[Tokens]]) -> list[list[Tokens]]:
+    """The groups with one K for all: shorter ones get copies of their gold, which a tree has already, so they cost nothing."""
+    k_candidates = max(map(len, candidates), default=0)
+    return [[*group, *[group[0]] * (k_candidates - len(group))] for group in candidates]
+
+
 def pack_groups(
     prompts: Sequence[Tokens],
     candidates: Sequence[Sequence[Tokens]],

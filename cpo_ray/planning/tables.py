@@ -18,7 +18,7 @@ def describe_run(config: RunConfig) -> list[str]:
     training, counts = config.training, config.sampling.negatives
     rows = min(config.sampling.rows or config.data.rows("train"), config.data.rows("train"))
     passes = training.prompts_per_step // (training.workers * training.prompts_per_microbatch)
-    own = 1 + counts.total - counts.truncation
+    own = config.candidates - counts.truncation
     most = training.prompts_per_step * (config.data.max_prompt_tokens + own * config.data.max_response_tokens)
     total = config.rounds * training.steps
     epochs = total * training.prompts_per_step / rows
@@ -28,7 +28,7 @@ def describe_run(config: RunConfig) -> list[str]:
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.by_kind.items())
     sampled = ", ".join(f"{kind} ({decoding})" for kind, decoding in config.sampling.sampled.items())
     return [
-        f"K = {config.candidates}: the truth and {counts.total} negatives ({kinds})",
+        _describe_candidates(config, kinds),
         *([f"sampled by vLLM: {sampled}"] if sampled else []),
         f"a CPO step: {training.prompts_per_step} prompts, {training.prompts_per_step * config.candidates} candidates",
         f"on {training.workers} workers x {passes} microbatches of {training.prompts_per_microbatch} prompts",
@@ -37,6 +37,14 @@ def describe_run(config: RunConfig) -> list[str]:
         _describe_rates(config),
         f"models compared: {', '.join(config.evaluated_models)}",
     ]
+
+
+def _describe_candidates(config: RunConfig, kinds: str) -> str:
+    total = config.sampling.negatives.total
+    if not config.data.has_answers:
+        return f"K = {config.candidates}: the truth and {total} negatives ({kinds})"
+    negatives = f" and {total} negatives ({kinds})" if total else ""
+    return f"K <= {config.candidates}: at most {config.data.max_answers} ranked answers of a row{negatives}"
 
 
 def _describe_rates(config: RunConfig) -> str:

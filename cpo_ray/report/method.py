@@ -11,7 +11,14 @@ BASELINE = "mle"
 PLAIN = "MLE"
 MIXN = {"batch": 3, "meanfield": 5, "truncation": 3}  # the paper's mixture, and the only one that it names
 DEFAULT_LOSS = "cpo"
-SHORT = {"autoregressive": "AN", "batch": "BN", "meanfield": "MN", "truncation": "TN", "unhelpful": "UN"}
+SHORT = {
+    "autoregressive": "AN",
+    "batch": "BN",
+    "meanfield": "MN",
+    "truncation": "TN",
+    "unhelpful": "UN",
+    "answer": "answers",
+}
 PAPER = {"MLE", "PSS", "DPO", *(f"{kind}{ranked}" for kind in ("AN", "BN", "MN", "TN", "MixN") for ranked in ("", "R"))}
 
 
@@ -20,8 +27,9 @@ def name_method(config: Mapping[str, Any], model: str) -> str:
 
     `R` at the end: candidates are ranked. `streamed` and `on-policy`: negatives were sampled during training, from the
     reference or from the policy. `in 3 rounds`: twice the policy became the reference. K = 2 with one unhelpful answer is
-    DPO, ranked or not. A mixture other than the paper's is named by its counts, e.g. `3AN+1BN+2MN+1TNR`. A configuration
-    without negatives gives `CPO`. Another loss than the paper's comes first and has no R: `InfoNCA MixN`, `SimPO UN`.
+    DPO, ranked or not. A mixture other than the paper's is named by its counts, e.g. `3AN+1BN+2MN+1TNR`. Answers that the
+    data ranks are a kind too (at most so many); two of them are DPO. A configuration without either gives `CPO`. Another
+    loss than the paper's comes first and has no R: `InfoNCA MixN`, `SimPO UN`.
     """
     if model == BASELINE:
         return "PSS" if (config.get("mle") or {}).get("scheduled_sampling") else PLAIN
@@ -29,6 +37,8 @@ def name_method(config: Mapping[str, Any], model: str) -> str:
         return model
     sampling = config.get("sampling") or {}
     counts = {kind: count for kind, count in (sampling.get("negatives") or {}).items() if count}
+    answers = ranked_answers(config)
+    counts = ({"answer": answers - 1} if answers else {}) | counts
     objective = config.get("objective") or {}
     weight = objective.get("mle_weight", 0)
     joint = f" + {weight:g} MLE" if weight else ""
@@ -38,7 +48,7 @@ def name_method(config: Mapping[str, Any], model: str) -> str:
     name = LOSS_NAMES.get(loss, loss)
     if not counts:
         return name + joint
-    if loss == DEFAULT_LOSS and counts == {"unhelpful": 1}:
+    if loss == DEFAULT_LOSS and counts in ({"unhelpful": 1}, {"answer": 1}):
         return "DPO" + joint
     while_training = " on-policy" if sampling.get("refresh_steps") else " streamed" if sampling.get("stream") else ""
     while_training += " with a moving reference" if sampling.get("refresh_reference") else ""
@@ -56,6 +66,13 @@ def _name_negatives(counts: Mapping[str, int]) -> str:
         return "MixN"
     kinds = [*(kind for kind in SHORT if kind in counts), *(kind for kind in counts if kind not in SHORT)]
     return "+".join(f"{counts[kind]}{SHORT.get(kind, kind)}" for kind in kinds)
+
+
+def ranked_answers(config: Mapping[str, Any]) -> int:
+    """Return the most answers per prompt that the data ranks; 0 if it ranks none."""
+    data = config.get("data") or {}
+    sources = [data, *(data.get("sources") or ())]
+    return int(data.get("max_answers", 0)) if any(source.get("source") == "preferences" for source in sources) else 0
 
 
 def describe_negatives(config: Mapping[str, Any]) -> str:

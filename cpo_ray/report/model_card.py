@@ -14,7 +14,7 @@ from cpo_ray.artifacts import write_atomically
 from cpo_ray.config.objective import LOSS_NAMES, REWARDED
 from cpo_ray.report.fairness import compare_trainings, learning_rate_of, steps_of
 from cpo_ray.report.findings import TableRow, format_p, signed
-from cpo_ray.report.method import DEFAULT_LOSS, PAPER, describe_negatives
+from cpo_ray.report.method import DEFAULT_LOSS, PAPER, describe_negatives, ranked_answers
 from cpo_ray.report.provenance import dump_config, reproduce_command
 from cpo_ray.report.rounds import round_of, rounds_of
 from cpo_ray.report.run_contents import RunContents, alpha_of
@@ -139,10 +139,10 @@ def _training(run: RunContents, model: str) -> Iterator[str]:
     if model == "cpo" or model.startswith("merged-"):
         objective = config.get("objective") or {}
         kinds = describe_negatives(config)
-        yield (
-            f"- Negatives per prompt: {kinds or 'not said'} (K = {run.candidates}), {_loss(objective)}; "
-            f"beta {objective.get('beta')}"
-        )
+        what = f"Negatives per prompt: {kinds or 'not said'} (K = {run.candidates})"
+        if answers := ranked_answers(config):
+            what = f"At most {answers} answers per prompt that the data ranks" + (f", and {kinds}" if kinds else "")
+        yield f"- {what}, {_loss(objective)}; beta {objective.get('beta')}"
     yield from _first_and_last_step(run, model if model in run.curves else "cpo")
 
 

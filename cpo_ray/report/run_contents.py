@@ -15,7 +15,7 @@ from cpo_ray.artifacts import read_jsonl
 from cpo_ray.errors import ArtifactError
 from cpo_ray.evaluation.statistics import INVALID, SCORES
 from cpo_ray.records import Generation, Verdict
-from cpo_ray.report.method import name_base, name_method, name_source
+from cpo_ray.report.method import name_base, name_method, name_source, ranked_answers
 from cpo_ray.report.rounds import join_rounds
 from cpo_ray.report.staleness import CurrentResults, find_current_results
 
@@ -85,9 +85,9 @@ class RunContents:
 
     @property
     def candidates(self) -> int | None:
-        """K, or None if the configuration does not define it."""
+        """K, or None if the configuration does not define it: prompts may have fewer ranked answers than it allows."""
         negatives = (self.config.get("sampling") or {}).get("negatives")
-        return 1 + sum(negatives.values()) if negatives else None
+        return 1 + sum(negatives.values()) if negatives and not ranked_answers(self.config) else None
 
 
 def alpha_of(model: str) -> float | None:

@@ -17,7 +17,7 @@ from cpo_ray.artifacts import STATS, Summary, read_table, write_json, write_tabl
 from cpo_ray.cluster.raydata import plain_errors
 from cpo_ray.config import RunConfig
 from cpo_ray.inference.embedding import check_embedder
-from cpo_ray.records import GROUP_SCHEMA
+from cpo_ray.records import GROUP_SCHEMA, SCORED_GROUP_SCHEMA
 from cpo_ray.sampling.actor_pools import SAMPLING_ACTOR, with_absolute_paths
 from cpo_ray.sampling.dataset import finished_units
 from cpo_ray.sampling.negatives.registry import load_kinds
@@ -69,7 +69,8 @@ def make_groups(
     counts = DrawCounts()
     if missing:
         starts = [row for shard in missing for row in range(shard.start, shard.stop, config.sampling.batch_rows)]
-        counts = write_shards(groups_dataset(config, selection, model, starts), missing, model.eos, on_rows)
+        schema = SCORED_GROUP_SCHEMA if config.data.has_answers else GROUP_SCHEMA
+        counts = write_shards(groups_dataset(config, selection, model, starts), missing, model.eos, on_rows, schema)
     write_selected(selection.table, out)
     return _summarize(config, selection, shards, out, counts, unhelpful)
 
@@ -126,7 +127,9 @@ def unit_drawer(config: RunConfig, selection: Selection, reference: Reference) -
     return draw
 
 
-def write_shards(units: "Dataset", shards: Sequence[GroupShard], eos: int, on_rows: OnRows) -> DrawCounts:
+def write_shards(
+    units: "Dataset", shards: Sequence[GroupShard], eos: int, on_rows: OnRows, schema: pa.Schema = GROUP_SCHEMA
+) -> DrawCounts:
     """Write each shard as soon as all its rows are finished. Only unfinished shards are in memory.
 
     Returns the work for all of them; each shard keeps its own redraws in its metadata.
@@ -139,17 +142,17 @@ def write_shards(units: "Dataset", shards: Sequence[GroupShard], eos: int, on_ro
             shard = next(shard for shard in unfinished if shard.start <= unit["start"] < shard.stop)
             unfinished[shard].append(unit)
             if sum(len(unit["groups"]) for unit in unfinished[shard]) == shard.stop - shard.start:
-                _write_shard(shard, unfinished.pop(shard), eos)
+                _write_shard(shard, unfinished.pop(shard), eos, schema)
             on_rows(len(unit["groups"]))
     return counts
 
 
-def _write_shard(shard: GroupShard, units: list[Unit], eos: int) -> None:
+def _write_shard(shard: GroupShard, units: list[Unit], eos: int, schema: pa.Schema) -> None:
     counts = DrawCounts()
     for unit in units:
         counts.add(unit["work"])
     groups = [group for unit in sorted(units, key=lambda unit: unit["start"]) for group in unit["groups"]]
-    table = pa.Table.from_pylist(groups, schema=GROUP_SCHEMA)
+    table = pa.Table.from_pylist(groups, schema=schema)
     write_table(shard.path, with_metadata(table, counts.redraws, eos))
 
 

@@ -23,10 +23,14 @@ def round_similarity(cosine: float) -> float:
     return min(1.0, round(cosine, DECIMALS))
 
 
-def rank_by_similarity(similarity: Sequence[float]) -> list[int]:
-    """(K,) rounded cosines to the gold -> (K,) ranks, a permutation: 0 for the gold, then descending, ties by index."""
-    ranks = [0] * len(similarity)
-    for rank, k in enumerate(sorted(range(1, len(similarity)), key=lambda k: (-similarity[k], k)), 1):
+def rank_by_similarity(similarity: Sequence[float], given: Sequence[int] = (0,)) -> list[int]:
+    """(K,) rounded cosines to the gold -> (K,) ranks: 0 for the gold, then descending, ties by index.
+
+    given: ranks that the data gives the first candidates, the gold included. The others are worse than all of these.
+    """
+    ranks = [*given, *[0] * (len(similarity) - len(given))]
+    others = range(len(given), len(similarity))
+    for rank, k in enumerate(sorted(others, key=lambda k: (-similarity[k], k)), len(given)):
         ranks[k] = rank
     return ranks
 
@@ -59,4 +63,6 @@ class Ranker:
         for group in groups:
             gold, *_ = texts = group["candidate_text"]
             group["similarity"] = [round_similarity(float(vectors[text] @ vectors[gold])) for text in texts]
-            group["rank"] = rank_by_similarity(group["similarity"])
+            group["rank"] = rank_by_similarity(group["similarity"], group["rank"] or (0,))
+            if group["score"] is not None:
+                group["score"] += [None] * (len(texts) - len(group["score"]))

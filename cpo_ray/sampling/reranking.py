@@ -13,7 +13,7 @@ from cpo_ray.artifacts import SELECTED, STATS, Artifact, Summary, read_table, wr
 from cpo_ray.cluster.raydata import LOGICAL_CPUS, configure, plain_errors
 from cpo_ray.config import RunConfig
 from cpo_ray.inference.embedding import check_embedder
-from cpo_ray.records import GROUP_SCHEMA
+from cpo_ray.records import ANSWER, CANDIDATE_KINDS, GROUP_SCHEMA, SCORED_GROUP_SCHEMA, Group
 from cpo_ray.sampling.actor_pools import SAMPLING_ACTOR, actor_options, with_absolute_paths
 from cpo_ray.sampling.groups import OnRows, delete_stray_shards, is_finished
 from cpo_ray.sampling.ranking import Ranker
@@ -22,6 +22,8 @@ from cpo_ray.sampling.units import empty_unit, read_units, write_units
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+GOLD = CANDIDATE_KINDS[0]
 
 
 def rerank(config: RunConfig, groups: Artifact, reference: Path, out: Path, on_rows: OnRows) -> Summary:
@@ -53,7 +55,7 @@ def _ranked_units(config: RunConfig, shards: Sequence[Path], reference: Path) ->
     def read(batch: pa.Table) -> pa.Table:
         (index,) = batch["shard"].to_pylist()
         unit = empty_unit(index, seed)
-        unit["groups"] = ray.get(tables[index]).to_pylist()
+        unit["groups"] = [without_ranks(group) for group in ray.get(tables[index]).to_pylist()]
         return write_units([unit])
 
     units = ray.data.from_items([{"shard": index} for index in range(len(shards))], override_num_blocks=len(shards))
@@ -63,11 +65,19 @@ def _ranked_units(config: RunConfig, shards: Sequence[Path], reference: Path) ->
     return units.map_batches(Ranker, fn_constructor_args=(config, reference), batch_size=1, **options)
 
 
+def without_ranks(group: Group) -> Group:
+    """The group as it was before it was ranked: only answers that the data ranks have ranks and scores."""
+    given = sum(kind in (GOLD, ANSWER) for kind in group["candidate_kind"])
+    scores = group.get("score")
+    return {**group, "rank": group["rank"][:given] if given > 1 else [], "score": scores[:given] if scores else None}
+
+
 def _write_ranked(units: "Dataset", shards: Sequence[Path], out: Path, on_rows: OnRows) -> None:
     with plain_errors(SAMPLING_ACTOR):
         for batch in units.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
             for unit in read_units(batch):
                 shard = shards[unit["start"]]
-                table = pa.Table.from_pylist(unit["groups"], schema=GROUP_SCHEMA)
+                schema = SCORED_GROUP_SCHEMA if "score" in pq.read_schema(shard).names else GROUP_SCHEMA
+                table = pa.Table.from_pylist(unit["groups"], schema=schema)
                 write_table(out / shard.name, table.replace_schema_metadata(pq.read_schema(shard).metadata))
                 on_rows(len(table))

@@ -17,7 +17,7 @@ from cpo_ray.objective.architectures import layout_of
 from cpo_ray.objective.attention import use_tree_attention
 from cpo_ray.objective.check import NotComputable, choose_groups, fall_back, first_not_finite, level_of, settle_layout
 from cpo_ray.objective.logprobs import candidate_logps, gold_logits
-from cpo_ray.objective.packing import pack_groups
+from cpo_ray.objective.packing import fill_up, pack_groups
 from cpo_ray.records import Group
 from cpo_ray.sampling.negatives.meanfield import MeanfieldDraw, meanfield_draws, meanfield_negatives, union_positions
 from cpo_ray.sampling.units import Unit, add_candidates, add_work, read_units, sort_candidates, write_units
@@ -127,9 +127,12 @@ def score(model: PreTrainedModel, groups: list[Group]) -> None:
         sort_candidates(group)
     costs = [(len(g["prompt_ids"]) + sum(map(len, g["candidate_ids"]))) / BATCH_TOKENS for g in groups]
     for rows in batch_by_cost(costs, 1.0):
-        packed = pack_groups([groups[r]["prompt_ids"] for r in rows], [groups[r]["candidate_ids"] for r in rows])
+        packed = pack_groups(
+            [groups[r]["prompt_ids"] for r in rows], fill_up([groups[r]["candidate_ids"] for r in rows])
+        )
         logps_BK = candidate_logps(model, packed.to(model.device)).tolist()
-        for r, logps in zip(rows, logps_BK, strict=True):
+        for r, filled_logps in zip(rows, logps_BK, strict=True):
+            logps = filled_logps[: len(groups[r]["candidate_ids"])]
             for logp, kind, candidate in zip(
                 logps, groups[r]["candidate_kind"], groups[r]["candidate_ids"], strict=True
             ):
@@ -161,18 +164,21 @@ def measure_spread(model: PreTrainedModel, groups: list[Group], microbatch: int)
 
     `ref_logps` must be set. Some packings give the same bits, because their kernels sum in the same order: hence two.
     """
-    scored_BK = torch.tensor([group["ref_logps"] for group in groups])
+    most = max(len(group["ref_logps"]) for group in groups)
+    scored_BK = torch.tensor(
+        [[*logps, *logps[:1] * (most - len(logps))] for logps in (group["ref_logps"] for group in groups)]
+    )
     spreads = [(_logps_in_batches(model, groups, size) - scored_BK).abs() for size in (1, microbatch)]
     for group, spread in zip(groups, max(spreads, key=lambda s: float(s.square().sum())).tolist(), strict=True):
-        group["ref_spread"] = spread
+        group["ref_spread"] = spread[: len(group["ref_logps"])]
 
 
 def _logps_in_batches(model: PreTrainedModel, groups: list[Group], size: int) -> torch.Tensor:
     """(B, K) nats, computed `size` groups at a time."""
-    logps = []
+    logps, candidates = [], fill_up([group["candidate_ids"] for group in groups])
     for start in range(0, len(groups), size):
         part = groups[start : start + size]
-        packed = pack_groups([group["prompt_ids"] for group in part], [group["candidate_ids"] for group in part])
+        packed = pack_groups([group["prompt_ids"] for group in part], candidates[start : start + size])
         logps.append(candidate_logps(model, packed.to(model.device)).cpu())
     return torch.cat(logps)
 

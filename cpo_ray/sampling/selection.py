@@ -117,6 +117,8 @@ def _faults(config: RunConfig, eos: int) -> dict[str, Fault]:
         faults["one-token response, which has no truncation negative"] = lambda table: (
             text_tokens(table) < MINIMUM_TOKENS
         )
+    if config.data.has_answers and not config.sampling.negatives.total:
+        faults["no second answer, and no negatives are configured"] = lambda table: _lengths(table, "answer_ids") == 0
     return faults
 
 

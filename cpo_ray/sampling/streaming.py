@@ -17,7 +17,7 @@ from cpo_ray.artifacts import STATS, Summary, write_json, write_table
 from cpo_ray.cluster.raydata import LOGICAL_CPUS, plain_errors
 from cpo_ray.config import RunConfig
 from cpo_ray.inference.policy_snapshots import PolicySnapshots
-from cpo_ray.records import GROUP_SCHEMA, Group
+from cpo_ray.records import GROUP_SCHEMA, SCORED_GROUP_SCHEMA, Group
 from cpo_ray.sampling.actor_pools import SAMPLING_ACTOR, with_absolute_paths
 from cpo_ray.sampling.dataset import finished_units
 from cpo_ray.sampling.groups import prepare
@@ -136,7 +136,8 @@ def write_recorded(stream: Stream, out: Path) -> Summary:
     counts = DrawCounts()
     for unit in units:
         counts.add(unit["work"])
-    groups = pa.Table.from_pylist([group for unit in units for group in unit["groups"]], schema=GROUP_SCHEMA)
+    schema = SCORED_GROUP_SCHEMA if stream.config.data.has_answers else GROUP_SCHEMA
+    groups = pa.Table.from_pylist([group for unit in units for group in unit["groups"]], schema=schema)
     write_table(out / "part-00000.parquet", with_metadata(groups, counts.redraws, stream.reference.eos))
     write_selected(ray.get(stream.table), out)
     stats = count_candidates([groups], counts.speeds)

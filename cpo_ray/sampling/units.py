@@ -11,13 +11,15 @@ from typing import Any, TypedDict
 import pyarrow as pa
 
 from cpo_ray.config import SamplingConfig
-from cpo_ray.records import CANDIDATE_KINDS, GROUP_SCHEMA, Group, Tokens
+from cpo_ray.records import ANSWER, CANDIDATE_KINDS, NEGATIVE_KINDS, SCORED_GROUP_SCHEMA, Group, Tokens
 from cpo_ray.sampling.negatives.batch import distinct
 from cpo_ray.sampling.negatives.context import NegativeContext
 from cpo_ray.sampling.negatives.registry import Draw, Limits, draw_kind
 
 UNHELPFUL = "unhelpful"  # the kind, and the column of the selected rows with these negatives, which are made first
 UNHELPFUL_REDRAWS = "unhelpful_redraws"  # the column with the number of answers thrown away
+ORDER = (CANDIDATE_KINDS[0], ANSWER, *NEGATIVE_KINDS)  # of the kinds in a group
+ANSWERS = ("answer_ids", "answer_rank", "answer_score")  # columns of the selected rows with the answers of the data
 COLUMNS = ["id", "prompt", "prompt_ids", "response", "response_ids"]
 
 
@@ -48,7 +50,7 @@ UNIT_SCHEMA = pa.schema(
         ("start", pa.int64()),
         ("seed", pa.int64()),
         ("policy", pa.string()),
-        ("groups", pa.list_(pa.struct(list(GROUP_SCHEMA)))),
+        ("groups", pa.list_(pa.struct(list(SCORED_GROUP_SCHEMA)))),
         ("work", pa.list_(WORK_SCHEMA)),
     ]
 )
@@ -92,13 +94,15 @@ def draw_unit(
     negatives, ConfigError for a kind that returns an invalid negative.
     """
     first, start, stop = window(len(table), start, config.batch_rows)
-    columns = [*COLUMNS, *(name for name in (UNHELPFUL, UNHELPFUL_REDRAWS) if name in table.column_names)]
+    columns = [*COLUMNS, *(name for name in (UNHELPFUL, UNHELPFUL_REDRAWS, *ANSWERS) if name in table.column_names)]
     rows = table.select(columns).slice(first, stop - first).to_pylist()
     responses = distinct(row["response_ids"] for row in rows)
     unit = empty_unit(start, seed)
     for row in rows[start - first :]:
         context = _context(row, responses, limits.eos)
         group = _new_group(context)
+        if ANSWERS[0] in row:
+            _add_answers(group, row)
         if UNHELPFUL in row:
             add_candidates(group, UNHELPFUL, row[UNHELPFUL])
             tokens = sum(map(len, row[UNHELPFUL]))
@@ -131,7 +135,10 @@ def add_work(unit: Unit, kind: str, *, redraws: int, tokens: int, seconds: float
 
 
 def sort_candidates(group: Group) -> None:
-    """Sort candidates by kind: the gold, the shipped kinds, the user's kinds by name. Candidates of a kind keep their order."""
+    """Sort candidates by kind: the gold, other answers of the data, the shipped kinds, the user's kinds by name.
+
+    Candidates of a kind keep their order.
+    """
     order = sorted(range(len(group["candidate_kind"])), key=lambda k: kind_order(group["candidate_kind"][k]))
     group["candidate_kind"] = [group["candidate_kind"][k] for k in order]
     group["candidate_ids"] = [group["candidate_ids"][k] for k in order]
@@ -139,7 +146,14 @@ def sort_candidates(group: Group) -> None:
 
 def kind_order(kind: str) -> tuple[int, str]:
     """Sort key of a kind among the candidates of a group."""
-    return (CANDIDATE_KINDS.index(kind) if kind in CANDIDATE_KINDS else len(CANDIDATE_KINDS)), kind
+    return (ORDER.index(kind) if kind in ORDER else len(ORDER)), kind
+
+
+def _add_answers(group: Group, row: dict[str, Any]) -> None:
+    """Add the other answers that the data ranks. Their ranks and scores stand before those of candidates to come."""
+    add_candidates(group, ANSWER, row["answer_ids"])
+    group["rank"] = [0, *row["answer_rank"]] if row["answer_rank"] else []
+    group["score"] = row["answer_score"]
 
 
 def _draw(
@@ -184,4 +198,5 @@ def _new_group(context: NegativeContext) -> Group:
         "rank": [],
         "ref_logps": [],
         "ref_spread": None,
+        "score": None,
     }

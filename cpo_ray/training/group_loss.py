@@ -21,10 +21,11 @@ class Candidates:
     """What a loss reads of the groups of a microbatch besides the policy's log-probs, (B, K) each."""
 
     ref_logps_BK: Tensor  # nats, summed over the continuation's tokens
-    ranks_BK: Tensor  # a permutation of 0..K-1 per prompt
+    ranks_BK: Tensor  # how many candidates are better: a permutation of 0..K-1 per prompt, unless some tie
     valid_BK: Tensor  # bool
     lengths_BK: Tensor  # tokens
     rewards_BK: Tensor | None  # higher is better; None if the loss reads none
+    ties: bool = False  # whether candidates may have equal ranks
 
 
 def group_loss(objective: ObjectiveConfig, policy_BK: Tensor, candidates: Candidates) -> Tensor:
@@ -41,6 +42,7 @@ def group_loss(objective: ObjectiveConfig, policy_BK: Tensor, candidates: Candid
             valid_BK,
             lengths_BK,
             objective.label_smoothing,
+            ties=candidates.ties,
         )
     if objective.loss == "simpo":
         return simpo_loss(
@@ -73,7 +75,9 @@ def initial_loss(objective: ObjectiveConfig, policy_BK: Tensor, candidates: Cand
     """
     count, valid_BK = len(policy_BK), candidates.valid_BK
     if objective.loss == "cpo":
-        return torch.tensor(initial_cpo_loss(valid_BK, ranked=objective.ranked) * count, dtype=torch.float64)
+        tied_BK = candidates.ranks_BK if candidates.ties else None
+        expected = initial_cpo_loss(valid_BK, ranked=objective.ranked, tied_ranks_BK=tied_BK)
+        return torch.tensor(expected * count, dtype=torch.float64)
     if objective.loss == "lipo":
         labels_BK = _rewards(candidates) / objective.score_temperature
         scores_BK = implicit_rewards(objective, policy_BK, candidates)

@@ -8,12 +8,22 @@ from typing import Any, Protocol
 import torch.distributed as dist
 
 from cpo_ray.errors import ClusterError, CpoRayError, TrainingError
-from cpo_ray.records import Group
+from cpo_ray.records import SCORE, Group
 from cpo_ray.training.batch_order import BatchOrder
 from cpo_ray.training.rows import TrainingRows
 from cpo_ray.training.task import GroupStream, Refusal, Task
 
-COLUMNS = ("id", "prompt_ids", "candidate_ids", "candidate_kind", "rank", "similarity", "ref_logps", "ref_spread")
+COLUMNS = (
+    "id",
+    "prompt_ids",
+    "candidate_ids",
+    "candidate_kind",
+    "rank",
+    "similarity",
+    "ref_logps",
+    "ref_spread",
+    SCORE.name,
+)
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,11 @@ def _cpo(
     ranks_BK = torch.from_numpy(rows.ranks[microbatch]).to(device)
     # A candidate that equals the gold carries no information, and harms a ranking: mask it.
     valid_BK = torch.tensor([[k == 0 or c != group[0] for k, c in enumerate(group)] for group in groups], device=device)
+    if rows.has_ties and objective.gold_against_rest:  # an answer as good as the gold is no negative
+        valid_BK[:, 1:] &= ranks_BK[:, 1:] > 0
     lengths_BK = torch.tensor([[len(c) for c in group] for group in groups], device=device)
     rewards_BK = None if rows.rewards is None else torch.from_numpy(rows.rewards[microbatch]).to(device)
-    candidates = Candidates(ref_BK, ranks_BK, valid_BK, lengths_BK, rewards_BK)
+    candidates = Candidates(ref_BK, ranks_BK, valid_BK, lengths_BK, rewards_BK, rows.has_ties)
 
     def contrast(logps_BK: Tensor) -> Tensor:
         return group_loss(objective, logps_BK, candidates)

@@ -6,21 +6,24 @@ from typing import Any
 import numpy as np
 
 from cpo_ray.config import ObjectiveConfig
-from cpo_ray.records import SCORE
+from cpo_ray.records import CANDIDATE_KINDS, SCORE
 from cpo_ray.training.task import Refusal
+
+GOLD = CANDIDATE_KINDS[0]
 
 
 def read_rewards(columns: dict[str, list[Any]], objective: ObjectiveConfig) -> np.ndarray | None:
     """(rows, K) float32, higher is better; None if the loss reads none. Raises Refusal for scores that cannot be trained on.
 
-    columns: of groups, `id` and what `objective.scores` names. By rank: 1 for rank 0 to 0 for rank K - 1, in equal steps.
+    columns: of groups, `id`, `candidate_kind` and what `objective.scores` names. By rank: 1 for rank 0 to 0 for rank K - 1, in
+    equal steps. K is the group's own, without the copies of the gold that fill it up.
     """
     if not objective.rewarded:
         return None
     ids = columns["id"]
     if objective.scores == "rank":
-        ranks = group_matrix(columns["rank"], ids, "ranks")
-        return (1 - ranks / max(1, ranks.shape[1] - 1)).astype(np.float32)
+        worst = np.array([[max(1, sum(kind != GOLD for kind in kinds))] for kinds in columns["candidate_kind"]])
+        return (1 - group_matrix(columns["rank"], ids, "ranks") / worst).clip(min=0).astype(np.float32)
     name = SCORE.name if objective.scores == "given" else "similarity"
     values = columns.get(name) or [None] * len(ids)
     missing: np.ndarray = np.array([row is None or None in row for row in values])

@@ -11,6 +11,7 @@ from cpo_ray.artifacts import read_table
 from cpo_ray.objective.cost import GroupSize, measure_group
 from cpo_ray.objective.noise import scoring_noise
 from cpo_ray.records import Tokens
+from cpo_ray.training.filled_groups import fill_groups
 from cpo_ray.training.rewards import group_matrix, name_rows, read_rewards
 from cpo_ray.training.task import Refusal, Task
 
@@ -23,7 +24,7 @@ class TrainingRows:
     prompts: list[Tokens]
     candidates: list[list[Tokens]]
     kinds: list[list[str]]
-    ranks: np.ndarray  # (rows, K); (rows, 0) for MLE, which needs none
+    ranks: np.ndarray  # (rows, K) how many candidates are better; (rows, 0) for MLE, which needs none
     ref_logps: np.ndarray  # the same shape, nats
     noise: float | None = None  # of the scores, measured in sampling, nat per sqrt(token); None if it was not
     rewards: np.ndarray | None = None  # (rows, K) float32, higher is better; None if the loss reads none
@@ -43,7 +44,12 @@ class TrainingRows:
 
     @classmethod
     def from_groups(cls, columns: dict[str, list[Any]], task: Task) -> "TrainingRows":
-        """Groups, column by column. Raises Refusal for groups that cannot be trained on."""
+        """Groups, column by column. Raises Refusal for groups that cannot be trained on.
+
+        Ranked answers make groups of different K; the shorter ones are filled up (`fill_groups`).
+        """
+        spreads, scored = columns.get("ref_spread"), columns["candidate_ids"]
+        columns = fill_groups(columns)
         rows = cls(
             columns["id"],
             columns["prompt_ids"],
@@ -51,7 +57,7 @@ class TrainingRows:
             columns["candidate_kind"],
             group_matrix(columns["rank"], columns["id"], "ranks"),
             group_matrix(columns["ref_logps"], columns["id"], "reference log-probs").astype(np.float32),
-            scoring_noise(columns["ref_spread"], columns["candidate_ids"]) if "ref_spread" in columns else None,
+            None if spreads is None else scoring_noise(spreads, scored),
             None if task.objective is None else read_rewards(columns, task.objective),
         )
         rows.check_scores()
@@ -68,18 +74,26 @@ class TrainingRows:
         """Mean length of the golds in tokens, EOS included."""
         return sum(len(group[0]) for group in self.candidates) / len(self.candidates)
 
+    @cached_property
+    def has_ties(self) -> bool:
+        """Whether some candidates of a group are equally good."""
+        return bool((np.sort(self.ranks, axis=1) != np.arange(self.ranks.shape[1])).any())
+
     def check_scores(self) -> None:
-        """Raise Refusal unless reference scores are finite and ranks are permutations with the gold first."""
+        """Raise Refusal unless reference scores are finite and ranks count the better candidates, none for the gold."""
         not_finite = ~np.isfinite(self.ref_logps).all(axis=1)
         if not_finite.any():
             raise Refusal(
                 f"reference log-probs are not finite in rows {self._names(not_finite)}: make the groups again"
             )
         k = self.ranks.shape[1]
-        invalid = (np.sort(self.ranks, axis=1) != np.arange(k)).any(axis=1) | (self.ranks[:, 0] != 0)
+        ordered = np.sort(self.ranks, axis=1)
+        first = np.array([np.searchsorted(row, row) for row in ordered]).reshape(ordered.shape)  # the first of each tie
+        invalid = (ordered != first).any(axis=1) | (self.ranks[:, 0] != 0)
         if invalid.any():
             raise Refusal(
-                f"ranks must be a permutation of 0..{k - 1} with the gold first; they are not in rows {self._names(invalid)}"
+                f"ranks must be a permutation of 0..{k - 1} with the gold first, or count the better candidates if some tie; "
+                f"they do not in rows {self._names(invalid)}"
             )
 
     def check_lengths(self, row_tokens: int | None) -> None:

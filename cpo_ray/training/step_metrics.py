@@ -53,6 +53,9 @@ class StepSums:
         """One microbatch of groups. loss_B: from `group_loss`. kinds: of each row's candidates. microbatch: row numbers."""
         size, valid_BK, ranks_BK = len(microbatch), candidates.valid_BK, candidates.ranks_BK
         drift_BK = policy_BK - candidates.ref_logps_BK
+        copies = sum(names.count(GOLD) - 1 for names in kinds)  # they fill up groups that have fewer candidates
+        worse_BK = valid_BK & (ranks_BK > 0) if candidates.ties else valid_BK.clone()  # than the gold, and itself
+        worse_BK[:, 0] = True
         scores_BK = objective.beta * drift_BK
         if objective.loss != "cpo":
             scores_BK = implicit_rewards(objective, policy_BK, candidates)
@@ -62,11 +65,11 @@ class StepSums:
             expected_loss=initial_loss(objective, policy_BK, candidates),
             gold_logp=policy_BK[:, 0].sum(),
             gold_drift=drift_BK[:, 0].sum(),
-            gold_first=gold_first(scores_BK, valid_BK).sum(),
+            gold_first=gold_first(scores_BK, worse_BK).sum(),
             rank_accuracy=rank_accuracy(scores_BK, ranks_BK, valid_BK).sum(),
-            margin=reward_margin(scores_BK, valid_BK).sum(),
-            with_negatives=valid_BK[:, 1:].any(dim=1).sum(),
-            masked=(~valid_BK).sum(),
+            margin=reward_margin(scores_BK, worse_BK).sum(),
+            with_negatives=worse_BK[:, 1:].any(dim=1).sum(),
+            masked=(~valid_BK).sum() - copies,
         )
         for kind in self.kinds:
             of_kind_BK = torch.tensor([[name == kind for name in names] for names in kinds], device=policy_BK.device)

@@ -74,9 +74,14 @@ def test_similarities_do_not_depend_on_the_units_that_came_before():
         ranker = Ranker.__new__(Ranker)
         ranker.embedder = load_embedder("minilm", "cpu")
         ranker.tokenizer = SimpleNamespace(batch_decode=lambda ids, skip_special_tokens: ids)
-        groups = {unit: {"candidate_ids": texts[unit]} for unit in order}
+        groups = {unit: {"candidate_ids": texts[unit], "rank": [], "score": None} for unit in order}
         for unit in order:
             ranker._rank([groups[unit]])
         return [groups[unit]["similarity"] for unit in range(3)]
 
     assert ranked([0, 1, 2]) == ranked([2, 1, 0]) == ranked([1, 0, 2])
+
+
+def test_ranks_of_the_data_stay_and_negatives_are_worse_than_all_its_answers():
+    assert rank_by_similarity([1.0, 0.2, 0.9, 0.3, 0.8], [0, 0, 2]) == [0, 0, 2, 4, 3]
+    assert rank_by_similarity([1.0, 0.2, 0.9], [0, 1, 1]) == [0, 1, 1]

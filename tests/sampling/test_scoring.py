@@ -182,3 +182,16 @@ def test_a_reference_that_cannot_be_scored_is_refused(model):
 def test_batches_stay_within_the_budget_and_contain_every_index():
     assert list(batch_by_cost([0.5, 2.0, 0.25, 0.4, 0.3], 1.0)) == [[2, 4, 3], [0], [1]]
     assert list(batch_by_cost([], 1.0)) == []
+
+
+def test_groups_of_different_k_are_scored_like_each_alone(model):
+    """Ranked answers of the data make such groups. Shorter ones are filled up while they are packed."""
+    groups = make_groups(rows=4)
+    for group in groups[::2]:
+        group["candidate_kind"], group["candidate_ids"] = ["gold", "answer"], group["candidate_ids"][:2]
+    score(model, groups)
+    for group in groups:
+        expected = [plain_logp(model, group["prompt_ids"], candidate) for candidate in group["candidate_ids"]]
+        assert group["ref_logps"] == pytest.approx(expected, abs=1e-4)
+    measure_spread(model, groups, 2)
+    assert [len(group["ref_spread"]) for group in groups] == [2, 4, 2, 4]

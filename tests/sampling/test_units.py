@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cpo_ray.config import RunConfig
 from cpo_ray.errors import DataError
+from cpo_ray.records import RANKED_EXAMPLE_SCHEMA
+from cpo_ray.sampling.reranking import without_ranks
 from cpo_ray.sampling.selection import select_rows
 from cpo_ray.sampling.units import add_candidates, read_units, sort_candidates, windows, write_units
 from tests.sampling.example_rows import EOS, draw, make_config, make_table, responses
@@ -91,3 +94,53 @@ def test_candidates_are_sorted_by_kind_and_keep_their_order_within_a_kind():
     assert group["candidate_ids"][1:3] == [[8, 8, EOS], [8, EOS]]
     for tokens, kind in zip(group["candidate_ids"], group["candidate_kind"], strict=True):
         assert before.get(tuple(tokens), kind) == kind
+
+
+def ranked_table():
+    """Rows with two other answers, the first as good as the response; the last row has one, and no scores."""
+    rows = make_table(responses(9)).to_pylist()
+    other = [[40, 41, EOS], [42, EOS]]
+    for row in rows:
+        row |= {"answer_text": ["a", "b"], "answer_ids": other, "answer_rank": [0, 2], "answer_score": [2.0, 2.0, 0.5]}
+    rows[8] |= {"answer_text": ["a"], "answer_ids": other[:1], "answer_rank": [1], "answer_score": None}
+    return pa.Table.from_pylist(rows, schema=RANKED_EXAMPLE_SCHEMA)
+
+
+def test_answers_of_the_data_come_before_the_negatives_with_their_ranks_and_scores():
+    for negatives, kinds in (({}, []), ({"batch": 1, "truncation": 1}, ["batch", "truncation"])):
+        # meanfield negatives are drawn by the scorer
+        counts = {"batch": 0, "meanfield": 1, "truncation": 0} | negatives
+        config = make_config(negatives=counts)
+        unit = draw(ranked_table(), 8, config)
+        (last,) = unit["groups"]
+        first, *_ = draw(ranked_table(), 0, config)["groups"]
+        sort_candidates(first)
+        assert first["candidate_kind"] == ["gold", "answer", "answer", *kinds]
+        assert first["candidate_ids"][1:3] == [[40, 41, EOS], [42, EOS]]
+        assert (first["rank"], first["score"]) == ([0, 0, 2], [2.0, 2.0, 0.5])
+        assert (last["rank"], last["score"]) == ([0, 1], None)
+        assert read_units(write_units([unit])) == [unit]
+
+
+def test_groups_are_ranked_again_without_the_ranks_of_their_negatives():
+    group = {"candidate_kind": ["gold", "answer", "batch"], "rank": [0, 1, 2], "score": [2.0, 1.0, None]}
+    assert without_ranks(group) == group | {"rank": [0, 1], "score": [2.0, 1.0]}
+    plain = {"candidate_kind": ["gold", "batch", "batch"], "rank": [0, 2, 1]}
+    assert without_ranks(plain) == plain | {"rank": [], "score": None}
+
+
+def test_a_row_without_another_answer_needs_negatives():
+    table = ranked_table()
+    place = table.schema.get_field_index("answer_ids")
+    table = table.set_column(
+        place, table.schema.field(place), pa.array([[[4, EOS]]] * 8 + [[]], table.schema.field(place).type)
+    )
+    sizes = {"max_response_tokens": 8, "max_prompt_tokens": 8}
+    data = {"source": "preferences", "path": "x", **sizes, "on_bad_row": "quarantine"}
+    tree = {"name": "x", "data": data, "model": {"context": 32}}
+    config = RunConfig.model_validate(tree)
+    assert select_rows(table, config, context=32, eos=EOS).left_out == {
+        "no second answer, and no negatives are configured": 1
+    }
+    config = RunConfig.model_validate(tree | {"sampling": {"negatives": {"meanfield": 1}}})
+    assert select_rows(table, config, context=32, eos=EOS).left_out == {}

@@ -29,11 +29,13 @@ OBJECTIVES = {
 }
 REF = torch.tensor([[-10.0, -12.0, -9.0, -30.0], [-20.0, -18.0, -22.0, -5.0]])
 RANKS = np.array([[0, 2, 1, 3], [0, 1, 2, 3]])
+KINDS = ["gold", *["batch"] * 3]
+COLUMNS = {"id": ["a", "b"], "rank": RANKS.tolist(), "candidate_kind": [KINDS] * 2}
 GROUP = [[5, 6, 0], [7, 0], [8, 9, 9, 0], [5, 0]]
 
 
 def candidates(valid=None):
-    rewards = torch.from_numpy(read_rewards({"id": ["a", "b"], "rank": RANKS.tolist()}, OBJECTIVES["lipo"]))
+    rewards = torch.from_numpy(read_rewards(COLUMNS, OBJECTIVES["lipo"]))
     everyone = torch.ones(2, K, dtype=torch.bool)
     lengths = torch.tensor([[len(c) for c in GROUP]] * 2)
     return Candidates(REF, torch.from_numpy(RANKS), everyone if valid is None else valid, lengths, rewards)
@@ -53,10 +55,10 @@ class Engine:
 
 def take_step(objective, drift=0.0):
     """The loss, its gradient, the metrics and the check of a first step."""
-    kinds, task = ["gold", *["batch"] * 3], make_task(Path("world"), objective=objective)
-    rewards = read_rewards({"id": ["a", "b"], "rank": RANKS.tolist()}, objective)
+    task = make_task(Path("world"), objective=objective)
+    rewards = read_rewards(COLUMNS, objective)
     rows = TrainingRows(
-        ["a", "b"], [[1, 2]] * 2, [GROUP] * 2, [kinds] * 2, RANKS, REF.numpy().astype(np.float32), None, rewards
+        ["a", "b"], [[1, 2]] * 2, [GROUP] * 2, [KINDS] * 2, RANKS, REF.numpy().astype(np.float32), None, rewards
     )
     engine, sums = Engine(drift), StepSums(torch.device("cpu"), ["gold", "batch"])
     loss = microbatch_loss(engine, rows, [0, 1], task, 0, 1.0, sums)
@@ -66,7 +68,7 @@ def take_step(objective, drift=0.0):
         loss.item(),
         gradient_BK,
         step_metrics(totals, objective),
-        first_step(totals, Batch(rows, [0, 1], kinds), task),
+        first_step(totals, Batch(rows, [0, 1], KINDS), task),
     )
 
 
@@ -136,7 +138,8 @@ def test_the_tolerance_grows_with_what_can_round():
 
 
 def test_rewards_by_rank_similarity_and_score():
-    columns = {"id": ["a"], "rank": [[0, 3, 1, 2]], "similarity": [[1.0, -0.2, 0.9, 0.5]], "score": [[7, 1, 5, 5]]}
+    columns = {"id": ["a"], "candidate_kind": [KINDS], "rank": [[0, 3, 1, 2]]}
+    columns |= {"similarity": [[1.0, -0.2, 0.9, 0.5]], "score": [[7, 1, 5, 5]]}
     found = {
         which: read_rewards(columns, ObjectiveConfig(loss="infonca", scores=which))
         for which in ("rank", "similarity", "given")
@@ -145,6 +148,12 @@ def test_rewards_by_rank_similarity_and_score():
     assert found["similarity"].tolist() == [pytest.approx([1.0, -0.2, 0.9, 0.5])]
     assert found["given"].tolist() == [[7, 1, 5, 5]]
     assert read_rewards(columns, ObjectiveConfig()) is None
+
+
+def test_rewards_by_rank_are_from_1_to_0_in_a_group_with_fewer_candidates_too():
+    """The last of four fills up a group of three, two of which tie."""
+    columns = {"id": ["a"], "candidate_kind": [["gold", "answer", "answer", "gold"]], "rank": [[0, 0, 2, 3]]}
+    assert read_rewards(columns, ObjectiveConfig(loss="infonca")).tolist() == [[1, 1, 0, 0]]
 
 
 def test_scores_that_cannot_be_trained_on_are_refused_with_the_rows():

@@ -15,6 +15,7 @@ from cpo_ray.training.rows import TrainingRows
 from cpo_ray.training.signals import Signals
 from cpo_ray.training.task import Refusal
 from cpo_ray.training.validation import validate
+from tests.training.test_rows import first_three
 from tests.training.world import make_task, write_groups
 
 pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.e2e]
@@ -51,6 +52,25 @@ def test_the_first_step_of_cpo(plain):
     assert last["rank_accuracy"] > 0.5
     assert last["memory_gib"] > 0.05
     assert "mfu" not in last  # a CPU's peak is not known
+
+
+def test_groups_of_different_k_with_ties_start_at_the_expected_loss(world, tmp_path):
+    """Every other group has three candidates, the last two of which tie: log 3 for it, log 7! for the others."""
+
+    def change(rows):
+        return [first_three(row) if n % 2 else row for n, row in enumerate(rows)]
+
+    write_groups(world / "tied", tmp_path / "groups", change=change)
+    for objective, short in ((ObjectiveConfig(), math.log(3)), (ObjectiveConfig(ranked=False), math.log(3))):
+        task = make_task(
+            world, groups=tmp_path / "groups", workers=1, steps=4, prompts_per_step=32, objective=objective
+        )
+        metrics, _ = run(task)
+        long = math.lgamma(8) if objective.ranked else math.log(7)
+        assert metrics[0]["loss"] == pytest.approx((long + short) / 2, abs=1e-3)
+        assert metrics[0]["expected_loss"] == pytest.approx((long + short) / 2)
+        assert metrics[0]["masked"] == 16  # without the copies that fill the short groups
+        assert metrics[-1]["loss"] < metrics[0]["loss"]
 
 
 def test_in_bf16_the_first_loss_passes_the_check_and_then_falls(world, tmp_path):

@@ -49,3 +49,17 @@ def test_kl_is_estimated_on_samples_of_the_reference_alone():
     groups = ([FIRST, SECOND], [BOTH, BOTH])
     assert metrics_of(groups)["kl"] == pytest.approx(-0.25)
     assert "kl" not in metrics_of(groups, sampled_from_step=10)
+
+
+def test_an_answer_as_good_as_the_gold_is_none_of_its_negatives():
+    """Drifts 1, 3, 0 with a tie of the first two: the gold is above the one worse answer, and the margin is 2 * (1 - 0)."""
+    sums = StepSums(torch.device("cpu"), ["gold", "answer"])
+    ref, ranks = torch.zeros(1, 4), torch.tensor([[0, 0, 2, 3]])
+    policy, valid = torch.tensor([[1.0, 3.0, 0.0, 1.0]]), torch.tensor([[True, True, True, False]])
+    kinds = [["gold", "answer", "answer", "gold"]]  # the last fills the group
+    candidates = Candidates(ref, ranks, valid, torch.ones(1, 4), None, ties=True)
+    sums.add_cpo(torch.zeros(1), policy, candidates, kinds, [0], OBJECTIVE)
+    metrics = step_metrics(dict(zip(sums.index, sums.sums.tolist(), strict=True)), OBJECTIVE)
+    assert (metrics["accuracy"], metrics["margin"], metrics["masked"]) == (1.0, 2.0, 0)
+    assert metrics["rank_accuracy"] == 1.0
+    assert metrics["negative_drift"] == {"answer": 1.5}

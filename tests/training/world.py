@@ -12,7 +12,7 @@ from cpo_ray.config import ModelConfig, ObjectiveConfig, TrainingConfig
 from cpo_ray.objective.logprobs import candidate_logps
 from cpo_ray.objective.packing import pack_groups
 from cpo_ray.objective.pretrained import load_model
-from cpo_ray.records import GROUP_SCHEMA
+from cpo_ray.records import GROUP_SCHEMA, SCORED_GROUP_SCHEMA
 from cpo_ray.training.models import initialize_model
 from cpo_ray.training.task import Task
 from tests.objective.conftest import random_groups
@@ -59,7 +59,9 @@ def write_groups(model, folder, *, change=lambda rows: rows, precision="fp32"):
         }
         for i, (prompt, group, logp) in enumerate(zip(prompts, candidates, logps.tolist(), strict=True))
     ]
-    write_table(folder / "part-00000.parquet", pa.Table.from_pylist(change(rows), schema=GROUP_SCHEMA))
+    changed = change(rows)
+    schema = SCORED_GROUP_SCHEMA if any("score" in row for row in changed) else GROUP_SCHEMA
+    write_table(folder / "part-00000.parquet", pa.Table.from_pylist(changed, schema=schema))
 
 
 def make_task(world, *, head="tied", groups=None, objective=None, validation=None, **settings):

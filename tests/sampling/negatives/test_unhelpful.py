@@ -4,7 +4,7 @@ import pytest
 
 from cpo_ray.artifacts import Journal
 from cpo_ray.errors import ConfigError
-from cpo_ray.records import GROUP_SCHEMA
+from cpo_ray.records import SCORED_GROUP_SCHEMA
 from cpo_ray.sampling.negatives.unhelpful import TEMPLATE
 from tests.flaky_server import KEY, serve_flaky
 from tests.sampling.example_rows import EOS, draw, encode
@@ -39,7 +39,7 @@ def test_answers_become_candidates_of_the_groups(tmp_path):
         assert group["candidate_ids"][1:3] == drawn
         assert all(tokens[:3] == encode(response[1:4])[:-1] and tokens[-1] == EOS for tokens in drawn)
         assert drawn[0] != drawn[1]
-    assert set(group) == set(GROUP_SCHEMA.names)
+    assert set(group) == set(SCORED_GROUP_SCHEMA.names)
 
 
 def test_no_request_is_paid_for_twice_and_failures_do_not_change_the_result(tmp_path):
