@@ -1,4 +1,4 @@
-"""Types and Arrow schemas of the rows that pass between the stages, and which responses end with EOS.
+"""Types and Arrow schemas of the rows that pass between the stages, which responses end with EOS, and an adapter's files.
 
 Shape legend, used as suffixes throughout:
     B prompts of a batch    K candidates of a group    T tokens    V vocabulary    D hidden size
@@ -17,6 +17,9 @@ Tokens = list[int]  # token ids, in order
 CandidateKind = Literal["gold", "autoregressive", "greedy", "batch", "meanfield", "truncation", "unhelpful"]
 CANDIDATE_KINDS: tuple[str, ...] = get_args(CandidateKind)
 NEGATIVE_KINDS = CANDIDATE_KINDS[1:]
+
+ADAPTER = "adapter"  # folder of a model directory: its adapter in peft's format, beside merged weights or without them
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's names of the files in it
 
 
 class Example(TypedDict):
