@@ -1,4 +1,4 @@
-"""Types and Arrow schemas of the rows that pass between the stages, and which responses end with EOS.
+"""Types and Arrow schemas of the rows that pass between the stages, which responses end with EOS, and an adapter's files.
 
 Shape legend, used as suffixes throughout:
     B prompts of a batch    K candidates of a group    T tokens    V vocabulary    D hidden size
@@ -18,6 +18,9 @@ CandidateKind = Literal["gold", "autoregressive", "greedy", "batch", "meanfield"
 CANDIDATE_KINDS: tuple[str, ...] = get_args(CandidateKind)
 NEGATIVE_KINDS = CANDIDATE_KINDS[1:]
 ANSWER = "answer"  # the kind of a candidate that is no negative of ours: another answer that the data ranks
+
+ADAPTER = "adapter"  # folder of a model directory: its adapter in peft's format, beside merged weights or without them
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's names of the files in it
 
 
 class Example(TypedDict):

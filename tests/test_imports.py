@@ -46,6 +46,8 @@ GATES = {
     "deepspeed": {"training/deepspeed_engine.py"},
     "mauve": {"evaluation/mauve.py"},
     "harper": {"evaluation/grammar.py"},
+    "peft": {"objective/adapters.py"},
+    "bitsandbytes": {"objective/quantization.py"},
     "mwxml": {"data/wikidump.py"},
     "mwparserfromhell": {"data/wikitext.py"},
 }

@@ -79,9 +79,14 @@ def serve(
     if alphas:
         folders |= _merge_pair(list(folders.values()), alphas, merged)
     tokens = context or _shortest_context(list(folders.values()))
-    with redirect_output(log), _with_key_file(config.serving) as serving, ray_cluster(config.cluster) as ray:
+    with (
+        redirect_output(log),
+        _with_key_file(config.serving) as serving,
+        _whole_models(folders, merged) as whole,
+        ray_cluster(config.cluster) as ray,
+    ):
         ray.ensure()
-        _serve_until_signal(folders, serving, tokens, gpus)
+        _serve_until_signal(whole, serving, tokens, gpus)
 
 
 def name_models(models: Sequence[str]) -> dict[str, Path]:
@@ -108,6 +113,12 @@ def _merge_pair(folders: list[Path], alphas: list[float], out: Path) -> dict[str
         raise ConfigError(f"--alphas averages two models, the MLE and the CPO model, but MODELS names {len(folders)}")
     mle, cpo = folders
     return merge_alphas(mle, cpo, alphas, out)
+
+
+def _whole_models(folders: dict[str, Path], scratch: Path) -> contextlib.AbstractContextManager[dict[str, Path]]:
+    from cpo_ray.training.adapter_merging import whole_models
+
+    return whole_models(folders, scratch, lambda line: say(escape(line)))
 
 
 def _shortest_context(folders: list[Path]) -> int:

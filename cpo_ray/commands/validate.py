@@ -26,6 +26,8 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
         for line in (*map(str, found), *remark, *describe_run(counted)):
             say(escape(line))
         warn_about_recipe(resolved)
+        if resolved.adapter is not None and (lacking := _check_adapter(resolved)):
+            say(escape(lacking))
         if resolved.model.path is not None and (missing := _check_fit(resolved)):
             say(escape(missing))
         check_beginning(resolved.data, found)
@@ -37,3 +39,10 @@ def _check_fit(config: RunConfig) -> str | None:
     from cpo_ray.data.tokenization import load_tokenizer
 
     return check_model_fit(config, partial(load_tokenizer, local_only=True), local_only=True)
+
+
+def _check_adapter(config: RunConfig) -> str | None:
+    """Check targets and quantization. Returns a line about what this machine lacks and others may have."""
+    from cpo_ray.training.adapter_checks import check_adapter
+
+    return check_adapter(config)

@@ -4,6 +4,7 @@ The string under each key documents it; `docs/configuration.md` is generated fro
 out of bounds are errors that name the key; nothing is rounded or guessed.
 """
 
+from cpo_ray.config.adapter import AdapterConfig
 from cpo_ray.config.cluster import ClusterConfig
 from cpo_ray.config.data import ROW_SOURCES, DataConfig, PassagesConfig, TokenizerConfig
 from cpo_ray.config.evaluation import (
@@ -36,6 +37,7 @@ from cpo_ray.config.training import (
 __all__ = [
     "EXECUTION",
     "ROW_SOURCES",
+    "AdapterConfig",
     "ClusterConfig",
     "DataConfig",
     "DecodingConfig",

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from cpo_ray.config.adapter import AdapterConfig
 from cpo_ray.config.cluster import ClusterConfig
 from cpo_ray.config.data import DataConfig
 from cpo_ray.config.evaluation import GenerationConfig, JudgeConfig, MauveConfig, RewardConfig, TextMetricsConfig
@@ -33,6 +34,8 @@ class RunConfig(Section):
     """Every random draw is seeded by (seed, row id, kind, index)."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    adapter: AdapterConfig | None = None
+    """Train a low-rank adapter (LoRA) instead of all weights; `{}` takes the defaults. Default: all weights."""
     reference: TrainingConfig = TrainingConfig()
     """Stage `reference`: MLE from `model` (the paper: 2000 steps). Anneal it, or any continued training looks like a gain."""
     sampling: SamplingConfig = SamplingConfig()
@@ -86,6 +89,20 @@ class RunConfig(Section):
             raise ValueError("sampling.negatives: K = 1: at least one negative per prompt is needed (K >= 2)")
         if self.model.path is None and (excess := self.context_excess(self.model.context)):
             raise ValueError(f"{excess} exceeds model.context {self.model.context}")
+        self._check_sampling()
+        self._check_trainings()
+        if self.tuning.learning_rates:
+            self._check_tuning()
+        if self.rounds > 1:
+            self._check_rounds()
+        if self.adapter is not None and self.adapter.quantize is not None:
+            self._check_quantization(self.adapter.quantize)
+        unknown = [name for name in self.evaluated_models if name not in self.models]
+        if unknown:
+            raise ValueError(f"generation.models: there is no {unknown[0]!r}; this run makes {', '.join(self.models)}")
+        return self
+
+    def _check_sampling(self) -> None:
         size, key = self.sampling.batch_rows, "sampling.batch_rows"
         if self.sampling.stream:
             size, key = self.training.prompts_per_step, "training.prompts_per_step (sampling.stream)"
@@ -94,25 +111,16 @@ class RunConfig(Section):
                 f"sampling.negatives.batch {self.sampling.negatives.batch} needs more than that many rows to draw from, "
                 f"but {key} is {size}"
             )
-        self._check_trainings()
-        if self.tuning.learning_rates:
-            self._check_tuning()
-        if self.rounds > 1:
-            self._check_rounds()
-        if self.sampling.stream and self.objective.scores == "given":
-            raise ValueError(
-                "objective.scores: given needs groups with scores, and negatives that are sampled while training runs "
-                "(sampling.stream) have none: objective.scores: rank or similarity"
-            )
-        unknown = [name for name in self.evaluated_models if name not in self.models]
-        if unknown:
-            raise ValueError(f"generation.models: there is no {unknown[0]!r}; this run makes {', '.join(self.models)}")
         if self.sampling.shard_rows % self.sampling.batch_rows:
             raise ValueError(
                 f"sampling.shard_rows {self.sampling.shard_rows} is not a multiple of sampling.batch_rows "
                 f"{self.sampling.batch_rows}"
             )
-        return self
+        if self.sampling.stream and self.objective.scores == "given":
+            raise ValueError(
+                "objective.scores: given needs groups with scores, and negatives that are sampled while training runs "
+                "(sampling.stream) have none: objective.scores: rank or similarity"
+            )
 
     def context_excess(self, context: int) -> str | None:
         """The sum of the longest prompt and the longest response if it exceeds a model's `context` positions, or None."""
@@ -152,6 +160,11 @@ class RunConfig(Section):
             )
 
     def _check_rounds(self) -> None:
+        if self.adapter is not None and self.adapter.export == "adapter":
+            raise ValueError(
+                f"adapter.export adapter cannot be combined with rounds {self.rounds}: every round is sampled from the whole "
+                "model of the one before. adapter.export: merged writes the adapter too"
+            )
         if self.sampling.stream:
             raise ValueError(
                 f"rounds {self.rounds} cannot be combined with sampling.stream, which samples during one training: there, "
@@ -168,6 +181,19 @@ class RunConfig(Section):
                 f"validation split decides whether to go on. data.validation_rows is {self.data.validation_rows}. "
                 "rounds_stop.max_nll_increase: null goes on without this rule"
             )
+
+    def _check_quantization(self, quantize: str) -> None:
+        if self.model.path is None:
+            raise ValueError(
+                f"adapter.quantize {quantize} needs model.path: a model from random weights is trained whole, so its weights "
+                "cannot be frozen in 4 bits"
+            )
+        for section in ("reference", "training"):
+            if getattr(self, section).zero_stage == 3:
+                raise ValueError(
+                    f"adapter.quantize {quantize} cannot be combined with {section}.zero_stage 3, which would cut the 4-bit "
+                    f"blocks apart: use {section}.zero_stage 2"
+                )
 
     @property
     def mle_training(self) -> TrainingConfig:

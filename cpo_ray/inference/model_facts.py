@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpo_ray.artifacts.adapter_files import is_adapter_alone
 from cpo_ray.errors import ConfigError
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -31,6 +32,11 @@ def read_model_facts(path: str | Path, *, local_only: bool = False, key: str = "
     options: dict[str, Any] = {"local_files_only": local_only, "trust_remote_code": False}
     if is_local(path) and not Path(path).is_dir():
         raise ConfigError(f"{key}: there is no directory {path}")
+    if is_adapter_alone(Path(path)):
+        raise ConfigError(
+            f"{key} {path} holds an adapter without the weights of its base. Make the model again with adapter.export: merged, "
+            "or merge the two: merge_and_unload of peft"
+        )
     try:
         config: Any = AutoConfig.from_pretrained(path, **options).get_text_config()
     except (OSError, ValueError, KeyError) as error:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from cpo_ray.objective.quantization import count_numbers
 from cpo_ray.records import Tokens
 
 
@@ -54,7 +55,7 @@ def measure_group(prompt: Tokens, candidates: Sequence[Tokens]) -> GroupSize:
 def model_shape(model: PreTrainedModel) -> ModelShape:
     """FLOPs per token, pair and source of a decoder: every matrix but embeddings and head, then attention, then the head."""
     head = model.get_output_embeddings().weight
-    matrices = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and not _is_embedding(name))
+    matrices = sum(count_numbers(p) for name, p in model.named_parameters() if p.dim() == 2 and not _is_embedding(name))
     tied = model.get_input_embeddings().weight is head
     inner = matrices - (0 if tied else head.numel())
     config = model.config.get_text_config(decoder=True)

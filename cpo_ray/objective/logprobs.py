@@ -57,12 +57,13 @@ class EdgeLogProbs(torch.autograd.Function):
         return logp_E
 
     @staticmethod
-    def backward(ctx: Any, grad_E: Tensor) -> tuple[Tensor, Tensor, None, None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_E: Tensor) -> tuple[Tensor, Tensor | None, None, None, Tensor | None, None, None]:
         """d logp[s, t] / d logits[s, v] = [v = t] - softmax(s)[v]; then by the cap, 1 - (logits / cap)^2, and the scale."""
         hidden_SD, weight_VD, bias_V, edge_source_E, edge_target_E, normalizer_S = ctx.saved_tensors
         head = Head(weight_VD, bias_V, ctx.scale, ctx.cap)
         grad_hidden_SD = torch.empty_like(hidden_SD)
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=normalizer_S.dtype)
+        # The head of a model that is frozen but for an adapter needs no gradient, which is a third of this function's work.
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=normalizer_S.dtype) if ctx.needs_input_grad[1] else None
         grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=normalizer_S.dtype)
         outflow_S = torch.zeros_like(normalizer_S).index_add_(0, edge_source_E, grad_E)
         for sources, edges in _chunks(hidden_SD, head.vocabulary, edge_source_E):
@@ -81,12 +82,15 @@ class EdgeLogProbs(torch.autograd.Function):
                 grad_bias_V += grad_CV.sum(dim=0)
             grad_CV = grad_CV.to(weight_VD.dtype)
             grad_hidden_SD[sources] = grad_CV @ weight_VD
+            if grad_weight_VD is None:
+                continue
             if grad_CV.dtype == grad_weight_VD.dtype:
                 grad_weight_VD.addmm_(grad_CV.T, hidden_SD[sources])
             else:
                 grad_weight_VD += grad_CV.T @ hidden_SD[sources]
         bias_grad = None if grad_bias_V is None else grad_bias_V.to(weight_VD.dtype)
-        return grad_hidden_SD, grad_weight_VD.to(weight_VD.dtype), None, None, bias_grad, None, None
+        weight_grad = None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype)
+        return grad_hidden_SD, weight_grad, None, None, bias_grad, None, None
 
 
 def edge_logps(hidden_SD: Tensor, head: Head | OwnLogits, edge_source_E: Tensor, edge_target_E: Tensor) -> Tensor:

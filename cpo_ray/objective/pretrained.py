@@ -18,7 +18,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from cpo_ray.errors import TrainingError
+from cpo_ray.objective.adapters import load_adapter, saved_base
 from cpo_ray.objective.loading import load_causal_lm
+from cpo_ray.records import ADAPTER
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RATE = re.compile("jitter|dropout|drop_rate|drop_prob|drop_path|prob_drop|pdrop|layerdrop")
@@ -45,6 +47,19 @@ def load_model(source: str | Path, precision: str, *, dropout: str = "none") -> 
     if dropout == "none":
         _switch_off(model)
         check_repeatable(model, str(source), train_mode)
+    return model
+
+
+def load_adapted(source: str | Path, precision: str, *, dropout: str = "none") -> PreTrainedModel:
+    """Load a model as it was trained: if `source` holds an adapter, its base with that adapter, else as `load_model` does.
+
+    The merged weights beside an adapter were rounded to their precision, so in bf16 they are another function.
+    """
+    base = saved_base(source)
+    model = load_model(base or source, precision, dropout=dropout)
+    if base is not None:
+        load_adapter(model, Path(source) / ADAPTER)
+        model.eval()
     return model
 
 

@@ -86,8 +86,10 @@ def make_plan(
     if not device.cores and workers > gpus:
         raise ConfigError(f"training.workers {workers} needs as many GPUs, but {nodes} x {device.per_node} = {gpus}")
     microbatch = config.training.prompts_per_microbatch * tokens.group(config)
+    quantize = config.adapter.quantize if config.adapter is not None else None
     memory = {
-        stage: training_memory(shape, config.training, stage, microbatch, lazy=device.cores) for stage in range(4)
+        stage: training_memory(shape, config.training, stage, microbatch, lazy=device.cores, quantize=quantize)
+        for stage in range(4)
     }
     return RunPlan(config, device, gpus, shape, tokens, memory, stage_work(config, shape, tokens, device, gpus))
 

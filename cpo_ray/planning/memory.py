@@ -7,6 +7,7 @@ from cpo_ray.planning.activations import BYTES
 from cpo_ray.planning.model_size import ModelSize
 
 LM_HEAD_BYTES = 2 * 4 * 2**23  # a chunk of float32 logits and its gradient, see objective/logprobs.py
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # per number: 4 bits; a byte per block of 64; a float32 per 256 blocks
 # DeepSpeed 0.19's defaults (deepspeed/runtime/zero/config.py), which `training/deepspeed_engine.py` does not change:
 REDUCE_BUCKET = 500_000_000  # reduce_bucket_size: numbers of the buffer in which gradients are summed over workers
 LIVE_PARAMETERS = (
@@ -33,7 +34,13 @@ class TrainingMemory:
 
 
 def training_memory(
-    shape: ModelSize, training: TrainingConfig, zero_stage: int, tokens: float, *, lazy: bool = False
+    shape: ModelSize,
+    training: TrainingConfig,
+    zero_stage: int,
+    tokens: float,
+    *,
+    lazy: bool = False,
+    quantize: str | None = None,
 ) -> TrainingMemory:
     """Bytes per GPU. tokens: of one microbatch. lazy: the device's memory is used when it is written, as on a CPU.
 
@@ -44,16 +51,19 @@ def training_memory(
     Buckets: ZeRO 1, 2 and 3 allocate b*5e8 bytes to sum gradients; ZeRO 3 also keeps up to 1e9 gathered weights. Update:
     a float32 gradient of the part that this worker updates (not in fp32 without ZeRO) and torch's Adam, which needs as much.
 
+    With an adapter, gradients, optimizer and update are those of its parameters, and N in the weights includes them.
+
     Activations: see `activation_bytes`. The reference needs no memory: its log-probs are in the groups.
     """
     b, n, w = BYTES[training.precision], shape.parameters, training.workers
+    trained = shape.trained
     copied = training.precision == "bf16" or zero_stage >= 1
-    own = n / (w if zero_stage >= 1 else 1)  # of the parameters that this worker updates
-    bucket = min(REDUCE_BUCKET, n) if lazy else REDUCE_BUCKET
+    own = trained / (w if zero_stage >= 1 else 1)  # of the parameters that this worker updates
+    bucket = min(REDUCE_BUCKET, trained) if lazy else REDUCE_BUCKET
     gathered = min(LIVE_PARAMETERS, n) if zero_stage == 3 else 0
     return TrainingMemory(
-        weights=b * n / (w if zero_stage >= 3 else 1),
-        gradients=b * n / (w if zero_stage >= 2 else 1),
+        weights=weight_bytes(shape, training, quantize) / (w if zero_stage >= 3 else 1),
+        gradients=b * trained / (w if zero_stage >= 2 else 1),
         optimizer=(12 if copied else 8) * own,
         activations=activation_bytes(shape, training, tokens),
         buckets=b * (bucket + gathered) if zero_stage >= 1 else 0,
@@ -61,13 +71,24 @@ def training_memory(
     )
 
 
+def weight_bytes(shape: ModelSize, training: TrainingConfig, quantize: str | None = None) -> float:
+    """Bytes of all weights, with those of an adapter: b*N; in nf4, a linear layer's take half a byte and its blocks' scales."""
+    b, adapter = BYTES[training.precision], shape.adapter
+    if adapter is None:
+        return b * shape.parameters
+    linear = NF4_BYTES if quantize == "nf4" else b
+    return b * (shape.parameters - adapter.linear + adapter.trained) + linear * adapter.linear
+
+
 def activation_bytes(shape: ModelSize, training: TrainingConfig, tokens: float) -> float:
     """Bytes kept for the backward pass of `tokens` tokens.
 
     L blocks of `planning/activations.py`; with activation checkpointing, each block's input b*D, and one block that is
-    computed again. Besides, for the LM head, a chunk of logits and the float32 gradient of its weight, 4*V*D.
+    computed again. Besides, for the LM head, a chunk of logits and, if it is trained, its weight's gradient in float32, 4*V*D.
+    An adapter's own activations, a few numbers of its rank per token, are not counted.
     """
     blocks = shape.layers * shape.block_bytes
     if training.activation_checkpointing:
         blocks = shape.layers * BYTES[training.precision] * shape.hidden_size + shape.block_bytes
-    return tokens * blocks + LM_HEAD_BYTES + 4 * shape.vocabulary * shape.hidden_size
+    head_gradient = 4 * shape.vocabulary * shape.hidden_size if shape.adapter is None else 0
+    return tokens * blocks + LM_HEAD_BYTES + head_gradient

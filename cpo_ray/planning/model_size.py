@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cpo_ray.config import ModelConfig, RunConfig, TrainingConfig
+from cpo_ray.config import AdapterConfig, ModelConfig, RunConfig, TrainingConfig
 from cpo_ray.errors import ConfigError
 from cpo_ray.planning.activations import BlockShape, block_bytes, count_block_bytes
+from cpo_ray.planning.adapter_size import AdapterSize, LinearLayers, adapter_size, configured_layers, model_layers
 
 HUB_TIMEOUT_S = 10
 GUESSED_HEAD = 128  # the head size if only the number of parameters is known
@@ -16,7 +17,8 @@ GUESSED_HEAD = 128  # the head size if only the number of parameters is known
 class ModelSize:
     """A model's size. origin: where it was read.
 
-    block_bytes: activations per token and block, in the precision and with the dropout of the section `training`.
+    block_bytes: activations per token and block, in the precision and with the dropout of the section `training`. adapter: of
+    the section `adapter`; None: all parameters are trained.
     """
 
     parameters: int
@@ -25,6 +27,12 @@ class ModelSize:
     vocabulary: int
     block_bytes: float
     origin: str
+    adapter: AdapterSize | None = None
+
+    @property
+    def trained(self) -> int:
+        """Parameters that have gradients and an optimizer."""
+        return self.parameters if self.adapter is None else self.adapter.trained
 
 
 def describe_model(config: RunConfig, vocabulary: int, parameters: float | None) -> ModelSize:
@@ -33,18 +41,19 @@ def describe_model(config: RunConfig, vocabulary: int, parameters: float | None)
     Raises ConfigError for a hub id that is neither on this machine nor readable from the hub, unless `parameters` is given:
     then a Llama is assumed, with D = 128*L, I = 8/3*D and N = 12*L*D*D.
     """
-    model, training = config.model, config.training
+    model, training, adapter = config.model, config.training, config.adapter
     if model.path is None:
         counted, block = count_parameters(model, vocabulary), _configured_block(model)
-        activations = _block_bytes(block, training)
-        return ModelSize(counted, model.hidden_size, model.layers, vocabulary, activations, "the configured shape")
+        activations, own = _block_bytes(block, training), _adapter(adapter, configured_layers(block, model.layers))
+        return ModelSize(counted, model.hidden_size, model.layers, vocabulary, activations, "the configured shape", own)
     if parameters is None:
-        return _read_model(model.path, training)
+        return _read_model(model.path, training, adapter)
     layers = max(1, round((parameters / (12 * 128**2)) ** (1 / 3)))
     width = 128 * layers
     block = BlockShape("llama", width, 8 * width // 3, width // GUESSED_HEAD, width)
     origin = "--parameters; a Llama's shape is guessed from it"
-    return ModelSize(round(parameters), width, layers, 50_000, _block_bytes(block, training), origin)
+    own = _adapter(adapter, configured_layers(block, layers))
+    return ModelSize(round(parameters), width, layers, 50_000, _block_bytes(block, training), origin, own)
 
 
 def count_parameters(model: ModelConfig, vocabulary: int) -> int:
@@ -69,11 +78,16 @@ def _block_bytes(block: BlockShape, training: TrainingConfig) -> float:
     return block_bytes(block, training.precision, dropout=training.dropout == "model")
 
 
-def _read_model(path: str, training: TrainingConfig) -> ModelSize:
+def _adapter(adapter: AdapterConfig | None, layers: LinearLayers) -> AdapterSize | None:
+    return None if adapter is None else adapter_size(adapter, layers)
+
+
+def _read_model(path: str, training: TrainingConfig, adapter: AdapterConfig | None) -> ModelSize:
     """From a local, cached or hub model's configuration and the headers of its safetensors, without its weights."""
     unreachable = None if Path(path).is_dir() else _ask_hub(path)
     config = _read_config(path, unreachable)
-    parameters, origin = _count_parameters(path, config, unreachable)
+    model = _build_without_weights(config)
+    parameters, origin = _count_parameters(path, model, unreachable)
     try:
         activations = count_block_bytes(config, training.precision, dropout=training.dropout == "model")
     except (NotImplementedError, RuntimeError, ValueError) as error:
@@ -82,7 +96,13 @@ def _read_model(path: str, training: TrainingConfig) -> ModelSize:
             "--parameters N"
         ) from None
     return ModelSize(
-        parameters, config.hidden_size, config.num_hidden_layers, config.vocab_size, activations, f"{origin} {path}"
+        parameters,
+        config.hidden_size,
+        config.num_hidden_layers,
+        config.vocab_size,
+        activations,
+        f"{origin} {path}",
+        _adapter(adapter, model_layers(model)),
     )
 
 
@@ -121,13 +141,16 @@ def _read_config(path: str, unreachable: str | None) -> Any:
         ) from None
 
 
-def _count_parameters(path: str, config: Any, unreachable: str | None) -> tuple[int, str]:
-    """Parameters as stored, or if there are no safetensors that can be read, as many as the configuration leads to."""
+def _build_without_weights(config: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def _count_parameters(path: str, model: Any, unreachable: str | None) -> tuple[int, str]:
+    """Parameters as stored, or if there are no safetensors that can be read, as many as the configuration leads to."""
     stored = None if unreachable is not None else _read_headers(path)
     if stored is None:
         return model.num_parameters(), "the config of"

@@ -77,11 +77,12 @@ def step_traffic(training: TrainingConfig, plan: RunPlan) -> float:
     workers = training.workers
     if workers <= plan.device.per_node:
         return 0.0
-    weights = BYTES[training.precision] * plan.shape.parameters
-    passes = 2.0
-    if training.zero_stage == 3:
-        passes = 3.0 * training.prompts_per_step / (workers * training.prompts_per_microbatch)
-    return passes * (workers - 1) / workers * weights
+    weights, gradients = (BYTES[training.precision] * n for n in (plan.shape.parameters, plan.shape.trained))
+    amount = 2.0 * gradients
+    if training.zero_stage == 3:  # the weights of the forward pass, again those of the backward pass, and the gradients
+        microbatches = training.prompts_per_step / (workers * training.prompts_per_microbatch)
+        amount = microbatches * (2.0 * weights + gradients)
+    return amount * (workers - 1) / workers
 
 
 def _trainings(config: RunConfig) -> dict[str, TrainingConfig]:

@@ -35,6 +35,7 @@ def describe_run(config: RunConfig) -> list[str]:
         f"tokens per CPO step: at most {most:,} (each prompt once, truncations share the truth's)",
         f"{steps} over the same {rows:,} prompts, {epochs:.1f} epochs",
         _describe_rates(config),
+        *_describe_adapter(config),
         f"models compared: {', '.join(config.evaluated_models)}",
     ]
 
@@ -45,6 +46,16 @@ def _describe_candidates(config: RunConfig, kinds: str) -> str:
         return f"K = {config.candidates}: the truth and {total} negatives ({kinds})"
     negatives = f" and {total} negatives ({kinds})" if total else ""
     return f"K <= {config.candidates}: at most {config.data.max_answers} ranked answers of a row{negatives}"
+
+
+def _describe_adapter(config: RunConfig) -> list[str]:
+    adapter = config.adapter
+    if adapter is None:
+        return []
+    targets = "every linear layer of the blocks" if adapter.targets == "auto" else ", ".join(adapter.targets)
+    frozen = f", the rest in {adapter.quantize}" if adapter.quantize else ""
+    whole = "" if config.model.path is not None else "; the reference starts from random weights and is trained whole"
+    return [f"adapters: rank {adapter.rank}, alpha {adapter.alpha:g}, in {targets}{frozen}{whole}"]
 
 
 def _describe_rates(config: RunConfig) -> str:
@@ -74,6 +85,7 @@ def render_plan(plan: RunPlan, price: float | None = None) -> Group:
         ("tokens", f"{tokens.prompt:.0f} per prompt, {tokens.response:.0f} per response ({tokens.origin})"),
         ("", f"{tokens.group(config):.0f} per group, {rows * tokens.group(config):,.0f} over all groups"),
         ("parameters", f"{shape.parameters:,} ({shape.origin})"),
+        *([] if shape.adapter is None else [("trained", f"{shape.trained:,} in the adapter")]),
         ("machine", f"{plan.gpus} x {plan.device.name}, {plan.device.memory_gib:.0f} GiB each"),
     ):
         facts.add_row(name, escape(value))

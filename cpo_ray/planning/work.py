@@ -85,7 +85,8 @@ class Machine:
 def stage_work(
     config: RunConfig, shape: ModelSize, tokens: TokenCounts, device: Device, gpus: int
 ) -> tuple[StageWork, ...]:
-    """FLOPs and hours of every stage that runs the model: 6*N per trained token, 2*N per scored or generated one.
+    """FLOPs and hours of every stage that runs the model: 6*N per trained token, 2*N per scored or generated one. With an
+    adapter, 4*N per trained token: frozen weights need no gradient.
 
     Hours = FLOPs / (GPUs * peak * utilization), utilization as in `accelerators.UTILIZATION`. Attention's own FLOPs are left
     out. On CPU cores, where models are small, the time per microbatch, group and answer is added. `cpo` and `mle` train once
@@ -104,9 +105,11 @@ def stage_work(
     def train(stage: str, section: TrainingConfig, row: float, trials: int = 1) -> StageWork:
         prompts, used = trials * section.steps * section.prompts_per_step, min(section.workers, gpus)
         count, microbatches = prompts * row, prompts / (section.workers * section.prompts_per_microbatch)
-        hours = machine.hours("training", 6 * n * count, section.precision, used, microbatches * MICROBATCH_S)
+        whole = config.adapter is None or (stage == "reference" and config.model.path is None)
+        flops = (6 if whole else 4) * n * count
+        hours = machine.hours("training", flops, section.precision, used, microbatches * MICROBATCH_S)
         start = trials * machine.start_hours(section.workers, WORKER_START_S)
-        return StageWork(stage, count, 6 * n * count, used, hours, start)
+        return StageWork(stage, count, flops, used, hours, start)
 
     def run(
         kind: str, stage: str, count: float, used: int, overhead_s: float, processes: int, times: int = 1

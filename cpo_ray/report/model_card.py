@@ -12,6 +12,7 @@ import yaml
 
 from cpo_ray.artifacts import write_atomically
 from cpo_ray.config.objective import LOSS_NAMES, REWARDED
+from cpo_ray.report.adapter import describe_adapter, loading_code
 from cpo_ray.report.fairness import compare_trainings, learning_rate_of, steps_of
 from cpo_ray.report.findings import TableRow, format_p, signed
 from cpo_ray.report.method import DEFAULT_LOSS, PAPER, describe_negatives, ranked_answers
@@ -61,7 +62,7 @@ def render_card(run: RunContents, model: str, rows: Sequence[TableRow]) -> str:
         "## Data\n\n" + "\n".join(_data(run)) + "\n",
         "## Results\n\n" + "\n".join(_results(mine)) + "\n",
         "## Limits\n\n" + "\n".join(_limits(run, mine)) + "\n",
-        "## Use\n\n" + _use(run) + "\n",
+        "## Use\n\n" + _use(run, model) + "\n",
         "## Configuration\n\n" + "\n".join(_configuration(run)) + "\n",
     ]
     return "\n".join(parts)
@@ -130,6 +131,8 @@ def _training(run: RunContents, model: str) -> Iterator[str]:
         yield "- The run directory holds no configuration."
         return
     yield f"- Reference: {_training_settings(config.get('reference') or {})}"
+    if (adapter := describe_adapter(config)) is not None:
+        yield adapter
     if model != "reference":
         for part in ["cpo", "mle"] if model.startswith("merged-") else [model]:
             yield f"- {part.upper()}: {_training_settings(_settings_of(run, part))}{_in_rounds(run, part)}"
@@ -257,12 +260,13 @@ def _limits(run: RunContents, rows: Sequence[TableRow]) -> Iterator[str]:
         yield f"- {count:,} comparisons settle a win rate to about {98 / count**0.5:.1f} points either way. One seed."
 
 
-def _use(run: RunContents) -> str:
+def _use(run: RunContents, model: str) -> str:
     template = (run.config.get("data") or {}).get("template")
     prompt_format = f" Prompts had the form `{template!r}`." if template else ""
+    imports, load = loading_code(run.config, model)
     return (
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'tokenizer = AutoTokenizer.from_pretrained("PATH")\nmodel = AutoModelForCausalLM.from_pretrained("PATH")\n'
+        f"```python\n{imports}\n\n"
+        f'tokenizer = AutoTokenizer.from_pretrained("PATH")\nmodel = {load}\n'
         'tokens = tokenizer("PROMPT", return_tensors="pt")\n'
         "print(tokenizer.decode(model.generate(**tokens, max_new_tokens=64)[0]))\n```\n\n"
         f"Prompt and answer were tokenized apart, and a whole answer ends with EOS.{prompt_format}"

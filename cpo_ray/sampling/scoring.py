@@ -70,7 +70,7 @@ class Scorer:
 
 def load_model(folder: str | Path, config: RunConfig) -> PreTrainedModel:
     """The model in `folder` in the trainer's precision, so that its log-probs equal the trainer's."""
-    model = pretrained.load_model(folder, config.training.precision)
+    model = pretrained.load_adapted(folder, config.training.precision)
     model.to("cuda" if config.cluster.gpus_per_worker else "cpu")
     use_tree_attention(model)  # as the trainer does, which also warns if it is not available
     return model

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 
 from cpo_ray.artifacts import MANIFEST, Summary, write_atomically, write_json
+from cpo_ray.artifacts.adapter_files import is_adapter_alone
 from cpo_ray.errors import ArtifactError
 from cpo_ray.inference.weight_files import INDEX
+from cpo_ray.records import ADAPTER
+from cpo_ray.serving.adapter_averaging import average_adapters
 from cpo_ray.serving.comparison import CONFIG, Differences, read_object
 from cpo_ray.serving.compatibility import check_compatible
 from cpo_ray.serving.safetensors_files import (
@@ -53,6 +56,8 @@ def average_models(models: Sequence[tuple[Path, float]], out: Path, dtype: str |
     `dtype`, a key of DTYPES, merges models of any floating-point dtypes: arithmetic in float32, rounded once to `dtype`; then
     also a model with weight 1 is rounded, and config and index follow.
 
+    Models that are adapters without merged weights give such an adapter: see `adapter_averaging`.
+
     Returns {"tensors", "parameters", "shards"}, "dtype" if it was given, and "change_nothing" if there are such differences
     between the models: texts about files that differ and give the same tokens and numbers.
 
@@ -65,6 +70,8 @@ def average_models(models: Sequence[tuple[Path, float]], out: Path, dtype: str |
     folders, weights = [folder for folder, _ in models], [weight for _, weight in models]
     if out.resolve() in {folder.resolve() for folder in folders}:
         raise ArtifactError(f"the merged model would overwrite its input {out}; choose another directory")
+    if any(alone := [is_adapter_alone(folder) for folder in folders]):
+        return _average_adapters(models, alone, out, dtype)
     template, *others = folders
     shards = read_shards(template)
     differences = Differences()
@@ -88,10 +95,11 @@ def average_models(models: Sequence[tuple[Path, float]], out: Path, dtype: str |
 
 
 def files_read(model: Path) -> list[Path]:
-    """The files of a model directory that a merge reads, by name: no manifest, no model card, only safetensors weights."""
+    """The files of a model directory that a merge reads: no manifest, no model card, only safetensors weights or an adapter."""
+    adapter = sorted((model / ADAPTER).iterdir()) if is_adapter_alone(model) else []
     return [
         file
-        for file in sorted(model.iterdir())
+        for file in [*sorted(model.iterdir()), *adapter]
         if file.is_file()
         and file.suffix not in OTHER_WEIGHTS
         and file.name not in (MANIFEST, CARD)
@@ -127,6 +135,23 @@ def average_tensor(
         if dtype is not None and not torch.isfinite(averaged).all():
             raise ArtifactError(f"{name}: a weight is too large for float16; choose bfloat16 or float32")
         yield averaged
+
+
+def _average_adapters(
+    models: Sequence[tuple[Path, float]], alone: Sequence[bool], out: Path, dtype: str | None
+) -> Summary:
+    """The mean of models that are adapters without merged weights, in the same form."""
+    if not all(alone):
+        whole, adapter = (models[alone.index(kind)][0] for kind in (False, True))
+        raise ArtifactError(
+            f"{adapter} is an adapter without its base's weights, and {whole} a whole model, so they cannot be merged: write "
+            "both with one adapter.export, merged or adapter"
+        )
+    if dtype is not None:
+        raise ArtifactError(f"--dtype {dtype} is for whole models: the mean of adapters has float32 values")
+    summary = average_adapters(models, out)
+    _copy_other_files(models[0][0], out)
+    return summary
 
 
 def _check_weights(models: Sequence[tuple[Path, float]]) -> None:
@@ -169,9 +194,9 @@ def _average_shard(
 
 
 def _copy_other_files(source: Path, out: Path) -> None:
-    """Copy config, tokenizer and index: every file that a merge reads except the weights."""
+    """Copy config, tokenizer and index: every file that a merge reads except the weights, or an adapter's files."""
     for file in files_read(source):
-        if file.suffix != SAFETENSORS:
+        if file.suffix != SAFETENSORS and file.parent == source:
             with write_atomically(out / file.name) as temporary:
                 shutil.copyfile(file, temporary)
 

@@ -6,9 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from cpo_ray.artifacts import Artifact, Summary, read_table
 from cpo_ray.cluster.resources import serving_resources
 from cpo_ray.config import RunConfig
+from cpo_ray.monitoring.console import say
 from cpo_ray.monitoring.prometheus import measured_bar
 from cpo_ray.stages.record import Output, Stage, StageRun
 
@@ -41,6 +44,7 @@ def generate(stage: StageRun) -> None:
 def _serve(stage: StageRun, models: dict[str, Artifact]) -> Iterator[Any]:
     """The endpoint of these models; None if there are none."""
     from cpo_ray.serving.app import serve_models
+    from cpo_ray.training.adapter_merging import remove_left_over, whole_models
 
     if not models:
         yield None
@@ -49,10 +53,13 @@ def _serve(stage: StageRun, models: dict[str, Artifact]) -> Iterator[Any]:
     stage.ray.ensure(serving_resources(config, len(models)))
     window = config.data.max_prompt_tokens + config.data.max_response_tokens
     gpus = config.serving.engine.tensor_parallel if config.cluster.gpus_per_worker else 0
-    folders = {name: model.path for name, model in models.items()}
+    paths = {name: model.path for name, model in models.items()}
     bans = any(decoding.no_repeat_ngram for decoding in config.generation.decodings.values())
     serving = config.serving.model_copy(update={"no_repeat_ngram": bans or config.serving.no_repeat_ngram})
     with contextlib.ExitStack() as stack:
+        scratch = stage.root / "generations"
+        remove_left_over(scratch)
+        folders = stack.enter_context(whole_models(paths, scratch, lambda line: say(f"  {escape(line)}")))
         with measured_bar("engines", len(models), "models") as progress:
             on_ready: Callable[[str], None] = lambda name: progress.advance(1, f"{name} is up")  # noqa: E731
             endpoint = stack.enter_context(serve_models(folders, serving, window, gpus, on_ready))

@@ -80,3 +80,9 @@ def checkpoint_folder(stage: StageRun, name: str, also: Mapping[str, Any] | None
 def identify(stage: StageRun, name: str, also: Mapping[str, Any] | None) -> str:
     """A short hash of the inputs of the output `name`."""
     return hashlib.sha256(canonical(stage.inputs(name, also)).encode()).hexdigest()[:12]
+
+
+def join_summaries(trained: Summary, chosen: Summary) -> Summary:
+    """The summary of a model that was chosen among trained ones: its own, then why it was chosen; the warnings of both."""
+    warnings = [*trained.get("warnings", ()), *chosen.get("warnings", ())]
+    return trained | chosen | ({"warnings": warnings} if warnings else {})

@@ -27,8 +27,9 @@ class Output:
     """One artifact, or one per model: its name below the run directory, and everything that it depends on.
 
     reads: names of artifacts, or another output (all artifacts of it). keys: dotted configuration keys; keys below them
-    that are execution only do not count, nor those in `ignored`. models: fills `{model}` in the name and in `reads`. previous:
-    of such a model, fills `{previous}` in `reads`. when: the configurations that have this output.
+    that are execution only do not count, nor those in `ignored`, nor a section that is null. models: fills `{model}` in the
+    name and in `reads`. previous: of such a model, fills `{previous}` in `reads`. when: the configurations that have this
+    output.
     """
 
     name: str
@@ -203,7 +204,10 @@ def _recipe(output: Output, config: RunConfig, model: str) -> Recipe:
             (optional if entry.optional else required).extend(names)
             if entry.part is not None:
                 parts |= dict.fromkeys(names, entry.part)
-    values = {key: _without(_select(config, key), key, output.ignored) for key in output.keys}
+    selected = {key: _select(config, key) for key in output.keys}
+    # A section that a configuration does not have is left out, so what was made before there was such a section stays current.
+    given = {key: value for key, value in selected.items() if value is not None or "." in key}
+    values = {key: _without(value, key, output.ignored) for key, value in given.items()}
     return Recipe(output.named(model), tuple(required), tuple(optional), parts, values)
 
 

@@ -18,7 +18,7 @@ from cpo_ray.artifacts.store import Store
 from cpo_ray.cluster.resources import training_resources
 from cpo_ray.config import RunConfig
 from cpo_ray.monitoring.console import console, say
-from cpo_ray.stages.one_training import train
+from cpo_ray.stages.one_training import join_summaries, train
 from cpo_ray.stages.record import Output, Read, StageRun
 from cpo_ray.stages.round_figures import (
     RoundFigures,
@@ -92,7 +92,7 @@ def _previous(number: str) -> str:
     return str(int(number) - 1)
 
 
-CPO_KEYS = ("objective", "training", "seed")
+CPO_KEYS = ("objective", "training", "adapter", "seed")
 VALIDATION_READ = Read("groups/validation", when=has_validation)  # of the first reference in every round: one scale
 CPO_READS = ("models/reference", "groups/train", VALIDATION_READ)
 ROUND_GROUPS = Output(
@@ -179,4 +179,4 @@ def kept_rounds(model: Artifact) -> int:
 def _keep(policy: Artifact, summary: Summary, out: Path) -> Summary:
     copied = Store.copy(policy, out)
     write_json(out / KEPT / "kept.json", {"kept": summary["kept"]})
-    return copied | summary
+    return join_summaries(copied, summary)

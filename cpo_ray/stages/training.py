@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cpo_ray.artifacts import SELECTED, Summary, hash_directories
 from cpo_ray.cluster.resources import streaming_resources, training_resources
 from cpo_ray.config import RunConfig, ScheduledSamplingConfig, TrainingConfig
-from cpo_ray.errors import ArtifactError
+from cpo_ray.errors import ArtifactError, ConfigError
 from cpo_ray.stages.one_training import identify, train
 from cpo_ray.stages.record import Output, Read, Stage, StageRun
 from cpo_ray.stages.rounds import (
@@ -36,7 +36,7 @@ def is_from_scratch(config: RunConfig) -> bool:
 
 
 STREAM_READS = ("models/reference", "data", Read("groups/validation", when=has_validation))
-MLE_KEYS = ("mle", "training", "seed")
+MLE_KEYS = ("mle", "training", "adapter", "seed")
 MLE_READS = (  # of the groups that `cpo` trains on, the examples without their negatives
     "models/reference",
     Read("groups/train", part=SELECTED),
@@ -44,10 +44,16 @@ MLE_READS = (  # of the groups that `cpo` trains on, the examples without their 
     Read("models/cpo", when=is_iterated, part=KEPT),  # the number of rounds that it is the result of
 )
 INITIAL = Output("models/initial", reads=("data",), keys=("model", "seed"), when=is_from_scratch)
-REFERENCE_MODEL = Output(
-    "models/reference",
-    reads=("data", Read("models/initial", when=is_from_scratch)),
-    keys=("reference", "seed", "model.path"),
+REFERENCE_KEYS = ("reference", "seed", "model.path")
+REFERENCE_MODEL = Output(  # trained whole, also if later stages train an adapter of it
+    "models/reference", reads=("data", INITIAL), keys=REFERENCE_KEYS, when=is_from_scratch
+)
+PRETRAINED_REFERENCE = Output(
+    REFERENCE_MODEL.name,
+    reads=("data",),
+    keys=(*REFERENCE_KEYS, "adapter"),
+    ignored=("adapter.export",),  # it is sampled from, so it always has merged weights
+    when=lambda config: not is_from_scratch(config),
 )
 CPO_MODEL = Output(
     "models/cpo",
@@ -84,7 +90,7 @@ def train_reference(stage: StageRun) -> None:
         if not stage.is_current(REFERENCE_MODEL.name, also):
             _check_fit(config, tokenizer)
     splits = {name: examples.path / name for name in _splits(config.reference)}
-    task = partial(_mle_task, stage, config.reference, start, splits, tokenizer=tokenizer)
+    task = partial(_mle_task, stage, config.reference, start, splits, tokenizer=tokenizer, **_reference_adapter(config))
     train(stage, REFERENCE_MODEL.name, training_resources(config.reference, config.cluster), task, also)
 
 
@@ -123,12 +129,28 @@ def train_mle(stage: StageRun) -> None:
     train(stage, MLE_MODEL.name, training_resources(training, config.cluster), partial(open_task, training), also)
 
 
+def _reference_adapter(config: RunConfig) -> dict[str, Any]:
+    """Fields of the reference's task: it is trained whole if it starts from random weights, which a low rank cannot replace."""
+    if config.adapter is None or is_from_scratch(config):
+        return {"adapter": None}
+    return {"adapter": config.adapter.model_copy(update={"export": "merged"}), "continue_adapter": False}
+
+
 def _check_fit(config: RunConfig, tokenizer: Path) -> None:
     """Compare the pretrained model with the run's tokenizer, with which the examples were tokenized, and with the lengths."""
     from cpo_ray.checks.model_fit import check_model_fit
     from cpo_ray.data.tokenization import load_tokenizer
 
     check_model_fit(config, load_tokenizer, tokenizer_path=str(tokenizer))
+
+
+def _check_adapter(config: RunConfig) -> None:
+    if config.adapter is not None:
+        from cpo_ray.training.adapter_checks import check_adapter
+
+        lacking = check_adapter(config)
+        if lacking is not None:  # the driver is on a machine of the run
+            raise ConfigError(lacking)
 
 
 def _initialize(config: RunConfig, tokenizer: Path, out: Path) -> Summary:
@@ -142,6 +164,7 @@ def _task(stage: StageRun, training: TrainingConfig, model: str, *, curve: str |
     from cpo_ray.training.task import Task
 
     name, config = curve or stage.stage.name, stage.config
+    shared = {"adapter": config.adapter, "continue_adapter": True}
     return Task(
         stage=name,
         training=training,
@@ -150,7 +173,7 @@ def _task(stage: StageRun, training: TrainingConfig, model: str, *, curve: str |
         cuda=config.cluster.gpus_per_worker > 0,
         threads=config.cluster.threads_per_worker,
         profile=stage.root / "profiles" / name if training.profile_steps else None,
-        **fields,
+        **shared | fields,
     )
 
 
@@ -161,12 +184,12 @@ def _mle_task(
     model: str,
     splits: Mapping[str, Path],
     scheduled_sampling: ScheduledSamplingConfig | None = None,
-    tokenizer: Path | None = None,
+    **fields: Any,
 ) -> Iterator["Task"]:
     """Next-token loss on the examples in the folder `train`, with the first of `validation`, if it is given, held out."""
     rows: dict[str, Any] = {"rows": splits["train"], "validation": splits.get("validation")}
-    mle: dict[str, Any] = {"objective": None, "scheduled_sampling": scheduled_sampling, "tokenizer": tokenizer}
-    yield _task(stage, training, model, **mle, **rows)
+    mle: dict[str, Any] = {"objective": None, "scheduled_sampling": scheduled_sampling}
+    yield _task(stage, training, model, **mle, **rows, **fields)
 
 
 def _splits(training: TrainingConfig) -> list[str]:
@@ -232,17 +255,23 @@ def _cpo_task(stage: StageRun, training: TrainingConfig, this: Round, **source: 
 
 
 REFERENCE = Stage(
-    "reference", "train the frozen reference by next-token loss", (INITIAL, REFERENCE_MODEL), train_reference
+    "reference",
+    "train the frozen reference by next-token loss",
+    (INITIAL, REFERENCE_MODEL, PRETRAINED_REFERENCE),
+    train_reference,
+    _check_adapter,
 )
 CPO = Stage(
     "cpo",
     "train the policy to prefer the truth over its negatives",
     (CPO_MODEL, STREAMED_CPO_MODEL, STREAMED_GROUPS, CPO_TRIALS, TUNED_CPO_MODEL, *ROUND_OUTPUTS),
     train_cpo,
+    _check_adapter,
 )
 MLE = Stage(
     "mle",
     "the baseline: as many steps of next-token loss on the same prompts",
     (MLE_MODEL, MLE_TRIALS, TUNED_MLE_MODEL),
     train_mle,
+    _check_adapter,
 )

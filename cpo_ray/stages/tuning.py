@@ -14,7 +14,7 @@ from cpo_ray.artifacts.store import Store
 from cpo_ray.cluster.resources import training_resources
 from cpo_ray.config import RunConfig, TrainingConfig
 from cpo_ray.monitoring.console import say
-from cpo_ray.stages.one_training import checkpoint_folder, show_curve, train
+from cpo_ray.stages.one_training import checkpoint_folder, join_summaries, show_curve, train
 from cpo_ray.stages.record import Output, StageRun
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def choice(losses: Mapping[float, float]) -> Summary:
 
 
 def _keep(trial: Artifact, chosen: Summary, out: Path) -> Summary:
-    return Store.copy(trial, out) | chosen
+    return join_summaries(Store.copy(trial, out), chosen)
 
 
 def _inputs(rate: float) -> dict[str, Any]:

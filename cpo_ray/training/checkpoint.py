@@ -19,6 +19,7 @@ import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
 from cpo_ray.artifacts import hash_file
+from cpo_ray.objective.adapters import has_adapter
 from cpo_ray.training.deepspeed_engine import load_universal, to_universal
 from cpo_ray.training.models import copy_model
 from cpo_ray.training.storage import Refuse, uploader
@@ -59,7 +60,7 @@ def save_checkpoint(
     the checkpoint on rank 0; every worker calls it.
     """
     folder = Path(tempfile.mkdtemp(prefix=_own_scratch_prefix()))
-    engine.save_checkpoint(str(folder), tag=TAG)
+    write_shard(engine, folder)
     if dist.get_rank() == 0:
         cursor = {"finished": metrics["finished"], "workers": dist.get_world_size()}
         (folder / CURSOR).write_text(json.dumps(cursor), encoding="utf-8")
@@ -75,6 +76,11 @@ def save_checkpoint(
     )
     if wait:  # Ray Train's controller registers it later, and may be lost with its machine before that
         ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+
+
+def write_shard(engine: Any, folder: Path) -> None:
+    """Write this worker's shard of weights and optimizer. The frozen weights beside an adapter stay in their base."""
+    engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=has_adapter(engine.module.model))
 
 
 def clear_scratch() -> None:
@@ -108,10 +114,15 @@ def load_checkpoint(engine: Any, saved: Saved) -> None:
     """Restore weights and optimizer, on the number of workers that wrote them or on another."""
     with saved.checkpoint.as_directory() as name:
         if not saved.needs_resharding(engine.zero_optimization_stage()):
-            engine.load_checkpoint(name, tag=TAG)
+            read_shard(engine, Path(name))
             return
         with _universal_checkpoint(Path(name)) as folder:
             load_universal(engine, folder, TAG)
+
+
+def read_shard(engine: Any, folder: Path) -> None:
+    """Restore what `write_shard` has written on as many workers."""
+    engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not has_adapter(engine.module.model))
 
 
 def copy_first_intact_model(

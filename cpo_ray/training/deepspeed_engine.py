@@ -18,31 +18,47 @@ from torch.utils import cpp_extension
 from transformers import PreTrainedModel
 
 from cpo_ray.config import TrainingConfig
+from cpo_ray.objective.adapters import has_adapter, is_adapter_weight, set_adapter_dropout
 from cpo_ray.objective.architectures import layout_of
 from cpo_ray.objective.attention import use_tree_attention
 from cpo_ray.objective.cost import model_shape
 from cpo_ray.objective.head import lm_head
 from cpo_ray.objective.logprobs import balanced_logps, sample_edges
 from cpo_ray.objective.packing import PackedGroups
-from cpo_ray.objective.pretrained import load_model, train_mode
+from cpo_ray.objective.pretrained import train_mode
 from cpo_ray.objective.routers import Routers, find_routers, router_notice
 from cpo_ray.training.layout import settle_on_workers
-from cpo_ray.training.models import export_model
+from cpo_ray.training.policy_files import load_policy, write_policy
 from cpo_ray.training.task import Task
 
 
 class Policy(nn.Module):
     """The module that DeepSpeed wraps: from packed groups to log-probs."""
 
-    def __init__(self, model: PreTrainedModel, routers: Routers | None = None) -> None:
-        """routers: of the model, if their auxiliary loss is wanted."""
+    def __init__(self, model: PreTrainedModel, routers: Routers | None = None, *, dropout: bool = False) -> None:
+        """routers: of the model, if their auxiliary loss is wanted. dropout: whether training mode has the model's own dropout.
+
+        An adapter's own dropout it always has.
+        """
         super().__init__()
         self.model = model
         self.routers = routers
+        self.dropout = dropout
         self.shape = model_shape(model)  # before ZeRO-3 partitions the weights
         self.nonfinite_gradients = torch.zeros((), device=model.device)
         for parameter in model.parameters():
-            parameter.register_hook(self._count_nonfinite)
+            if parameter.requires_grad:
+                parameter.register_hook(self._count_nonfinite)
+        if has_adapter(model):
+            self.register_state_dict_post_hook(_keep_adapter)  # type: ignore[no-untyped-call]
+
+    def train(self, mode: bool = True) -> "Policy":
+        """Training mode as far as dropout is wanted, or evaluation mode, without any."""
+        super().train(mode)
+        if mode and not self.dropout:
+            train_mode(self.model)
+            set_adapter_dropout(self.model, training=True)
+        return self
 
     def forward(self, packed: PackedGroups, uniform_EN: Tensor | None = None) -> Any:
         """Log-probs, (B, K) float32, nats, and the routers' auxiliary loss or None.
@@ -61,6 +77,12 @@ class Policy(nn.Module):
         self.nonfinite_gradients += ~gradient.sum(dtype=torch.float32).isfinite()
 
 
+def _keep_adapter(_: nn.Module, state: dict[str, Any], *__: Any) -> None:
+    """What a checkpoint holds of the weights, with an adapter: that alone."""
+    for name in [name for name in state if not is_adapter_weight(name)]:
+        del state[name]
+
+
 def start_engine(task: Task, notify: Callable[[str], None], *, universal: bool = False) -> Any:
     """Load the model and pass it to DeepSpeed with AdamW. Uses the process group that Ray Train has started.
 
@@ -70,7 +92,7 @@ def start_engine(task: Task, notify: Callable[[str], None], *, universal: bool =
     import deepspeed  # here, because the import takes seconds and the driver never needs it
 
     load_extension()
-    model = load_model(task.model, task.training.precision, dropout=task.training.dropout)
+    model = load_policy(task, notify)
     model.to("cuda" if task.cuda else "cpu")
     reason = use_tree_attention(model)
     if reason is not None and task.cuda:
@@ -82,11 +104,8 @@ def start_engine(task: Task, notify: Callable[[str], None], *, universal: bool =
     line = router_notice(model, balance)
     if line is not None:
         notify(line)
-    policy = Policy(model, find_routers(model) if balance else None)
-    if task.training.dropout == "none":
-        train_mode(model)
-    else:
-        policy.train()
+    dropout = task.training.dropout == "model"
+    policy = Policy(model, find_routers(model) if balance else None, dropout=dropout).train()
     if task.training.zero_stage == 3:
         # The LM head is used outside its own module's forward, so ZeRO-3 would not gather it.
         for parameter in [] if layout_of(model).own_logits else lm_head(model).tensors:
@@ -149,12 +168,13 @@ def deepspeed_config(training: TrainingConfig, workers: int) -> dict[str, Any]:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two optimizer groups: matrices with weight decay, biases and norms without."""
+    """Two optimizer groups: matrices with weight decay, biases and norms without. An adapter has matrices alone: one group."""
     parameters = [p for p in module.parameters() if p.requires_grad]
-    return [
+    groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:
@@ -163,14 +183,19 @@ def set_learning_rate(engine: Any, rate: float) -> None:
         group["lr"] = rate
 
 
-def export_policy(engine: Any, task: Task, folder: Path) -> None:
-    """Gather the weights (every worker takes part) and write them on rank 0 as a Hugging Face directory."""
+def export_policy(engine: Any, task: Task, folder: Path, *, whole: bool = False) -> None:
+    """Gather the weights (every worker takes part) and write them on rank 0 as a Hugging Face directory.
+
+    Of an adapter's training: the adapter, with `whole` beside merged weights.
+    """
     weights = None
     if engine.zero_optimization_stage() == 3:
-        gathered = engine._zero3_consolidated_16bit_state_dict()  # noqa: SLF001 - DeepSpeed has no public method for it
+        gathered = engine._zero3_consolidated_16bit_state_dict(  # noqa: SLF001 - DeepSpeed has no public method for it
+            exclude_frozen_parameters=task.adapter is not None and not whole
+        )
         weights = {name.removeprefix("model."): tensor for name, tensor in (gathered or {}).items()}
     if dist.get_rank() == 0:
-        export_model(engine.module.model, weights, task.model, folder, task.tokenizer)
+        write_policy(engine.module.model, weights, task, folder, whole=whole)
 
 
 def optimizer_step(engine: Any) -> float:
@@ -207,7 +232,7 @@ def load_universal(engine: Any, folder: Path, tag: str) -> None:
     share one step counter, which each of them would advance.
     """
     decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
-    engine.load_checkpoint(str(folder), tag=tag)
+    engine.load_checkpoint(str(folder), tag=tag, load_module_strict=not has_adapter(engine.module.model))
     for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
         group["weight_decay"] = decay
     for state in engine.basic_optimizer.state.values():

@@ -74,7 +74,9 @@ def training_steps(
         if moves_reference:
             metrics["reference_step"] = sampled_from
         if peak is not None:
-            metrics["mfu"] = 3 * sum(costs) / (seconds * dist.get_world_size() * peak)
+            # Frozen weights need no gradient, which is half of a backward pass.
+            passes = 3 if task.adapter is None else 2
+            metrics["mfu"] = passes * sum(costs) / (seconds * dist.get_world_size() * peak)
         if task.starts_at_reference(step):
             metrics |= first_step(totals | without_dropout, batch, task).metrics()
         yield Step(step + 1, metrics, signals)
@@ -86,7 +88,7 @@ def prepare_dropout(engine: Any, batch: Batch, task: Task, step: int) -> dict[st
     Returns the sums that are checked if the policy is the reference, measured without dropout: with it, it is not.
     Otherwise nothing.
     """
-    if task.training.dropout == "none":
+    if task.training.dropout == "none" and (task.adapter is None or not task.adapter.dropout):
         return {}
     measured = measure(engine, batch.rows, batch.numbers, task) if task.starts_at_reference(step) else {}
     entropy = [task.seed, task.first_batch + step, dist.get_rank()]

@@ -1,11 +1,19 @@
 """Initialize, export and copy models as Hugging Face directories."""
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from cpo_ray.config import ModelConfig
 from cpo_ray.objective.pretrained import original_dropout
@@ -19,34 +27,38 @@ def initialize_model(config: ModelConfig, tokenizer: Path, seed: int, out: Path)
         "eos_token_id": hf_tokenizer.eos_token_id,
         "pad_token_id": hf_tokenizer.pad_token_id,
     }
-    if config.architecture == "llama":
-        shape: Any = LlamaConfig(
-            vocab_size=len(hf_tokenizer),
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            max_position_embeddings=config.context,
-            tie_word_embeddings=config.tie_embeddings,
-            **special,
-        )
-    else:
-        shape = GPT2Config(
-            vocab_size=len(hf_tokenizer),
-            n_embd=config.hidden_size,
-            n_inner=config.intermediate_size,
-            n_layer=config.layers,
-            n_head=config.heads,
-            n_positions=config.context,
-            tie_word_embeddings=config.tie_embeddings,
-            **special,
-        )
+    shape = configured_shape(config, len(hf_tokenizer), special)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(shape)
     model.save_pretrained(out)
     hf_tokenizer.save_pretrained(out)
     return {"parameters": model.num_parameters(), "vocabulary": len(hf_tokenizer)}
+
+
+def configured_shape(config: ModelConfig, vocabulary: int, special: dict[str, Any] | None = None) -> PreTrainedConfig:
+    """The transformers configuration of a model from scratch. special: ids of the tokenizer's special tokens."""
+    if config.architecture == "llama":
+        return LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            max_position_embeddings=config.context,
+            tie_word_embeddings=config.tie_embeddings,
+            **(special or {}),
+        )
+    return GPT2Config(
+        vocab_size=vocabulary,
+        n_embd=config.hidden_size,
+        n_inner=config.intermediate_size,
+        n_layer=config.layers,
+        n_head=config.heads,
+        n_positions=config.context,
+        tie_word_embeddings=config.tie_embeddings,
+        **(special or {}),
+    )
 
 
 def export_model(
@@ -66,7 +78,19 @@ def export_model(
     AutoTokenizer.from_pretrained(tokenizer or source, trust_remote_code=False).save_pretrained(out)
 
 
+def export_without_weights(
+    model: PreTrainedModel, source: str | Path, out: Path, tokenizer: str | Path | None = None
+) -> None:
+    """Write what `export_model` writes but the weights."""
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], model.dtype
+    with original_dropout(config, source):
+        config.save_pretrained(out)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(out)
+    AutoTokenizer.from_pretrained(tokenizer or source, trust_remote_code=False).save_pretrained(out)
+
+
 def copy_model(source: Path, out: Path) -> None:
-    """Copy a Hugging Face directory's files into an existing folder."""
-    for file in source.iterdir():
-        shutil.copy2(file, out / file.name)
+    """Copy a Hugging Face directory's files, with those of an adapter in it, into an existing folder."""
+    shutil.copytree(source, out, dirs_exist_ok=True)

@@ -16,7 +16,7 @@ def publish_snapshot(engine: Any, task: Task, finished: int) -> None:
     if task.stream is None or not task.stream.snapshots.is_due(finished):
         return
     snapshots, training = task.stream.snapshots, task.training
-    export_policy(engine, task, snapshots.partial_path(finished))
+    export_policy(engine, task, snapshots.partial_path(finished), whole=True)
     if dist.get_rank() == 0:
         snapshots.publish(finished)
         snapshots.prune(max(0, finished - (training.keep_checkpoints + 1) * training.checkpoint_every), finished)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cpo_ray.config import ObjectiveConfig, ScheduledSamplingConfig, TrainingConfig
+from cpo_ray.config import AdapterConfig, ObjectiveConfig, ScheduledSamplingConfig, TrainingConfig
 from cpo_ray.inference.policy_snapshots import PolicySnapshots
 from cpo_ray.records import Group
 
@@ -42,6 +42,8 @@ class Task:
     tokenizer: Path | None = None  # directory of the tokenizer that goes with the trained model; None: that of `model`
     stream: GroupStream | None = None  # groups for CPO that are sampled while training runs
     first_batch: int = 0  # batches that earlier rounds have taken; this training takes the next ones of the same order
+    adapter: AdapterConfig | None = None  # train an adapter of `model`
+    continue_adapter: bool = False  # with the one that is in `model`, if there is one
     profile: Path | None = None  # folder for the profile of `training.profile_steps`
 
     def starts_at_reference(self, step: int) -> bool:

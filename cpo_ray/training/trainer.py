@@ -21,6 +21,7 @@ from cpo_ray.artifacts import Summary
 from cpo_ray.cluster.loopback import gloo_environment
 from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import Preempted, TrainingError
+from cpo_ray.training.adapter_merging import merge_adapter
 from cpo_ray.training.checkpoint import copy_first_intact_model, sort_by_validation_loss
 from cpo_ray.training.mailbox import Mailbox, Metrics
 from cpo_ray.training.network import nccl_environment
@@ -33,6 +34,7 @@ from cpo_ray.training.worker import train_worker
 POLL_INTERVAL_S = 0.5
 SUMMARY_METRICS = ("loss", "gold_logp", "accuracy", "margin", "gold_drift")  # of the last step
 VALIDATION_METRICS = ("validation_loss", "validation_nll")  # of the checkpoint that is kept
+ROUNDED_AWAY = 0.1  # share of an adapter's change that rounding may take from merged weights without a warning
 START_TIMEOUT_S = 60.0  # how long Ray Train waits for its workers' resources before it warns and waits again
 
 
@@ -97,7 +99,23 @@ def train_model(
         raise Preempted(f"stopped by SIGTERM: saved at step {step}. Run the same command again to continue")
     copied = _copy_result(result, task, out, on_notice)
     summary = {"steps": task.training.steps, **{name: last[name] for name in SUMMARY_METRICS if name in last}}
-    return summary | {name: copied[name] for name in VALIDATION_METRICS if name in copied}
+    summary |= {name: copied[name] for name in VALIDATION_METRICS if name in copied}
+    if task.adapter is not None and task.adapter.export == "merged":
+        summary |= _merge(task, out)
+    return summary
+
+
+def _merge(task: Task, out: Path) -> Summary:
+    """Add merged weights to the directory of an adapter. Warns if rounding took away a noticeable share of what was learned."""
+    lost = merge_adapter(out, out)
+    summary: Summary = {"rounded_away": lost}
+    if lost > ROUNDED_AWAY:
+        warning = (
+            f"rounding the merged weights to {task.training.precision} took away {lost:.0%} of the adapter's change, so the "
+            "merged model is not the trained one: keep the adapter (adapter.export: adapter), or train at a higher rate"
+        )
+        summary["warnings"] = [warning]
+    return summary
 
 
 def _copy_result(result: Result, task: Task, out: Path, on_notice: Callable[[str], None]) -> dict[str, Any]:

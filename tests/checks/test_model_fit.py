@@ -45,6 +45,14 @@ def test_a_model_with_its_own_tokenizer_fits_also_if_its_embedding_is_padded(tok
     assert check(write_model(tmp_path, tokenizer)) is None
 
 
+def test_an_adapter_without_weights_is_no_model(tokenizer, tmp_path):
+    (write_model(tmp_path, tokenizer) / "adapter").mkdir()
+    with pytest.raises(
+        ConfigError, match=r"model\.path .* holds an adapter without the weights of its base\. .*merged"
+    ):
+        check(tmp_path)
+
+
 def test_more_tokens_than_embeddings(tokenizer, tmp_path):
     with pytest.raises(
         ConfigError,

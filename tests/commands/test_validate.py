@@ -48,3 +48,15 @@ def test_validate_names_an_architecture_that_transformers_lacks_and_what_to_inst
     assert "model.path: the model" in printed
     assert "is a `llama9` (Llama9ForCausalLM), which transformers" in printed
     assert "pip install --upgrade transformers" in printed
+
+
+def test_validate_checks_the_targets_of_an_adapter(config):
+    result = invoke("validate", config, "--set", "adapter={rank: 8}")
+    assert result.exit_code == 0
+    assert (
+        "adapters: rank 8, alpha 32, in every linear layer of the blocks; the reference starts from random"
+        in result.stdout
+    )
+    result = invoke("validate", config, "--set", "adapter={targets: [qproj]}")
+    assert result.exit_code == 2
+    assert "adapter.targets: qproj does not exist" in " ".join(result.output.split())

@@ -1,6 +1,6 @@
 import pytest
 
-from cpo_ray.config import DataConfig, ModelConfig, RunConfig, stage_inputs
+from cpo_ray.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, stage_inputs
 from cpo_ray.config.loading import parse_config
 from cpo_ray.errors import ConfigError
 
@@ -53,3 +53,34 @@ def test_a_model_from_scratch_has_no_routers_to_balance(section):
         ConfigError, match=rf"{section}\.router_auxiliary_loss: model\.architecture llama has no routers"
     ):
         parse(**{section: {"router_auxiliary_loss": 0.01}})
+
+
+def test_an_adapter_in_4_bits_needs_a_frozen_base_that_is_not_cut_apart():
+    adapter, model = {"quantize": "nf4"}, {"path": "owner/model"}
+    assert parse(adapter={}).adapter == AdapterConfig()
+    assert parse().adapter is None
+    assert parse(adapter=adapter, model=model).adapter.quantize == "nf4"
+    with pytest.raises(ConfigError, match=r"adapter\.export adapter cannot be combined with rounds 2"):
+        parse(adapter={"export": "adapter"}, rounds=2, training={"validation_rows": 8}, data={"validation_rows": 8})
+    with pytest.raises(ConfigError, match=r"adapter\.quantize nf4 needs model\.path"):
+        parse(adapter=adapter)
+    with pytest.raises(
+        ConfigError, match=r"cannot be combined with training\.zero_stage 3.*use training\.zero_stage 2"
+    ):
+        parse(adapter=adapter, model=model, training={"zero_stage": 3})
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"targets": []}, "nothing would be trained"),
+        ({"targets": ["q_proj", "q_proj"]}, "name one layer twice"),
+        ({"rank": 0}, "rank"),
+        ({"alpha": 0}, "alpha"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"quantize": "int8"}, "quantize"),
+    ],
+)
+def test_bad_values_of_an_adapter_are_refused(adapter, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(adapter=adapter)

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from cpo_ray.config import TrainingConfig
+from cpo_ray.planning.adapter_size import AdapterSize
 from cpo_ray.planning.memory import LM_HEAD_BYTES, activation_bytes, training_memory
 from cpo_ray.planning.model_size import ModelSize
 
@@ -56,3 +59,15 @@ def test_the_defaults_are_deepspeeds():
 
     defaults = zero.DeepSpeedZeroConfig()
     assert (defaults.reduce_bucket_size, defaults.max_live_parameters) == (REDUCE_BUCKET, LIVE_PARAMETERS)
+
+
+def test_an_adapter_has_the_gradients_and_the_optimizer():
+    """800,000 of a million numbers are in linear layers, and an adapter of 10,000 is trained."""
+    adapted = replace(SHAPE, adapter=AdapterSize(trained=10_000, linear=800_000))
+    memory = training_memory(adapted, training("bf16"), 0, tokens=50)
+    assert (memory.weights, memory.gradients, memory.optimizer) == (2 * 1.01e6, 2e4, 12e4)
+    assert memory.update == 8e4
+    assert memory.activations == 2000 * 10 * 50 + LM_HEAD_BYTES  # the frozen head has no gradient
+    assert training_memory(adapted, training("bf16"), 2, tokens=1).optimizer == 3e4
+    small = training_memory(adapted, training("bf16"), 0, tokens=50, quantize="nf4").weights
+    assert small == pytest.approx(2 * 210_000 + 800_000 * (1 / 2 + 1 / 64 + 4 / (64 * 256)))

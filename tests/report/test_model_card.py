@@ -6,6 +6,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from cpo_ray.artifacts import find_artifact, make_artifact
+from cpo_ray.config import AdapterConfig
 from cpo_ray.report.findings import find_results
 from cpo_ray.report.model_card import place_cards, render_card
 from cpo_ray.report.run_contents import read_run
@@ -140,3 +141,14 @@ def test_cards_of_deleted_models_stay_in_the_report(root):
     placed = place_cards(root / "report" / "cards", root / "models")
     assert len(placed) == len(MODELS) - 1
     assert json.loads((root / "report" / "report.json").read_text())["runs"][0]["label"] == "demo"
+
+
+def test_a_card_of_an_adapter_says_how_it_was_trained_and_is_loaded(root):
+    assert 'AutoModelForCausalLM.from_pretrained("PATH")' in card_of(root, "cpo")
+    adapter = AdapterConfig(rank=8, quantize="nf4", export="adapter").model_dump(mode="json")
+    model = {"path": "owner/base"}
+    (root / "config.json").write_text(json.dumps(CONFIG | {"adapter": adapter, "model": model}))
+    card = card_of(root, "cpo")
+    assert "- Adapter (LoRA): rank 8, alpha 32, in every linear layer, the frozen layers in nf4\n" in card
+    assert 'AutoPeftModelForCausalLM.from_pretrained("PATH/adapter")' in card
+    assert 'AutoModelForCausalLM.from_pretrained("PATH")' in card_of(root, "reference")

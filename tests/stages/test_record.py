@@ -60,6 +60,21 @@ def test_every_key_that_a_record_names_exists():
                 assert all(value is not None for key, value in recipe.values.items() if key != "model.path"), recipe
 
 
+def test_a_section_counts_only_if_it_is_there():
+    """So a run that was made before there were adapters stays current; a reference from scratch never has one."""
+    one, other = ({name: recipe.values for stage in STAGES.values() for name, recipe in recipes(stage, each).items()}
+                  for each in (config(), config(adapter={"rank": 8})))  # fmt: skip
+    assert not any("adapter" in values for values in one.values())
+    assert {name for name in one if one[name] != other[name]} == {"models/cpo", "models/mle", "report"}
+    assert other["models/cpo"] == one["models/cpo"] | {"adapter": config(adapter={"rank": 8}).adapter.model_dump()}
+    merged, alone = (
+        recipes(STAGES["reference"], config(**PRETRAINED, adapter={"export": export}))["models/reference"].values
+        for export in ("merged", "adapter")
+    )
+    assert merged == alone
+    assert merged["adapter"]["rank"] == 16
+
+
 def test_the_keys_of_the_record_are_the_inputs_of_the_manifest(tmp_path):
     with open_run(config(seed=5), tmp_path, accept_changes=False) as run:
         make_artifact(tmp_path, "data", {}, lambda _: {})

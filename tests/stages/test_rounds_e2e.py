@@ -21,22 +21,25 @@ from cpo_ray.training.models import initialize_model
 pytestmark = pytest.mark.e2e
 
 STEPS = 4
-CONFIG = load_config(
-    Path(__file__).parents[1] / "tiny.yaml",
-    (
-        "rounds=2", f"training.steps={STEPS}", "training.validation_rows=8", "training.workers=1", "sampling.rows=48",
-        "sampling.negatives={batch: 1, meanfield: 2, truncation: 1}",
-    ),
+OVERRIDES = (
+    "rounds=2", f"training.steps={STEPS}", "training.validation_rows=8", "training.workers=1", "sampling.rows=48",
+    "sampling.negatives={batch: 1, meanfield: 2, truncation: 1}",
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module", params=["adapter=null", "adapter={rank: 4}"])
+def config(request):
+    """All weights, and an adapter that the second round goes on with."""
+    return load_config(Path(__file__).parents[1] / "tiny.yaml", (*OVERRIDES, request.param))
+
+
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(config, tmp_path_factory):
     """A run up to stage `cpo`. Its reference is a model with random weights, so that the test has one training less."""
     root = tmp_path_factory.mktemp("rounds") / "run"
-    with open_run(CONFIG, root, accept_changes=False) as run:
+    with open_run(config, root, accept_changes=False) as run:
         perform("data", run)
-        build = partial(initialize_model, CONFIG.model, root / "data" / "tokenizer", CONFIG.seed)
+        build = partial(initialize_model, config.model, root / "data" / "tokenizer", config.seed)
         run.make("models/reference", {}, build)
         for stage in ("sampling", "cpo"):
             perform(stage, run)
@@ -94,15 +97,28 @@ def test_the_last_policy_is_the_result_and_the_figures_are_of_its_rounds(root):
     assert summary["rounds"][1]["nll_increase"] == pytest.approx(nll["cpo-2"] - nll["reference"], abs=1e-4)
 
 
-def test_a_second_run_reuses_everything_and_the_report_shows_the_rounds(root, capsys):
-    with open_run(CONFIG, root, accept_changes=False) as run:
+def test_an_adapter_is_of_the_first_reference_in_every_round(root, config):
+    folders = [root / "models" / name / "adapter" for name in ("cpo-1", "cpo-2", "cpo")]
+    if config.adapter is None:
+        assert not any(folder.exists() for folder in folders)
+        return
+    bases = {json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] for folder in folders}
+    assert bases == {str(root / "models" / "reference")}
+    one, two, kept = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    assert all(torch.equal(two[name], kept[name]) for name in two)
+    first_matrices = [name for name in one if "lora_A" in name]  # drawn once, then trained a little
+    assert all(torch.allclose(one[name], two[name], atol=0.05) for name in first_matrices)
+
+
+def test_a_second_run_reuses_everything_and_the_report_shows_the_rounds(root, config, capsys):
+    with open_run(config, root, accept_changes=False) as run:
         for stage in ("sampling", "cpo"):
             perform(stage, run)
     printed = capsys.readouterr().out
     assert "  made " not in printed
     for name in ("groups/train-2", "models/cpo-1", "models/cpo-2", "models/cpo"):
         assert f"reused {name}: same inputs" in printed
-    run_pipeline(CONFIG, root, first="report", last="report", command="tiny.yaml")
+    run_pipeline(config, root, first="report", last="report", command="tiny.yaml")
     assert "Rounds of CPO" in (root / "report" / "index.html").read_text(encoding="utf-8")
     facts = json.loads((root / "report" / "report.json").read_text())["runs"][0]
     assert facts["training"]["cpo"]["steps"] == 2 * STEPS

@@ -10,6 +10,7 @@ from cpo_ray.config import RunConfig
 from cpo_ray.errors import Preempted
 from cpo_ray.run import open_run
 from cpo_ray.stages import perform
+from cpo_ray.stages.one_training import join_summaries
 from cpo_ray.stages.tuning import choice
 from cpo_ray.training import trainer
 
@@ -138,3 +139,10 @@ def test_a_best_rate_within_the_list_is_no_reason_to_warn():
     assert "warnings" not in choice({1e-5: 2.0, 3e-5: 1.0, 1e-4: 2.0})
     assert "is the lowest of tuning.learning_rates: a lower one" in choice({3e-5: 1.0, 1e-4: 2.0})["warnings"][0]
     assert choice({1e-5: 1.0, 3e-5: 1.0, 1e-4: 1.0})["learning_rate"] == 1e-5  # of equal ones the first
+
+
+def test_a_chosen_model_keeps_the_warnings_of_its_training():
+    trained, chosen = {"steps": 4, "warnings": ["rounded"]}, {"learning_rate": 1e-5, "warnings": ["too short"]}
+    joined = {"steps": 4, "learning_rate": 1e-5, "warnings": ["rounded", "too short"]}
+    assert join_summaries(trained, chosen) == joined
+    assert join_summaries({"steps": 4}, {"kept": 1}) == {"steps": 4, "kept": 1}

@@ -16,6 +16,7 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from transformers import AutoTokenizer
 
+from cpo_ray.config import AdapterConfig
 from cpo_ray.errors import Preempted, TrainingError
 from cpo_ray.objective.pretrained import load_model
 from cpo_ray.training import trainer
@@ -56,17 +57,25 @@ def test_training_writes_a_hugging_face_model(undisturbed):
 
 
 def test_losses_do_not_depend_on_workers_or_zero_stage(world, cluster, undisturbed, tmp_path):
-    """ZeRO 0 to 3 on two workers and on one, and from two to one after five steps, tied and untied heads, ten steps each."""
+    """ZeRO 0 to 3 on two workers and on one, and from two to one after five steps, ten steps each.
+
+    With tied and untied heads, and an adapter.
+    """
+    kinds = {
+        "tied": {},
+        "untied": {"head": "untied"},
+        "adapter": {"adapter": AdapterConfig(rank=4, alpha=8.0)},
+    }
     tasks = {
-        f"{head} zero-{stage}": make_task(world, head=head, zero_stage=stage, steps=10)
-        for head in ("tied", "untied")
+        f"{kind} zero-{stage}": make_task(world, zero_stage=stage, steps=10, **settings)
+        for kind, settings in kinds.items()
         for stage in range(4)
     }
 
     def train_each(folder):  # a closure, because workers cannot import the tests
         from ray.train import Checkpoint
 
-        from cpo_ray.training.checkpoint import TAG, Saved, load_checkpoint
+        from cpo_ray.training.checkpoint import Saved, load_checkpoint, write_shard
         from cpo_ray.training.deepspeed_engine import start_engine
         from cpo_ray.training.loader import StoredLoader
         from cpo_ray.training.loop import training_steps
@@ -81,7 +90,7 @@ def test_losses_do_not_depend_on_workers_or_zero_stage(world, cluster, undisturb
             for step in training_steps(engine, StoredLoader(rows, task), task, 0):
                 losses[name].append(step.metrics["loss"])
                 if two and step.number == 5:
-                    engine.save_checkpoint(str(checkpoint), tag=TAG)
+                    write_shard(engine, checkpoint)
             if two:
                 continue
             saved = Saved(Checkpoint.from_directory(checkpoint), finished=5, workers=2)

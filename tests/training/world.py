@@ -11,7 +11,7 @@ from cpo_ray.artifacts import write_table
 from cpo_ray.config import ModelConfig, ObjectiveConfig, TrainingConfig
 from cpo_ray.objective.logprobs import candidate_logps
 from cpo_ray.objective.packing import pack_groups
-from cpo_ray.objective.pretrained import load_model
+from cpo_ray.objective.pretrained import load_adapted
 from cpo_ray.records import GROUP_SCHEMA, SCORED_GROUP_SCHEMA
 from cpo_ray.training.models import initialize_model
 from cpo_ray.training.task import Task
@@ -44,7 +44,7 @@ def write_groups(model, folder, *, change=lambda rows: rows, precision="fp32"):
     """Write random groups with their log-probs under `model`. change: applied to the rows before they are written."""
     prompts, candidates = random_groups(seed=7, groups=32)
     with torch.no_grad():
-        logps = candidate_logps(load_model(model, precision), pack_groups(prompts, candidates))
+        logps = candidate_logps(load_adapted(model, precision), pack_groups(prompts, candidates))
     rows = [
         {
             "id": f"row-{i}",
@@ -64,8 +64,8 @@ def write_groups(model, folder, *, change=lambda rows: rows, precision="fp32"):
     write_table(folder / "part-00000.parquet", pa.Table.from_pylist(changed, schema=schema))
 
 
-def make_task(world, *, head="tied", groups=None, objective=None, validation=None, **settings):
-    """A CPO task on the groups of `world`; `objective=False`: MLE on its examples."""
+def make_task(world, *, head="tied", groups=None, objective=None, validation=None, adapter=None, **settings):
+    """A CPO task on the groups of `world`; `objective=False`: MLE on its examples. adapter: train one."""
     mle = objective is False
     training = TrainingConfig(
         **{
@@ -89,6 +89,8 @@ def make_task(world, *, head="tied", groups=None, objective=None, validation=Non
         seed=1,
         cuda=False,
         threads=1,
+        adapter=adapter,
+        continue_adapter=True,
     )
 
 

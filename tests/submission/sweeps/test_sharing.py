@@ -43,6 +43,7 @@ def test_every_artifact_has_a_key():
         ({"sampling__negatives": {"batch": 2}}, START | OF_MLE),
         ({"sampling__rows": 64}, START | {"generations/reference", "verdicts/reference"}),
         ({"training__learning_rate": 2e-5}, START | {"groups/train", "generations/reference", "verdicts/reference"}),
+        ({"adapter": {}}, START | {"groups/train", "generations/reference", "verdicts/reference"}),
         ({"mle__learning_rate": 2e-5}, START | {"groups/train", "models/cpo"} | {
             f"{kind}/{model}" for kind in ("generations", "verdicts") for model in ("reference", "cpo")}),
     ],
