@@ -81,9 +81,10 @@ $(VENV)/trl/.installed-%: $(STAMP)
 	@touch $@
 
 .PHONY: docs
-docs: install ## Write docs/configuration.md and the map in docs/architecture.md from the code
+docs: install ## Write docs/configuration.md, docs/api.md and the map in docs/architecture.md from the code
 	$(BIN)/python -m cpo_ray.config.reference_page docs/configuration.md
 	$(BIN)/python -m tests.code_map docs/architecture.md
+	$(BIN)/python -m tests.api_page docs/api.md
 
 .PHONY: install
 install: $(STAMP) ## Set up .venv from the lock (GPU=1 for the CUDA set)

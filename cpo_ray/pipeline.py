@@ -14,7 +14,7 @@ from cpo_ray.errors import ConfigError
 from cpo_ray.monitoring.console import redirect_output, say
 from cpo_ray.monitoring.events import recording
 from cpo_ray.monitoring.prometheus import metric_labels
-from cpo_ray.run import open_run
+from cpo_ray.run_directory import open_run
 from cpo_ray.stages import STAGES, perform
 
 __all__ = ["STAGES", "check_stages", "run_pipeline"]

@@ -10,7 +10,7 @@ from typing import cast
 from cpo_ray.artifacts import write_atomically, write_json
 from cpo_ray.errors import CpoRayError
 from cpo_ray.report.svg import Labels
-from cpo_ray.run import run_directory
+from cpo_ray.run_directory import run_directory
 from cpo_ray.submission.sweeps.grid import load_sweep
 from cpo_ray.submission.sweeps.preregistration import REGISTERED
 from study.charts import ChartRow, difference_chart

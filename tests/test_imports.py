@@ -33,13 +33,15 @@ ALLOWED = {
     "report": BASE | {"evaluation"},
     "planning": {"artifacts", "cluster", "config", "errors"},
     "checks": {"artifacts", "config", "errors", "inference", "objective"},
-    "run": BASE,
-    "submission": BASE | {"run", "stages"},
-    "stages": BASE | WINGS | {"checks", "inference", "report", "run"},
-    "pipeline": {"config", "errors", "monitoring", "run", "stages"},
-    "commands": BASE | WINGS | {"inference", "report", "planning", "checks", "submission", "run", "stages", "pipeline"},
-    "cli": {"commands", "config", "monitoring", "pipeline", "run"},
-    "__init__": set(),
+    "run_directory": BASE,
+    "submission": BASE | {"run_directory", "stages"},
+    "stages": BASE | WINGS | {"checks", "inference", "report", "run_directory"},
+    "pipeline": {"config", "errors", "monitoring", "run_directory", "stages"},
+    "commands": BASE
+    | WINGS
+    | {"inference", "report", "planning", "checks", "submission", "run_directory", "stages", "pipeline"},
+    "cli": {"commands", "config", "monitoring", "pipeline", "run_directory"},
+    "__init__": {"artifacts", "config", "evaluation", "pipeline", "run_directory", "serving"},
 }
 # Heavy or restricted packages, and the only files that may import them.
 GATES = {

@@ -7,7 +7,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
+from cpo_ray.commands.failures import exit_on_error
+from cpo_ray.config.shipped import find_config
+
+
+def _find_config(given: Path) -> Path:
+    with exit_on_error():
+        return find_config(given)
+
+
+ConfigPath = Annotated[
+    Path,
+    typer.Argument(metavar="CONFIG", help="The run's YAML file, or the name of a shipped one.", callback=_find_config),
+]
 RunDir = Annotated[
     Path | None,
     typer.Option("--run-dir", metavar="DIR", help="The run's directory. Default: <name> in CPO_RAY_RUNS, or in runs."),

@@ -15,7 +15,7 @@ from cpo_ray.commands.options import ConfigPath, Overrides, RunDir
 from cpo_ray.config import RunConfig
 from cpo_ray.config.loading import load_config
 from cpo_ray.monitoring.console import say
-from cpo_ray.run import run_directory
+from cpo_ray.run_directory import run_directory
 
 SAMPLE_ROWS = 500  # of an embedded source, whose lengths are known once it is read
 

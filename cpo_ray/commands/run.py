@@ -8,7 +8,7 @@ from cpo_ray.commands.options import AcceptChanges, ConfigPath, FirstStage, Last
 from cpo_ray.commands.recipe import warn_about_recipe
 from cpo_ray.config.loading import load_config
 from cpo_ray.pipeline import STAGES, check_stages, run_pipeline
-from cpo_ray.run import run_directory
+from cpo_ray.run_directory import run_directory
 
 
 def run(

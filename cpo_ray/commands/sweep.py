@@ -17,7 +17,7 @@ from cpo_ray.commands.options import AcceptChanges
 from cpo_ray.errors import ConfigError, CpoRayError, SweepError
 from cpo_ray.monitoring.console import say
 from cpo_ray.pipeline import STAGES, check_stages
-from cpo_ray.run import run_directory
+from cpo_ray.run_directory import run_directory
 from cpo_ray.submission.sweeps.grid import Sweep, SweepRun, load_sweep, select_runs
 from cpo_ray.submission.sweeps.outcomes import Outcome, read_outcome, status_of
 from cpo_ray.submission.sweeps.preregistration import register, revision

@@ -1,4 +1,4 @@
-"""The configurations in the source checkout."""
+"""The shipped configurations: `configs/` of a checkout, which an installed package has inside."""
 
 import difflib
 import itertools
@@ -7,23 +7,34 @@ from pathlib import Path
 
 import yaml
 
-import cpo_ray
 from cpo_ray.config.loading import EXTENDS, read_tree
 from cpo_ray.errors import ConfigError
 
-CONFIGS = Path(cpo_ray.__file__).parent.parent / "configs"
+# A symbolic link to configs/ in a checkout; a wheel has the files.
+CONFIGS = Path(__file__).parent / "shipped_files"
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Name -> file; `folder/name` for one in a folder. Raises ConfigError if this package is not in a checkout."""
-    paths = sorted(CONFIGS.rglob("*.yaml"), key=lambda path: (path.parent != CONFIGS, path))
-    found = {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in paths}
+    """Name -> file; `folder/name` for one in a folder. Raises ConfigError if the installation is incomplete."""
+    folder = CONFIGS.resolve()
+    paths = sorted(folder.rglob("*.yaml"), key=lambda path: (path.parent != folder, path))
+    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
     if not found:
-        raise ConfigError(
-            f"no shipped configurations at {CONFIGS}: they are in the source checkout, not in an installed "
-            "package. Clone the repository and run `make install`."
-        )
+        raise ConfigError(f"no shipped configurations at {CONFIGS}: this installation is incomplete, install it again")
     return found
+
+
+def find_config(given: Path) -> Path:
+    """A file that exists, or the shipped configuration of this name: `demo`, `paper/table2`. Raises ConfigError."""
+    if given.is_file() or given.suffix:
+        return given
+    shipped = shipped_configs()
+    if given.as_posix() not in shipped:
+        raise ConfigError(
+            f"there is no file {given}, and no shipped configuration of this name; did you mean "
+            f"{nearest(given.as_posix(), shipped)!r}? `cpo-ray configs` lists them"
+        )
+    return shipped[given.as_posix()]
 
 
 def opening(text: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from cpo_ray.config import RunConfig
-from cpo_ray.run import Run
+from cpo_ray.run_directory import Run
 from cpo_ray.stages.data import DATA
 from cpo_ray.stages.evaluation import JUDGING, MAUVE, REWARD
 from cpo_ray.stages.generation import GENERATION

@@ -12,7 +12,7 @@ from typing import Any
 from cpo_ray.artifacts import Artifact, Builder, find_artifact
 from cpo_ray.config import RunConfig, stage_inputs
 from cpo_ray.errors import ArtifactError
-from cpo_ray.run import Run
+from cpo_ray.run_directory import Run
 
 Condition = Callable[[RunConfig], bool]
 

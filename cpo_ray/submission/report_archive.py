@@ -13,7 +13,7 @@ import tarfile
 from pathlib import Path
 
 from cpo_ray.errors import ArtifactError
-from cpo_ray.run import run_directory
+from cpo_ray.run_directory import run_directory
 
 LINE = 4096  # characters
 LARGEST = 64 * 2**20  # bytes, compressed

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import yaml
 
-from cpo_ray.artifacts import CHECKOUT, git_revision
+import cpo_ray
+from cpo_ray.artifacts import git_revision
 from cpo_ray.config import RunConfig
 from cpo_ray.config.loading import SECRET_KEY
 from cpo_ray.errors import ConfigError
 
+PACKAGE = Path(cpo_ray.__file__).parent
+JOBS = Path(__file__).parent / "job_scripts"  # a symbolic link to jobs/ in a checkout; a wheel has the files
 SHORTEST_SECRET = 8  # characters; a shorter value would match in too many places
 
 
@@ -58,15 +61,14 @@ def check_no_secrets(command: str, folder: Path, secrets: Mapping[str, str]) -> 
 def upload_folder(config: RunConfig, include: Sequence[Path]) -> Iterator[Path]:
     """Yield a temporary folder with this package, jobs/, the resolved configuration, and the paths in `include`.
 
-    Raises ConfigError outside a source checkout, if a path in `include` does not exist, or if its name is taken.
+    Raises ConfigError if a path in `include` does not exist, or if its name is taken.
     """
-    if not (CHECKOUT / "jobs" / "pipeline.py").is_file():
-        raise ConfigError(f"no jobs/ at {CHECKOUT}: submit from a source checkout (make install)")
-    with tempfile.TemporaryDirectory(prefix="cpo_ray-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="cpo_ray-") as temporary:
+        folder = Path(temporary)
         ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
-        for part in (CHECKOUT / "cpo_ray", CHECKOUT / "jobs", *include):
-            target = folder / part.resolve().name
+        parts = {PACKAGE: "cpo_ray", JOBS: "jobs"} | {part: part.resolve().name for part in include}
+        for part, name in parts.items():
+            target = folder / name
             if not part.exists() or target.exists():
                 raise ConfigError(f"--include {part}: {'its name is taken' if target.exists() else 'no such path'}")
             if part.is_dir():

@@ -8,7 +8,7 @@ from cpo_ray.artifacts import find_artifact, make_artifact
 from cpo_ray.artifacts.store import Store
 from cpo_ray.cluster.session import LazyRay
 from cpo_ray.config import RunConfig
-from cpo_ray.run import Run
+from cpo_ray.run_directory import Run
 
 
 @pytest.fixture

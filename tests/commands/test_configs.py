@@ -18,8 +18,8 @@ def test_the_shipped_configs_are_listed_and_copied(config, tmp_path):
     assert "did you mean 'demo'" in invoke("configs", "copy", "dmo").stderr
 
 
-def test_without_a_checkout_the_error_says_how_to_get_the_configs(monkeypatch, tmp_path):
+def test_an_incomplete_installation_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr("cpo_ray.config.shipped.CONFIGS", tmp_path)
     result = invoke("configs")
     assert result.exit_code == 2
-    assert "source checkout" in result.stderr
+    assert "this installation is incomplete" in result.stderr

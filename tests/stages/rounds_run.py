@@ -6,7 +6,7 @@ from typing import Any
 
 from cpo_ray.artifacts import write_json
 from cpo_ray.config import RunConfig
-from cpo_ray.run import open_run
+from cpo_ray.run_directory import open_run
 from cpo_ray.stages import perform
 
 ROWS, TOKENS = 8, 40  # of the validation split: 5 tokens per response

@@ -3,7 +3,7 @@ from typing import Any
 
 from cpo_ray.config import RunConfig
 from cpo_ray.data import examples
-from cpo_ray.run import open_run
+from cpo_ray.run_directory import open_run
 from cpo_ray.stages import perform
 
 

@@ -7,7 +7,7 @@ from cpo_ray.cluster.session import LazyRay
 from cpo_ray.config import RunConfig
 from cpo_ray.errors import ArtifactError
 from cpo_ray.evaluation import reward_pool
-from cpo_ray.run import open_run
+from cpo_ray.run_directory import open_run
 from cpo_ray.stages import perform
 
 

@@ -14,7 +14,7 @@ from cpo_ray.config import RunConfig
 from cpo_ray.data.tokenization import train_tokenizer
 from cpo_ray.evaluation import generation
 from cpo_ray.objective.adapters import LoraSettings, add_adapter, save_adapter
-from cpo_ray.run import open_run
+from cpo_ray.run_directory import open_run
 from cpo_ray.serving import app
 from cpo_ray.stages import perform
 from cpo_ray.training.models import export_without_weights

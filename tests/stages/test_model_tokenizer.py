@@ -10,7 +10,7 @@ from cpo_ray.config import RunConfig
 from cpo_ray.data import examples
 from cpo_ray.data.tokenization import load_tokenizer, train_tokenizer
 from cpo_ray.errors import ConfigError
-from cpo_ray.run import open_run
+from cpo_ray.run_directory import open_run
 from cpo_ray.stages import perform
 from cpo_ray.training import trainer
 from tests.checks.test_model_fit import TEXTS, write_model

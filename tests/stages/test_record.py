@@ -10,7 +10,7 @@ import cpo_ray.stages
 from cpo_ray.artifacts import make_artifact
 from cpo_ray.config import RunConfig
 from cpo_ray.errors import ArtifactError
-from cpo_ray.run import open_run
+from cpo_ray.run_directory import open_run
 from cpo_ray.stages import STAGES, Output, Read, Stage, StageRun, expected_artifacts
 from cpo_ray.stages.record import recipes
 

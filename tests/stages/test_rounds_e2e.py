@@ -14,7 +14,7 @@ from cpo_ray.objective.logprobs import candidate_logps
 from cpo_ray.objective.packing import pack_groups
 from cpo_ray.objective.pretrained import load_model
 from cpo_ray.pipeline import run_pipeline
-from cpo_ray.run import open_run
+from cpo_ray.run_directory import open_run
 from cpo_ray.stages import perform
 from cpo_ray.training.models import initialize_model
 

@@ -9,7 +9,7 @@ from cpo_ray.artifacts import read_table, write_table
 from cpo_ray.cluster.session import LazyRay
 from cpo_ray.config import RunConfig
 from cpo_ray.errors import ArtifactError
-from cpo_ray.run import open_run
+from cpo_ray.run_directory import open_run
 from cpo_ray.sampling import groups
 from cpo_ray.sampling.reference_model import Reference
 from cpo_ray.sampling.units import write_units

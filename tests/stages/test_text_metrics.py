@@ -11,7 +11,7 @@ from cpo_ray.data.tokenization import train_tokenizer
 from cpo_ray.errors import ArtifactError, ConfigError
 from cpo_ray.evaluation import features, likelihood_pool
 from cpo_ray.records import EXAMPLE_SCHEMA
-from cpo_ray.run import open_run
+from cpo_ray.run_directory import open_run
 from cpo_ray.stages import STAGES, perform
 
 TRUTHS = ["one two three four five", "red green blue black white"]

@@ -8,7 +8,7 @@ from cpo_ray.artifacts import read_jsonl
 from cpo_ray.cluster.session import LazyRay
 from cpo_ray.config import RunConfig
 from cpo_ray.errors import Preempted
-from cpo_ray.run import open_run
+from cpo_ray.run_directory import open_run
 from cpo_ray.stages import perform
 from cpo_ray.stages.one_training import join_summaries
 from cpo_ray.stages.tuning import choice

@@ -8,7 +8,7 @@ import tarfile
 import pytest
 
 from cpo_ray.errors import ArtifactError
-from cpo_ray.run import run_directory
+from cpo_ray.run_directory import run_directory
 from cpo_ray.submission import report_archive
 
 

@@ -13,7 +13,7 @@ import yaml
 from cpo_ray.artifacts import canonical, write_json
 from cpo_ray.config.loading import read_tree
 from cpo_ray.errors import ConfigError, RunMismatchError
-from cpo_ray.run import flatten
+from cpo_ray.run_directory import flatten
 from cpo_ray.submission.sweeps.grid import Sweep
 
 REGISTERED = "preregistration.json"  # in the sweep's directory: what was registered when its first run started

@@ -19,7 +19,7 @@ from rich.markup import escape
 from cpo_ray.artifacts import lock_run, write_atomically
 from cpo_ray.errors import Preempted, RunInUseError
 from cpo_ray.monitoring.console import say
-from cpo_ray.run import refuse_changes
+from cpo_ray.run_directory import refuse_changes
 from cpo_ray.submission.sweeps.grid import Sweep, SweepRun
 from cpo_ray.submission.sweeps.outcomes import EVENTS, Event, Outcome, read_stages, status_of, write_outcome
 

@@ -7,7 +7,7 @@ import pytest
 
 from cpo_ray.config.loading import parse_config
 from cpo_ray.errors import RunInUseError, RunMismatchError
-from cpo_ray.run import open_run
+from cpo_ray.run_directory import open_run
 
 
 def config(**sections):
