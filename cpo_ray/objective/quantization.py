@@ -1,4 +1,4 @@
-"""Frozen linear layers in 4 bits: NF4 (QLoRA, Dettmers et al. 2023, section 3), by bitsandbytes.
+"""Frozen linear layers in 4 bits: NF4 of QLoRA (Dettmers and others 2023, section 3), by bitsandbytes.
 
 A weight becomes one of 16 values, the quantiles of a normal distribution, times the largest absolute weight of its block of 64.
 Weights are quantized on the CPU, wherever they are used later, so that every process has the same.
