@@ -23,7 +23,7 @@ from cpo_ray.commands.show import show
 from cpo_ray.commands.submit import submit
 from cpo_ray.commands.sweep import sweep
 from cpo_ray.commands.validate import validate
-from cpo_ray.monitoring.console import say
+from cpo_ray.monitoring.console import say, set_quiet
 from cpo_ray.pipeline import STAGES
 
 HELP = f"""Train a language model to prefer the truth, with no human labels.
@@ -52,7 +52,6 @@ app = typer.Typer(
     help=HELP,
     rich_markup_mode="rich",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
@@ -66,11 +65,12 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _top(
-    version: Annotated[
+    _version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and results only, no progress.")] = False,
 ) -> None:
-    pass
+    set_quiet(quiet)
 
 
 app.add_typer(configs, name="configs", rich_help_panel=BEFORE_A_RUN)

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from cpo_ray.config import RunConfig
-from cpo_ray.config.shipped import nearest
+from cpo_ray.config.spelling import did_you_mean
 from cpo_ray.errors import ConfigError
 from cpo_ray.monitoring.console import redirect_output, say
 from cpo_ray.monitoring.events import recording
@@ -26,7 +26,7 @@ def check_stages(first: str | None, last: str | None) -> None:
     for option, name in (("--from", first), ("--until", last)):
         if name is not None and name not in STAGES:
             raise ConfigError(
-                f"{option} {name}: no such stage; did you mean {nearest(name, names)}? In order: {', '.join(names)}"
+                f"{option} {name}: no such stage{did_you_mean(name, names) or '.'} In order: {', '.join(names)}"
             )
     if first and last and names.index(first) > names.index(last):
         raise ConfigError(f"--from {first} comes after --until {last}. In order: {', '.join(names)}")
@@ -63,6 +63,6 @@ def run_pipeline(
                 metric_labels(config.name, name),
             ):
                 perform(name, run)
-            following = names[names.index(name) + 1 :]
-            if following:
-                say(f"  [dim]next: cpo-ray {following[0]} {escape(command)}[/]")
+    following = names[names.index(chosen[-1]) + 1 :]
+    if following:
+        say(f"  [dim]next: cpo-ray {following[0]} {escape(command)}[/]")

@@ -8,7 +8,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from cpo_ray.config import Section
-from cpo_ray.config.shipped import nearest
+from cpo_ray.config.spelling import did_you_mean
 from cpo_ray.errors import ConfigError
 from study.estimates import Direction
 
@@ -150,4 +150,4 @@ def read_plan(file: Path) -> Plan:
 
 def _check_known(name: str, known: Iterable[str], where: str) -> None:
     if name not in known:
-        raise ValueError(f"{where}: there is no {name!r}; did you mean {nearest(name, known)!r}?")
+        raise ValueError(f"{where}: there is no {name!r}{did_you_mean(name, known, '{!r}')}")

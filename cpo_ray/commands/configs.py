@@ -1,4 +1,4 @@
-"""`cpo-ray configs`: list the shipped configurations, or copy one."""
+"""`cpo-ray configs`: list the shipped configurations, show or copy one."""
 
 import shlex
 from pathlib import Path
@@ -10,10 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from cpo_ray.commands.failures import exit_on_error
-from cpo_ray.config.shipped import copy_shipped, opening, shipped_configs
+from cpo_ray.config.shipped import copy_shipped, opening, shipped_configs, shipped_text
 from cpo_ray.monitoring.console import say
 
-configs = typer.Typer(help="List the shipped configurations, or copy one to start from.", invoke_without_command=True)
+configs = typer.Typer(
+    help="List the shipped configurations, show one, or copy one to start from.", invoke_without_command=True
+)
 
 
 @configs.callback()
@@ -32,7 +34,14 @@ def list_configs() -> None:
         for name, path in shipped_configs().items():
             table.add_row(escape(name), escape(opening(path.read_text(encoding="utf-8"))))
         Console(soft_wrap=False).print(table)
-        say("Copy one with: cpo-ray configs copy NAME")
+        say("Read one with: cpo-ray configs show NAME; copy it with: cpo-ray configs copy NAME")
+
+
+@configs.command("show")
+def show_config(name: Annotated[str, typer.Argument(help="A name from `cpo-ray configs`.")]) -> None:
+    """Print a shipped configuration, with the keys of the file that it extends."""
+    with exit_on_error():
+        typer.echo(shipped_text(name), nl=False)
 
 
 @configs.command("copy")

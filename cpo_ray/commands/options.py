@@ -1,5 +1,6 @@
 """Options that several commands share, and a parser for options that take several numbers."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +35,12 @@ AcceptChanges = Annotated[
     bool,
     typer.Option("--accept-changes", help="The run was made with other settings: redo in place what they affect."),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout, whatever the terminal."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 class MultiNumberCommand(TyperCommand):

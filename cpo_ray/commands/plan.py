@@ -1,6 +1,7 @@
 """`cpo-ray plan`: estimate what a run needs and costs."""
 
 import tempfile
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ from rich.markup import escape
 
 from cpo_ray.artifacts import Summary, find_artifact
 from cpo_ray.commands.failures import resumable
-from cpo_ray.commands.options import ConfigPath, Overrides, RunDir
+from cpo_ray.commands.options import AsJson, ConfigPath, Overrides, RunDir, print_json
 from cpo_ray.config import RunConfig
 from cpo_ray.config.loading import load_config
 from cpo_ray.monitoring.console import say
@@ -49,6 +50,7 @@ def plan(
         float | None,
         typer.Option("--price", metavar="P", min=0, help="Price of a machine-hour, to show the run's cost."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Estimate rows, tokens, parameters, memory per GPU, GPU-hours, and the same on 2, 8 and 64 machines. Starts nothing."""
     from cpo_ray.planning.estimate import make_plan
@@ -60,7 +62,10 @@ def plan(
         resolved = with_row_counts(resolved, root)
         trial = sample_embedded(resolved) if find_artifact(root, "data") is None else None
         estimate = make_plan(resolved, gpu.value, nodes, root=root, parameters=parameters, trial=trial)
-        Console(soft_wrap=False).print(render_plan(estimate, price))
+        if as_json:
+            print_json(asdict(estimate))
+        else:
+            Console(soft_wrap=False).print(render_plan(estimate, price))
 
 
 def with_row_counts(config: RunConfig, root: Path) -> RunConfig:

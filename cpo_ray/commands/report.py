@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cpo_ray.commands.failures import exit_on_error, resumable
-from cpo_ray.commands.options import AcceptChanges, Overrides, RunDir
+from cpo_ray.commands.options import AcceptChanges, AsJson, Overrides, RunDir, print_json
 from cpo_ray.commands.run import run_stages
 from cpo_ray.errors import ConfigError
 
@@ -25,6 +25,7 @@ def report(
         Path | None,
         typer.Option("--out", metavar="DIR", help="With RUN...: the report's folder. Default: reports/<runs>."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the report: one page about a run, or about several runs side by side.
 
@@ -34,16 +35,20 @@ def report(
     It changes nothing in them, and needs neither their YAML files nor Ray.
     """
     if not any(path.is_dir() for path in paths):
+        if as_json:
+            raise ConfigError(
+                "--json needs run directories; the report of a configuration is in its run's report/report.json"
+            )
         with resumable("report", paths[0], run_dir, overrides):
             check_config_usage(paths, out)
             run_stages(paths[0], run_dir, overrides, accept_changes, "report", "report")
         return
     with exit_on_error():
         check_run_usage(paths, run_dir, overrides, accept_changes)
-        report_runs(paths, out)
+        report_runs(paths, out, as_json=as_json)
 
 
-def report_runs(roots: Sequence[Path], out: Path | None) -> None:
+def report_runs(roots: Sequence[Path], out: Path | None, *, as_json: bool = False) -> None:
     """Read run directories and write one report about them into `out` (default: reports/<runs>). The runs stay unchanged.
 
     Raises ConfigError for an `out` inside a run, ArtifactError for a damaged run.
@@ -57,7 +62,11 @@ def report_runs(roots: Sequence[Path], out: Path | None) -> None:
             raise ConfigError(
                 f"--out {folder} is inside the run {root}, which a report never changes: choose another folder"
             )
-    show_report(write_report(roots, folder), folder)
+    summary = write_report(roots, folder)
+    if as_json:
+        print_json(summary)
+    else:
+        show_report(summary, folder)
 
 
 def check_config_usage(paths: Sequence[Path], out: Path | None) -> None:

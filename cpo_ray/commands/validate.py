@@ -1,36 +1,53 @@
-"""`cpo-ray validate`: check a configuration and print it in full."""
+"""`cpo-ray validate`: check a configuration and say in a few lines what it would do."""
 
 from functools import partial
+from typing import Annotated
 
+import typer
 import yaml
 from rich.markup import escape
 
+from cpo_ray.checks.recipe import recipe_warnings
 from cpo_ray.commands.failures import resumable
-from cpo_ray.commands.options import ConfigPath, Overrides
+from cpo_ray.commands.options import AsJson, ConfigPath, Overrides, print_json
 from cpo_ray.commands.recipe import warn_about_recipe
 from cpo_ray.config import RunConfig
 from cpo_ray.config.loading import load_config
 from cpo_ray.monitoring.console import say
 
 
-def validate(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Check a configuration and the first rows of its data. Prints every default. Starts nothing and downloads nothing."""
+def validate(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the whole configuration first, with every default.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a configuration and the first rows of its data. Starts nothing and downloads nothing."""
     from cpo_ray.data.inspection import check_beginning, read_beginning, with_expected_rows
     from cpo_ray.planning.tables import describe_run
 
     with resumable("validate", config, None, overrides):
         resolved = load_config(config, tuple(overrides or ()))
-        say(escape(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)))
+        if show and not as_json:
+            say(escape(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)))
         found = [read_beginning(source) for source in resolved.data.inputs]
         counted, remark = with_expected_rows(resolved, found)
-        for line in (*map(str, found), *remark, *describe_run(counted)):
-            say(escape(line))
-        warn_about_recipe(resolved)
+        lines = [*map(str, found), *remark, *describe_run(counted)]
         if resolved.adapter is not None and (lacking := _check_adapter(resolved)):
-            say(escape(lacking))
+            lines.append(lacking)
         if resolved.model.path is not None and (missing := _check_fit(resolved)):
-            say(escape(missing))
+            lines.append(missing)
+        if as_json:
+            lines += recipe_warnings(resolved)
+        else:
+            for line in lines:
+                say(escape(line))
+            warn_about_recipe(resolved)
         check_beginning(resolved.data, found)
+        if as_json:
+            print_json({"config": resolved.model_dump(mode="json"), "lines": lines})
 
 
 def _check_fit(config: RunConfig) -> str | None:

@@ -1,6 +1,5 @@
 """Load a run's YAML file: read it and the files it extends, apply overrides, validate. Errors name the key."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from cpo_ray.config import RunConfig
 from cpo_ray.config.section import section_in
+from cpo_ray.config.spelling import did_you_mean
 from cpo_ray.errors import ConfigError
 
 EXTENDS = "extends"
@@ -162,8 +162,9 @@ def _explain(detail: ErrorDetails) -> str:
     dotted = ".".join(path)
     if detail["type"] == "extra_forbidden":
         known = _keys_at(path[:-1])
-        nearest = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.0)
-        return f"unknown key `{dotted}`; did you mean `{'.'.join([*path[:-1], *nearest])}`?"
+        near = did_you_mean(path[-1], known, f"`{'.'.join([*path[:-1], '{}'])}`")
+        section = f"`{'.'.join(path[:-1])}` has" if path[:-1] else "the sections are"
+        return f"unknown key `{dotted}`{near or f'; {section} ' + ', '.join(known)}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":
         return f"{dotted}: {message}" if dotted else message

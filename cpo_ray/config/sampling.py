@@ -1,6 +1,5 @@
 """Stage `sampling`."""
 
-import difflib
 import re
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ from cpo_ray.config.inference import EngineConfig
 from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
 from cpo_ray.config.sampled_kinds import GREEDY, KindDecoding, SampledKind, Temperature, TopK, TopP
 from cpo_ray.config.section import EXECUTION, Section
+from cpo_ray.config.spelling import did_you_mean
 from cpo_ray.records import ANSWER, CANDIDATE_KINDS
 
 KindName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -108,9 +108,9 @@ class SamplingConfig(Section):
         known = [*NegativeCounts.model_fields, *self.kinds]
         for name in self.negatives.model_extra or {}:
             if name not in known:
-                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+                near = did_you_mean(name, known, "`negatives.{}`") or "."
                 raise ValueError(
-                    f"unknown kind of negative `negatives.{name}`; did you mean `negatives.{nearest}`? A custom kind "
+                    f"unknown kind of negative `negatives.{name}`{near} A custom kind "
                     f"is declared as `kinds: {{{name}: module:function}}` or `kinds: {{{name}: {{temperature: 1.4}}}}`"
                 )
         alike = {name: self.negatives.by_kind[name] for name, decoding in self.sampled.items() if decoding.is_greedy}

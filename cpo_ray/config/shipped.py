@@ -1,13 +1,12 @@
 """The shipped configurations: `configs/` of a checkout, which an installed package has inside."""
 
-import difflib
 import itertools
-from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
 from cpo_ray.config.loading import EXTENDS, read_tree
+from cpo_ray.config.spelling import did_you_mean
 from cpo_ray.errors import ConfigError
 
 # A symbolic link to configs/ in a checkout; a wheel has the files.
@@ -31,8 +30,8 @@ def find_config(given: Path) -> Path:
     shipped = shipped_configs()
     if given.as_posix() not in shipped:
         raise ConfigError(
-            f"there is no file {given}, and no shipped configuration of this name; did you mean "
-            f"{nearest(given.as_posix(), shipped)!r}? `cpo-ray configs` lists them"
+            f"there is no file {given}, and no shipped configuration of this name"
+            f"{did_you_mean(given.as_posix(), shipped, '{!r}')} `cpo-ray configs` lists them"
         )
     return shipped[given.as_posix()]
 
@@ -43,22 +42,32 @@ def opening(text: str) -> str:
     return " ".join(line.removeprefix("# ").strip() for line in lines).removesuffix(":")
 
 
-def copy_shipped(name: str, to: Path | None) -> Path:
-    """Copy a configuration to `to` (default: its own name, in this folder) and return that path.
+def shipped_text(name: str) -> str:
+    """The text of a shipped configuration. One that extends another has the extended keys filled in.
 
-    A file that extends another is written with the extended keys filled in. Raises ConfigError if the name is unknown or
-    the target exists.
+    Raises ConfigError if the name is unknown.
     """
     shipped = shipped_configs()
     source = shipped.get(name.removesuffix(".yaml"))
     if source is None:
-        raise ConfigError(f"no shipped configuration {name!r}; did you mean {nearest(name, shipped)!r}?")
-    target = to or Path(source.name)
-    if target.exists():
-        raise ConfigError(f"{target} exists already: choose another file")
+        raise ConfigError(
+            f"no shipped configuration {name!r}{did_you_mean(name, shipped, '{!r}')} `cpo-ray configs` lists them"
+        )
     text = source.read_text(encoding="utf-8")
     if EXTENDS in yaml.safe_load(text):
         text = _heading(text) + yaml.safe_dump(read_tree(source), sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def copy_shipped(name: str, to: Path | None) -> Path:
+    """Copy a configuration to `to` (default: its own name, in this folder) and return that path.
+
+    Raises ConfigError if the name is unknown or the target exists.
+    """
+    text = shipped_text(name)
+    target = to or Path(f"{Path(name).name.removesuffix('.yaml')}.yaml")
+    if target.exists():
+        raise ConfigError(f"{target} exists already: choose another file")
     target.write_text(text, encoding="utf-8")
     return target
 
@@ -66,8 +75,3 @@ def copy_shipped(name: str, to: Path | None) -> Path:
 def _heading(text: str) -> str:
     """A file's opening comment."""
     return "".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word that is most similar to `word`."""
-    return difflib.get_close_matches(word, list(known), n=1, cutoff=0.0)[0]

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 PLAIN_INTERVAL_S = 10.0
+LEAST_LEFT_S = 1.5  # less is not worth a line
 log = logging.getLogger("cpo_ray")
 
 
@@ -52,6 +53,11 @@ def say(line: str, **fields: str) -> None:
     console.print(line)
     console.file.flush()
     log.info(Text.from_markup(line).plain.strip(), extra={"fields": fields} if fields else None)
+
+
+def set_quiet(quiet: bool) -> None:
+    """Print nothing more but errors and results; lines still go to the log files."""
+    console.quiet = quiet
 
 
 @contextlib.contextmanager
@@ -230,4 +236,4 @@ class _PlainBar:
         rate = self.done / elapsed
         pace = f"{rate:.1f} {self.unit}/s" if rate >= 0.1 else f"{1 / rate:.0f} s each"
         left = (self.total - self.done) / rate
-        return [pace, f"{left:.0f} s left"] if left >= 0.5 and _format_amount(self.total) else [pace]
+        return [pace, f"{left:.0f} s left"] if left >= LEAST_LEFT_S and _format_amount(self.total) else [pace]

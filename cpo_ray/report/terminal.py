@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cpo_ray.artifacts import Summary
 from cpo_ray.evaluation.text_scores import TEXT_METRICS
-from cpo_ray.monitoring.console import console, say
+from cpo_ray.monitoring.console import console, say, set_quiet
 from cpo_ray.report.examples import format_example
 from cpo_ray.report.findings import TableRow, signed
 from cpo_ray.report.text_tables import measured_rows, metrics_of
@@ -17,6 +17,7 @@ from cpo_ray.report.text_tables import measured_rows, metrics_of
 
 def show_report(summary: Summary, folder: Path) -> None:
     """Print what `write_report` returned, and the path of the page."""
+    set_quiet(False)  # this is what was asked for
     console.print(format_table(summary))
     texts = format_texts(summary)
     if texts is not None:

@@ -23,3 +23,11 @@ def test_an_incomplete_installation_is_an_error(monkeypatch, tmp_path):
     result = invoke("configs")
     assert result.exit_code == 2
     assert "this installation is incomplete" in result.stderr
+
+
+def test_a_shipped_config_is_shown_with_what_it_extends():
+    assert invoke("configs", "show", "demo").stdout.startswith("# The whole method")
+    assert "extends" not in invoke("configs", "show", "paper/table2_mixn").stdout
+    unknown = invoke("configs", "show", "something-else-entirely")
+    assert unknown.exit_code == 2
+    assert "did you mean" not in unknown.stderr, "a suggestion only where the name is near"

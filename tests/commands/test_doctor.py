@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ def test_only_a_failed_check_fails_the_command(monkeypatch, worst, code):
     assert result.exit_code == code
     assert "[odd] name" in result.stdout
     assert "do this" in result.stdout
+    (check,) = json.loads(invoke("doctor", "--json").stdout)
+    assert (check["name"], check["status"]) == ("[odd] name", worst)
 
 
 def test_a_cluster_file_is_checked(tmp_path, monkeypatch):

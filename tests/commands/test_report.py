@@ -16,7 +16,7 @@ def folder(tmp_path, monkeypatch):
 def reported(monkeypatch, folder):
     """The arguments of each call of `report_runs`, which writes nothing; there are two run directories."""
     calls = []
-    monkeypatch.setattr("cpo_ray.commands.report.report_runs", lambda roots, out: calls.append((roots, out)))
+    monkeypatch.setattr("cpo_ray.commands.report.report_runs", lambda roots, out, as_json: calls.append((roots, out)))
     for name in ("one", "two"):
         (folder / "runs" / name).mkdir(parents=True)
     return calls

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from cpo_ray.artifacts import canonical
 from cpo_ray.config import RunConfig, Section, stage_inputs
 from cpo_ray.config.loading import parse_config, read_tree
-from cpo_ray.config.shipped import nearest
+from cpo_ray.config.spelling import did_you_mean
 from cpo_ray.errors import ConfigError
 
 NAME = r"^[a-z0-9][a-z0-9_-]*$"
@@ -142,7 +142,7 @@ def select_runs(sweep: Sweep, only: Sequence[str]) -> tuple[SweepRun, ...]:
         arms = [word for word in words if word not in seeds]
         for arm in arms:
             if arm not in sweep.arms:
-                raise ConfigError(f"--only {text}: there is no arm {arm!r}; did you mean {nearest(arm, sweep.arms)!r}?")
+                raise ConfigError(f"--only {text}: there is no arm {arm!r}{did_you_mean(arm, sweep.arms, '{!r}')}")
         for seed in map(int, seeds):
             if seed not in sweep.file.seeds:
                 raise ConfigError(f"--only {text}: {seed} is not among the seeds {list(sweep.file.seeds)}")
@@ -159,7 +159,7 @@ def _parse_file(path: Path) -> SweepFile:
         for detail in error.errors():
             dotted, message = ".".join(map(str, detail["loc"])), detail["msg"]
             if detail["type"] == "extra_forbidden":
-                message = f"unknown key of a sweep; did you mean `{nearest(dotted, SweepFile.model_fields)}`?"
+                message = f"unknown key of a sweep{did_you_mean(dotted, SweepFile.model_fields, '`{}`')}"
             elif detail["type"] == "missing":
                 message = "this key is required"
             lines.append(f"  {dotted}: {message}")
