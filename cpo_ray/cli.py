@@ -11,6 +11,7 @@ from cpo_ray import __version__
 from cpo_ray.commands.configs import configs
 from cpo_ray.commands.doctor import doctor
 from cpo_ray.commands.failures import exit_on_error
+from cpo_ray.commands.fetch import fetch
 from cpo_ray.commands.groups import groups
 from cpo_ray.commands.judge import judge
 from cpo_ray.commands.merge import merge
@@ -77,6 +78,7 @@ app.add_typer(configs, name="configs", rich_help_panel=BEFORE_A_RUN)
 app.command(rich_help_panel=BEFORE_A_RUN)(validate)
 app.command(rich_help_panel=BEFORE_A_RUN)(plan)
 app.command(rich_help_panel=BEFORE_A_RUN)(doctor)
+app.command(rich_help_panel=BEFORE_A_RUN)(exit_on_error()(fetch))
 
 app.command(rich_help_panel=A_RUN)(run)
 app.command(rich_help_panel=A_RUN)(sweep)
