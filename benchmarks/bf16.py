@@ -74,7 +74,7 @@ def take_first_step(engine: Engine, groups: list[Group], objective: ObjectiveCon
     workers = {"prompts_per_step": len(groups), "prompts_per_microbatch": MICROBATCH, "workers": 1}
     training = TrainingConfig(precision="bf16", **workers)
     task = Task("cpo", training, objective, None, "", Path(), None, seed=1, cuda=False, threads=1)
-    rows = TrainingRows.from_groups({name: [dict(group)[name] for group in groups] for name in COLUMNS}, task)
+    rows = TrainingRows.from_groups({name: [dict(group).get(name) for group in groups] for name in COLUMNS}, task)
     batch, shape = Batch(rows, list(range(len(groups))), rows.every_kind), model_shape(engine.model)
     costs = [shape.forward_flops(rows.sizes[row]) for row in batch.numbers]
     (parts,) = split_batch(batch.numbers, costs, 1, len(groups) // MICROBATCH)

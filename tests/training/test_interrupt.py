@@ -51,7 +51,7 @@ def sigterm_after(step, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(trainer, "fit_with_restarts", fit)
     monkeypatch.setattr(trainer, "copy_first_intact_model", lambda stored, out, notify: (out / "model").touch() or {})
-    task = SimpleNamespace(stage="cpo", training=TrainingConfig(workers=1, steps=5))
+    task = SimpleNamespace(stage="cpo", training=TrainingConfig(workers=1, steps=5), adapter=None)
     train_model(task, ClusterConfig(), tmp_path, tmp_path, pytest.fail, pytest.fail, stop_requested)
     return stop_requested.is_set()
 
