@@ -158,7 +158,7 @@ def plan_arm(run: SweepRun) -> dict[str, float]:
     from cpo_ray.commands.plan import GpuKind, sample_embedded
     from cpo_ray.planning.estimate import make_plan
 
-    gpu = GpuKind.A100_80 if run.config.cluster.gpus_per_worker else GpuKind.CPU
+    gpu = GpuKind.A100_80 if run.config.cluster.worker_gpus else GpuKind.CPU
     try:
         return make_plan(run.config, gpu.value, 1, trial=sample_embedded(run.config)).stage_seconds
     except ConfigError:  # a hub model that is not on this machine
