@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from cpo_ray.commands.failures import resumable
 from cpo_ray.commands.options import ConfigPath, Overrides
+from cpo_ray.commands.placement import preview_placement, print_placement, refuse_faults
 from cpo_ray.commands.recipe import warn_about_recipe
 from cpo_ray.config import RunConfig
 from cpo_ray.config.loading import load_config
@@ -23,12 +24,17 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
         say(escape(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)))
         found = [read_beginning(source) for source in resolved.data.inputs]
         counted, remark = with_expected_rows(resolved, found)
-        for line in (*map(str, found), *remark, *describe_run(counted)):
+        placement = preview_placement(counted)
+        for line in (*map(str, found), *remark, *describe_run(placement.config if placement else counted)):
             say(escape(line))
+        if placement is not None:
+            print_placement(placement)
         warn_about_recipe(resolved)
         if resolved.model.path is not None and (missing := _check_fit(resolved)):
             say(escape(missing))
         check_beginning(resolved.data, found)
+        if placement is not None:
+            refuse_faults(placement)
 
 
 def _check_fit(config: RunConfig) -> str | None:
