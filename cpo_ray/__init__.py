@@ -54,12 +54,14 @@ def run(
     run_dir: default `runs/<name>`, or `<name>` in CPO_RAY_RUNS. accept_changes: redo in place what changed settings affect.
     Raises a CpoRayError for anything that the user can act on.
     """
+    from cpo_ray.commands.placement import place_run
     from cpo_ray.pipeline import check_stages, run_pipeline
     from cpo_ray.run_directory import run_directory
 
     check_stages(first, last)
     root = run_directory(config.name, None if run_dir is None else Path(run_dir))
-    run_pipeline(config, root, first=first, last=last, accept_changes=accept_changes, command=f"with run_dir={root}")
+    command = f"with run_dir={root}"
+    run_pipeline(place_run(config), root, first=first, last=last, accept_changes=accept_changes, command=command)
     return root
 
 

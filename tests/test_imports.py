@@ -41,7 +41,7 @@ ALLOWED = {
     | WINGS
     | {"inference", "report", "planning", "checks", "submission", "run_directory", "stages", "pipeline"},
     "cli": {"commands", "config", "monitoring", "pipeline", "run_directory"},
-    "__init__": {"artifacts", "config", "evaluation", "pipeline", "run_directory", "serving"},
+    "__init__": {"artifacts", "commands", "config", "evaluation", "pipeline", "run_directory", "serving"},
 }
 # Heavy or restricted packages, and the only files that may import them.
 GATES = {

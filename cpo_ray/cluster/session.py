@@ -5,7 +5,8 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 
-from cpo_ray.cluster.waiting import Bundle, wait_for
+from cpo_ray.cluster.cards import Cards, local_cards, read_memory, wait_until_released
+from cpo_ray.cluster.waiting import FIXED, Bundle, wait_for
 from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import ClusterError
 
@@ -33,18 +34,31 @@ class LazyRay:
         self.config = config
         self.joined = False
         self.scope = contextlib.ExitStack()
+        # Before any process of this run: what others use of the cards. A cluster's cards are on other machines.
+        self.cards = read_memory() if config.uses_cuda and self.address is None else []
+
+    @property
+    def address(self) -> str | None:
+        """Of the cluster to join; None for a local one."""
+        return cluster_address(self.config)
 
     def ensure(self, bundles: Sequence[Bundle] = ()) -> None:
-        """Start or join the cluster, then wait until all `bundles` are free at once.
+        """Start or join the cluster, then wait until all `bundles` are free at once, and on this machine the cards' memory.
 
-        Raises ClusterError if the cluster cannot be reached, or if the resources are not free within `cluster.wait_s`.
+        Raises ClusterError if the cluster cannot be reached, if the resources are not free within `cluster.wait_s`, or if a
+        process keeps memory of a card.
         """
-        address = self.config.address or os.environ.get("RAY_ADDRESS")
+        local = self.address is None
         if not self.joined:
-            self._join(address)
+            self._join(self.address)
         if bundles:
             timeout_s = self.config.wait_s
-            wait_for(bundles, min(LOCAL_WAIT_S, timeout_s) if address is None else timeout_s)
+            if local:
+                wait_for(bundles, min(LOCAL_WAIT_S, timeout_s), remedy=FIXED)
+            else:
+                wait_for(bundles, timeout_s)
+        if any(bundle.get("GPU") for bundle in bundles):
+            wait_until_released(self.cards)
 
     def _join(self, address: str | None) -> None:
         # By default Ray reports usage to a public host, and warns about a future default for idle GPUs.
@@ -62,6 +76,7 @@ class LazyRay:
             if address is None:
                 ray.init(
                     num_cpus=self.config.local_cpus,
+                    num_gpus=self.config.gpus,
                     object_store_memory=int(self.config.object_store_gib * 2**30),
                     include_dashboard=False,
                     log_to_driver=False,
@@ -106,6 +121,22 @@ def _on_loopback() -> Iterator[None]:
             del os.environ[MULTI_NODE_VARIABLE]
         else:
             os.environ[MULTI_NODE_VARIABLE] = before
+
+
+def cluster_address(config: ClusterConfig) -> str | None:
+    """Of the cluster that a run joins; None if it starts one on this machine."""
+    return config.address or os.environ.get("RAY_ADDRESS")
+
+
+def find_cards(config: ClusterConfig) -> Cards:
+    """The GPUs of this machine, or those of the cluster's present machines."""
+    if cluster_address(config) is None:
+        return local_cards()
+    with ray_cluster(config) as session:
+        session.ensure()
+        import ray
+
+        return Cards(int(ray.cluster_resources().get("GPU", 0)), local=False)
 
 
 def check_reachable(address: str) -> None:

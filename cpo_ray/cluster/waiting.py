@@ -10,17 +10,23 @@ Bundle = Mapping[str, float]  # resources of one process on one node, by Ray's n
 
 POLL_S = 1  # an integer: `PlacementGroup.wait` takes whole seconds
 NOTICE_PERIOD_S = 30.0
-REMEDY = (
+GROWING = (
     "`ray status` shows why the autoscaler adds no machines: is max_workers of cluster.yaml too low, is the account's quota "
     "too small, is another job running? Fewer training.workers need less."
 )
+FIXED = (
+    "This machine gets no more of them: has a process of an earlier stage not ended? Fewer training.workers need less; "
+    "`cpo-ray validate` prints which process gets what."
+)
 
 
-def wait_for(bundles: Sequence[Bundle], timeout_s: float, notify: Callable[[str], None] = say) -> None:
+def wait_for(
+    bundles: Sequence[Bundle], timeout_s: float, notify: Callable[[str], None] = say, remedy: str = GROWING
+) -> None:
     """Wait until all `bundles` fit on the cluster at once; every 30 s call `notify` with a line that says what is missing.
 
     The request is a placement group, so the autoscaler starts machines for it and Ray decides what fits. The group is
-    removed as soon as it is ready. Raises ClusterError after `timeout_s`.
+    removed as soon as it is ready. Raises ClusterError after `timeout_s`, with the remedy.
     """
     import ray
     from ray.util import placement_group, remove_placement_group
@@ -32,7 +38,7 @@ def wait_for(bundles: Sequence[Bundle], timeout_s: float, notify: Callable[[str]
             now = time.monotonic()
             lack = describe_lack(bundles, ray.cluster_resources(), ray.available_resources())
             if now - started >= timeout_s:
-                raise ClusterError(f"{lack}; waited {now - started:.0f} s (cluster.wait_s). {REMEDY}")
+                raise ClusterError(f"{lack}; waited {now - started:.0f} s (cluster.wait_s). {remedy}")
             if now - last_notice >= NOTICE_PERIOD_S:
                 last_notice = now
                 notify(f"  [yellow]waiting[/] {lack}; {now - started:.0f} s so far, {timeout_s:.0f} s at most")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cpo_ray.commands.failures import command_tail, resumable
 from cpo_ray.commands.options import AcceptChanges, ConfigPath, FirstStage, LastStage, Overrides, RunDir
+from cpo_ray.commands.placement import place_run
 from cpo_ray.commands.recipe import warn_about_recipe
 from cpo_ray.config.loading import load_config
 from cpo_ray.pipeline import STAGES, check_stages, run_pipeline
@@ -59,4 +60,4 @@ def run_stages(
     names = list(STAGES)
     if {"sampling", "cpo"} & set(names[names.index(first or names[0]) : names.index(last or names[-1]) + 1]):
         warn_about_recipe(resolved)
-    run_pipeline(resolved, root, first=first, last=last, accept_changes=accept_changes, command=command)
+    run_pipeline(place_run(resolved), root, first=first, last=last, accept_changes=accept_changes, command=command)

@@ -164,7 +164,7 @@ class ArmPlanner:
         from cpo_ray.commands.plan import GpuKind, sample_embedded
         from cpo_ray.planning.estimate import make_plan
 
-        gpu = GpuKind.A100_80 if run.config.cluster.gpus_per_worker else GpuKind.CPU
+        gpu = GpuKind.A100_80 if run.config.cluster.worker_gpus else GpuKind.CPU
         data = canonical(run.arm_inputs["data"])
         if data not in self.samples:
             self.samples[data] = sample_embedded(run.config)

@@ -10,6 +10,7 @@ from rich.markup import escape
 from cpo_ray.checks.recipe import recipe_warnings
 from cpo_ray.commands.failures import resumable
 from cpo_ray.commands.options import AsJson, ConfigPath, Overrides, print_json
+from cpo_ray.commands.placement import preview_placement, refuse_faults
 from cpo_ray.commands.recipe import warn_about_recipe
 from cpo_ray.config import RunConfig
 from cpo_ray.config.loading import load_config
@@ -34,7 +35,9 @@ def validate(
             say(escape(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)))
         found = [read_beginning(source) for source in resolved.data.inputs]
         counted, remark = with_expected_rows(resolved, found)
-        lines = [*map(str, found), *remark, *describe_run(counted)]
+        placement = preview_placement(counted)
+        lines = [*map(str, found), *remark, *describe_run(placement.config if placement else counted)]
+        lines += placement.lines if placement else []
         if resolved.adapter is not None and (lacking := _check_adapter(resolved)):
             lines.append(lacking)
         if resolved.model.path is not None and (missing := _check_fit(resolved)):
@@ -48,6 +51,8 @@ def validate(
         check_beginning(resolved.data, found)
         if as_json:
             print_json({"config": resolved.model_dump(mode="json"), "lines": lines})
+        if placement is not None:
+            refuse_faults(placement)
 
 
 def _check_fit(config: RunConfig) -> str | None:

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from cpo_ray.config import RunConfig
-from cpo_ray.config.section import section_in
+from cpo_ray.config.section import READ_AUTO, section_in
 
 INTRODUCTION = """\
 # Configuration
@@ -60,6 +60,8 @@ def _section(model: type[BaseModel], prefix: str) -> list[str]:
 
 def _row(key: str, field: FieldInfo) -> str:
     kind = " ".join(filter(None, [_type_name(field.annotation), _bounds(field)]))
+    if READ_AUTO in field.metadata:
+        kind = kind.replace(", or null", ", or `auto`")
     cells = [f"`{key}`", kind, _default(field), _one_line(field.description or "") + _execution(field)]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -111,7 +113,7 @@ def _default(field: FieldInfo) -> str:
         return "*required*"
     value = field.default
     if value is None:
-        return "null"
+        return "`auto`" if READ_AUTO in field.metadata else "null"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, tuple):

@@ -8,7 +8,7 @@ from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_v
 from cpo_ray.config.inference import EngineConfig
 from cpo_ray.config.negatives import NegativeCounts, UnhelpfulConfig
 from cpo_ray.config.sampled_kinds import GREEDY, KindDecoding, SampledKind, Temperature, TopK, TopP
-from cpo_ray.config.section import EXECUTION, Section
+from cpo_ray.config.section import EXECUTION, Auto, Section
 from cpo_ray.config.spelling import did_you_mean
 from cpo_ray.records import ANSWER, CANDIDATE_KINDS
 
@@ -38,6 +38,9 @@ class PoolConfig(Section):
     maximum: Annotated[int, Field(ge=1)] | None = Field(default=None, json_schema_extra=EXECUTION)
     """Maximum actors, started while they are the bottleneck. Default: `minimum` on a machine without GPUs; with GPUs, as
     many as the cluster's GPUs allow."""
+    gpus: Auto[Annotated[float, Field(ge=0)]] = Field(default=None, json_schema_extra=EXECUTION)
+    """GPUs of each actor: less than 1 shares a card, 0 is the CPU. `auto`: `cluster.gpus_per_worker`, for an engine
+    `tensor_parallel`; less where they [share a card](cluster.md#one-gpu)."""
 
     @model_validator(mode="after")
     def _check(self) -> "PoolConfig":
@@ -85,6 +88,9 @@ class SamplingConfig(Section):
     engine: EngineConfig = EngineConfig()
     """It samples autoregressive negatives, of all kinds in one pass."""
     unhelpful: UnhelpfulConfig = UnhelpfulConfig()
+    in_phases: Auto[bool] = Field(default=None, json_schema_extra=EXECUTION)
+    """Sample for all prompts first, end the engines, then score and rank: both have the GPUs, or a small machine's memory, for
+    themselves. The groups are the same. `auto`: where engines and scorers do not fit on the GPUs at once."""
     engines: PoolConfig = Field(default=PoolConfig(), json_schema_extra=EXECUTION)
     """Each actor has a vLLM engine."""
     scorers: PoolConfig = Field(default=PoolConfig(), json_schema_extra=EXECUTION)
@@ -101,6 +107,16 @@ class SamplingConfig(Section):
         if self.refresh_reference and self.refresh_steps is None:
             raise ValueError(
                 "refresh_reference needs refresh_steps (and stream: true): after so many steps the policy becomes the reference"
+            )
+        share, cards = self.engines.gpus, self.engine.tensor_parallel
+        if share is not None and share != cards and not (cards == 1 and 0 < share < 1):
+            raise ValueError(
+                f"engines.gpus {share:g}: an engine has engine.tensor_parallel = {cards} whole GPUs"
+                + (", or a part of one" if cards == 1 else "")
+            )
+        if self.stream and self.in_phases:
+            raise ValueError(
+                "in_phases cannot be combined with stream, where engines and scorers work at the same time"
             )
         taken = [name for name in self.kinds if name in (*CANDIDATE_KINDS, ANSWER)]
         if taken:

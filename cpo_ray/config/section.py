@@ -1,12 +1,17 @@
 """The base class of all configuration sections."""
 
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 # Marks a key that sets where and how fast a stage runs, not its result: changing it makes no finished stage stale.
 EXECUTION: dict[str, Any] = {"execution": True}
+
+T = TypeVar("T")
+READ_AUTO = BeforeValidator(lambda value: None if value == "auto" else value)
+Auto = Annotated[T | None, READ_AUTO, PlainSerializer(lambda value: "auto" if value is None else value)]
+"""A value, or `auto` in the file and None here: it follows from the machine (`planning/placement.py`)."""
 
 
 class Section(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from cpo_ray.config.inference import EngineConfig
-from cpo_ray.config.section import EXECUTION, Section
+from cpo_ray.config.section import EXECUTION, Auto, Section
 
 
 class MergingConfig(Section):
@@ -64,9 +64,10 @@ class ServingConfig(Section):
     """Timeout for starting the engines, seconds."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = Field(default=60.0, json_schema_extra=EXECUTION)
     """How long, in seconds, active requests may take to finish when the endpoint, or one of its replicas, stops."""
-    in_place: bool = Field(default=False, json_schema_extra=EXECUTION)
+    in_place: Auto[bool] = Field(default=None, json_schema_extra=EXECUTION)
     """Use one engine for all models instead of one each: before a request, its model's weights are loaded into the engine in
-    place, without a restart. For alpha sweeps; concurrent requests to different models wait for each other."""
+    place, without a restart. For alpha sweeps; concurrent requests to different models wait for each other. `auto`: where there
+    are fewer GPUs than models, in a run."""
     min_replicas: Annotated[int, Field(ge=1)] = Field(default=1, json_schema_extra=EXECUTION)
     """Engines per model (with `in_place`: for all models) at low load."""
     max_replicas: Annotated[int, Field(ge=1)] = Field(default=1, json_schema_extra=EXECUTION)

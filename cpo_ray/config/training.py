@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cpo_ray.config.section import EXECUTION, Section
+from cpo_ray.config.section import EXECUTION, Auto, Section
+
+CPU_WORKERS = 2  # of a training on a machine without GPUs
 
 
 class ModelConfig(Section):
@@ -79,8 +81,10 @@ class TrainingConfig(Section):
     loss alone. Models were often trained with 0.001 to 0.02. Any other model is refused."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed ZeRO stage: what is partitioned over the workers (0 nothing, 1 optimizer, 2 + gradients, 3 + parameters)."""
-    workers: Annotated[int, Field(ge=1)] = Field(default=2, json_schema_extra=EXECUTION)
-    """Training workers, one process each. A run may be resumed with another number of workers: the batches stay the same."""
+    workers: Auto[Annotated[int, Field(ge=1)]] = Field(default=None, json_schema_extra=EXECUTION)
+    """Training workers, one process each. A run may be resumed with another number of workers: the batches stay the same.
+    `auto`: one per GPU, 2 on a CPU machine; fewer if `prompts_per_step` cannot be divided among them. A worker's microbatch is
+    then smaller where its share of a step is."""
     checkpoint_every: Annotated[int, Field(ge=1)] = Field(default=100, json_schema_extra=EXECUTION)
     """Steps between checkpoints. A failure loses at most this many steps."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = Field(default=2, json_schema_extra=EXECUTION)
@@ -98,11 +102,13 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "TrainingConfig":
-        share = self.workers * self.prompts_per_microbatch
+        share = (self.workers or 1) * self.prompts_per_microbatch
         if self.prompts_per_step % share:
+            parts = f"workers {self.workers} x " if self.workers else ""
+            total = f" = {share}" if self.workers else ""
             raise ValueError(
-                f"prompts_per_step {self.prompts_per_step} does not divide into workers {self.workers} x "
-                f"prompts_per_microbatch {self.prompts_per_microbatch} = {share}: "
+                f"prompts_per_step {self.prompts_per_step} does not divide into {parts}"
+                f"prompts_per_microbatch {self.prompts_per_microbatch}{total}: "
                 f"{self.prompts_per_step} = {share} x {self.prompts_per_step // share} + {self.prompts_per_step % share}"
             )
         if self.warmup_steps > self.steps:
@@ -110,6 +116,26 @@ class TrainingConfig(Section):
         if self.final == "best" and not self.validation_rows:
             raise ValueError("final: best needs validation_rows: the validation loss decides which checkpoint is best")
         return self
+
+    @property
+    def worker_count(self) -> int:
+        """Training workers; those of a CPU machine until the placement sets a number."""
+        return self.workers or self._divide(CPU_WORKERS)
+
+    def on(self, gpus: int) -> "TrainingConfig":
+        """With a number of workers in place of `auto`, and microbatches that fit. gpus: 0 on a CPU machine."""
+        return self if self.workers else self.spread(gpus or CPU_WORKERS)
+
+    def spread(self, processes: int) -> "TrainingConfig":
+        """With the most workers, up to `processes`, that divide a step evenly, and the largest microbatch that does so too."""
+        workers = self._divide(processes)
+        share = self.prompts_per_step // workers
+        largest = min(share, self.prompts_per_microbatch)
+        microbatch = max(n for n in range(1, largest + 1) if share % n == 0)
+        return self.model_copy(update={"workers": workers, "prompts_per_microbatch": microbatch})
+
+    def _divide(self, processes: int) -> int:
+        return max(n for n in range(1, processes + 1) if self.prompts_per_step % n == 0)
 
 
 class ScheduledSamplingConfig(Section):

@@ -54,7 +54,7 @@ def score_continuations(
     items = [{"row": number, **row._asdict()} for number, row in enumerate(rows)]
     dataset = ray.data.from_items(items, override_num_blocks=blocks)
     configure(dataset)
-    device = "cuda" if cluster.gpus_per_worker else "cpu"
+    device = cluster.device_of(cluster.worker_gpus)
     scored = dataset.map_batches(
         LikelihoodActor,
         fn_constructor_args=(source, precision, device, cluster.threads_per_worker),

@@ -120,7 +120,7 @@ def _score_missing(
     blocks = -(-len(rows) // BATCH_ROWS)
     dataset = ray.data.from_items(rows, override_num_blocks=blocks)
     configure(dataset)
-    device = "cuda" if cluster.gpus_per_worker else "cpu"
+    device = cluster.device_of(cluster.worker_gpus)
     scored = dataset.map_batches(
         RewardActor,
         fn_constructor_args=(config, device, cluster.threads_per_worker),
@@ -141,7 +141,7 @@ def actor_options(cluster: ClusterConfig, batches: int, what: str) -> dict[str, 
     import ray
     from ray.data import ActorPoolStrategy
 
-    gpus = cluster.gpus_per_worker
+    gpus = cluster.worker_gpus
     if not gpus:
         return {"compute": ActorPoolStrategy(size=1), "num_cpus": LOGICAL_CPUS}
     possible = int(ray.cluster_resources().get("GPU", 0.0) // gpus)

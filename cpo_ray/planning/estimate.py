@@ -82,7 +82,8 @@ def make_plan(
     shape = describe_model(config, vocabulary, parameters)
     device = measure_cores(shape.hidden_size) if gpu == "cpu" else DEVICES[gpu]
     gpus = nodes * device.per_node
-    workers = max(config.training.workers, config.reference.workers)
+    config = with_workers(config, 0 if device.cores else gpus)
+    workers = max(config.training.worker_count, config.reference.worker_count)
     if not device.cores and workers > gpus:
         raise ConfigError(f"training.workers {workers} needs as many GPUs, but {nodes} x {device.per_node} = {gpus}")
     microbatch = config.training.prompts_per_microbatch * tokens.group(config)
@@ -92,6 +93,11 @@ def make_plan(
         for stage in range(4)
     }
     return RunPlan(config, device, gpus, shape, tokens, memory, stage_work(config, shape, tokens, device, gpus))
+
+
+def with_workers(config: RunConfig, gpus: int) -> RunConfig:
+    """With numbers of training workers in place of `auto`. gpus: 0 on a CPU machine."""
+    return config.model_copy(update={"reference": config.reference.on(gpus), "training": config.training.on(gpus)})
 
 
 def measure_data(config: RunConfig, root: Path | None, trial: Mapping[str, Any] | None) -> tuple[TokenCounts, int]:

@@ -55,7 +55,7 @@ def training_memory(
 
     Activations: see `activation_bytes`. The reference needs no memory: its log-probs are in the groups.
     """
-    b, n, w = BYTES[training.precision], shape.parameters, training.workers
+    b, n, w = BYTES[training.precision], shape.parameters, training.worker_count
     trained = shape.trained
     copied = training.precision == "bf16" or zero_stage >= 1
     own = trained / (w if zero_stage >= 1 else 1)  # of the parameters that this worker updates

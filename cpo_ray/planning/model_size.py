@@ -6,7 +6,7 @@ from typing import Any
 
 from cpo_ray.config import AdapterConfig, ModelConfig, RunConfig, TrainingConfig
 from cpo_ray.errors import ConfigError
-from cpo_ray.planning.activations import BlockShape, block_bytes, count_block_bytes
+from cpo_ray.planning.activations import BYTES, BlockShape, block_bytes, count_block_bytes
 from cpo_ray.planning.adapter_size import AdapterSize, LinearLayers, adapter_size, configured_layers, model_layers
 
 HUB_TIMEOUT_S = 10
@@ -18,7 +18,8 @@ class ModelSize:
     """A model's size. origin: where it was read.
 
     block_bytes: activations per token and block, in the precision and with the dropout of the section `training`. adapter: of
-    the section `adapter`; None: all parameters are trained.
+    the section `adapter`; None: all parameters are trained. keys: the width of a block's keys, and of its values; None: the
+    hidden size.
     """
 
     parameters: int
@@ -28,18 +29,25 @@ class ModelSize:
     block_bytes: float
     origin: str
     adapter: AdapterSize | None = None
+    keys: int | None = None
 
     @property
     def trained(self) -> int:
         """Parameters that have gradients and an optimizer."""
         return self.parameters if self.adapter is None else self.adapter.trained
 
+    def cache_bytes(self, precision: str) -> float:
+        """Bytes of the KV cache per token: keys and values of all blocks."""
+        return 2 * self.layers * (self.keys or self.hidden_size) * BYTES[precision]
 
-def describe_model(config: RunConfig, vocabulary: int, parameters: float | None) -> ModelSize:
+
+def describe_model(
+    config: RunConfig, vocabulary: int, parameters: float | None, *, local_only: bool = False
+) -> ModelSize:
     """The size of the model that the run starts from. vocabulary: for a model that is made from scratch.
 
-    Raises ConfigError for a hub id that is neither on this machine nor readable from the hub, unless `parameters` is given:
-    then a Llama is assumed, with D = 128*L, I = 8/3*D and N = 12*L*D*D.
+    local_only: ask no hub. Raises ConfigError for a hub id that is neither on this machine nor readable from the hub, unless
+    `parameters` is given: then a Llama is assumed, with D = 128*L, I = 8/3*D and N = 12*L*D*D.
     """
     model, training, adapter = config.model, config.training, config.adapter
     if model.path is None:
@@ -47,7 +55,7 @@ def describe_model(config: RunConfig, vocabulary: int, parameters: float | None)
         activations, own = _block_bytes(block, training), _adapter(adapter, configured_layers(block, model.layers))
         return ModelSize(counted, model.hidden_size, model.layers, vocabulary, activations, "the configured shape", own)
     if parameters is None:
-        return _read_model(model.path, training, adapter)
+        return _read_model(model.path, training, adapter, local_only)
     layers = max(1, round((parameters / (12 * 128**2)) ** (1 / 3)))
     width = 128 * layers
     block = BlockShape("llama", width, 8 * width // 3, width // GUESSED_HEAD, width)
@@ -82,9 +90,9 @@ def _adapter(adapter: AdapterConfig | None, layers: LinearLayers) -> AdapterSize
     return None if adapter is None else adapter_size(adapter, layers)
 
 
-def _read_model(path: str, training: TrainingConfig, adapter: AdapterConfig | None) -> ModelSize:
+def _read_model(path: str, training: TrainingConfig, adapter: AdapterConfig | None, local_only: bool) -> ModelSize:
     """From a local, cached or hub model's configuration and the headers of its safetensors, without its weights."""
-    unreachable = None if Path(path).is_dir() else _ask_hub(path)
+    unreachable = None if Path(path).is_dir() else "the hub was not asked" if local_only else _ask_hub(path)
     config = _read_config(path, unreachable)
     model = _build_without_weights(config)
     parameters, origin = _count_parameters(path, model, unreachable)
@@ -95,15 +103,12 @@ def _read_model(path: str, training: TrainingConfig, adapter: AdapterConfig | No
             f"model.path {path}: the activations of its architecture cannot be counted ({_first_line(error)}): give "
             "--parameters N"
         ) from None
-    return ModelSize(
-        parameters,
-        config.hidden_size,
-        config.num_hidden_layers,
-        config.vocab_size,
-        activations,
-        f"{origin} {path}",
-        _adapter(adapter, model_layers(model)),
-    )
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    keys = (getattr(config, "num_key_value_heads", None) or heads) * head_size
+    shape = (config.hidden_size, config.num_hidden_layers, config.vocab_size)
+    own = _adapter(adapter, model_layers(model))
+    return ModelSize(parameters, *shape, activations, f"{origin} {path}", own, keys)
 
 
 def _ask_hub(path: str) -> str | None:

@@ -50,7 +50,7 @@ def scale(plan: RunPlan, machines: int) -> ScaledRun:
     slowest = max(work, key=lambda item: hours[item.stage])
     return ScaledRun(
         machines=machines,
-        workers=config.training.workers,
+        workers=config.training.worker_count,
         hours=sum(hours.values()),
         network_hours=sum(network.values()),
         traffic=step_traffic(config.training, plan),
@@ -61,20 +61,14 @@ def scale(plan: RunPlan, machines: int) -> ScaledRun:
 
 def spread(config: RunConfig, gpus: int) -> RunConfig:
     """The configuration with the most workers on `gpus` that divide its batches evenly, and matching microbatches."""
-    sections = {}
-    for name in ("reference", "training"):
-        section: TrainingConfig = getattr(config, name)
-        workers = max(n for n in range(1, gpus + 1) if section.prompts_per_step % n == 0)
-        share = section.prompts_per_step // workers
-        limit = min(share, section.prompts_per_microbatch)
-        microbatch = max(n for n in range(1, limit + 1) if share % n == 0)
-        sections[name] = section.model_copy(update={"workers": workers, "prompts_per_microbatch": microbatch})
-    return config.model_copy(update=sections)
+    return config.model_copy(
+        update={"reference": config.reference.spread(gpus), "training": config.training.spread(gpus)}
+    )
 
 
 def step_traffic(training: TrainingConfig, plan: RunPlan) -> float:
     """Bytes that one machine sends in one optimizer step; 0 if one machine holds all workers."""
-    workers = training.workers
+    workers = training.worker_count
     if workers <= plan.device.per_node:
         return 0.0
     weights, gradients = (BYTES[training.precision] * n for n in (plan.shape.parameters, plan.shape.trained))

@@ -17,7 +17,7 @@ def describe_run(config: RunConfig) -> list[str]:
     """K, batch sizes, tokens and epochs of a configuration, one line each."""
     training, counts = config.training, config.sampling.negatives
     rows = min(config.sampling.rows or config.data.rows("train"), config.data.rows("train"))
-    passes = training.prompts_per_step // (training.workers * training.prompts_per_microbatch)
+    passes = training.prompts_per_step // (training.worker_count * training.prompts_per_microbatch)
     own = config.candidates - counts.truncation
     most = training.prompts_per_step * (config.data.max_prompt_tokens + own * config.data.max_response_tokens)
     total = config.rounds * training.steps
@@ -31,7 +31,7 @@ def describe_run(config: RunConfig) -> list[str]:
         _describe_candidates(config, kinds),
         *([f"sampled by vLLM: {sampled}"] if sampled else []),
         f"a CPO step: {training.prompts_per_step} prompts, {training.prompts_per_step * config.candidates} candidates",
-        f"on {training.workers} workers x {passes} microbatches of {training.prompts_per_microbatch} prompts",
+        f"on {training.worker_count} workers x {passes} microbatches of {training.prompts_per_microbatch} prompts",
         f"tokens per CPO step: at most {most:,} (each prompt once, truncations share the truth's)",
         f"{steps} over the same {rows:,} prompts, {epochs:.1f} epochs",
         _describe_rates(config),
@@ -147,7 +147,7 @@ def _scale_table(plan: RunPlan, price: float | None) -> Table:
 def _memory_table(plan: RunPlan) -> Table:
     training, unit = plan.config.training, _unit(plan)
     table = Table(
-        title=f"GiB per {unit} in stage cpo: {training.workers} workers, {training.precision}",
+        title=f"GiB per {unit} in stage cpo: {training.worker_count} workers, {training.precision}",
         title_justify="left",
         caption="total: weights, gradients, optimizer, and the larger of activations + buckets (backward pass) and update.",
         caption_justify="left",

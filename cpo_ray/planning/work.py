@@ -103,12 +103,12 @@ def stage_work(
     machine, precision = Machine(device, gpus), config.training.precision
 
     def train(stage: str, section: TrainingConfig, row: float, trials: int = 1) -> StageWork:
-        prompts, used = trials * section.steps * section.prompts_per_step, min(section.workers, gpus)
-        count, microbatches = prompts * row, prompts / (section.workers * section.prompts_per_microbatch)
+        prompts, used = trials * section.steps * section.prompts_per_step, min(section.worker_count, gpus)
+        count, microbatches = prompts * row, prompts / (section.worker_count * section.prompts_per_microbatch)
         whole = config.adapter is None or (stage == "reference" and config.model.path is None)
         flops = (6 if whole else 4) * n * count
         hours = machine.hours("training", flops, section.precision, used, microbatches * MICROBATCH_S)
-        start = trials * machine.start_hours(section.workers, WORKER_START_S)
+        start = trials * machine.start_hours(section.worker_count, WORKER_START_S)
         return StageWork(stage, count, flops, used, hours, start)
 
     def run(

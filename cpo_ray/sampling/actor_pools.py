@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ray.cluster.raydata import LOGICAL_CPUS
+from cpo_ray.cluster.resources import engine_gpus, pool_gpus
 from cpo_ray.config import PoolConfig, RunConfig
 from cpo_ray.errors import ClusterError
 
@@ -11,7 +12,7 @@ SAMPLING_ACTOR = "an actor of the sampling stage"
 
 
 def actor_options(config: RunConfig, pool: PoolConfig, gpus: float, calls: int | None = None) -> dict[str, Any]:
-    """Arguments of `map_batches` for a pool of actors, with `gpus` GPUs per actor if the run uses GPUs.
+    """Arguments of `map_batches` for a pool of actors with `gpus` GPUs each; 0 on the CPU.
 
     calls: concurrent calls of an asynchronous actor. Ray Data sends each actor as many again, which wait in its queue.
     """
@@ -20,7 +21,7 @@ def actor_options(config: RunConfig, pool: PoolConfig, gpus: float, calls: int |
 
     options: dict[str, Any] = {"batch_format": "pyarrow", "udf_modifying_row_count": False}
     maximum = pool.maximum
-    if config.cluster.gpus_per_worker:
+    if gpus:
         available = ray.cluster_resources().get("GPU", 0.0)
         _check_gpus(config, available)
         options["num_gpus"] = gpus
@@ -33,13 +34,16 @@ def actor_options(config: RunConfig, pool: PoolConfig, gpus: float, calls: int |
 
 
 def _check_gpus(config: RunConfig, available: float) -> None:
-    """Raise ClusterError if the cluster has too few GPUs for one actor of each kind."""
-    each = config.cluster.gpus_per_worker
-    engine = config.sampling.engine.tensor_parallel if config.sampling.samples else 0
-    if available < 2 * each + engine:
+    """Raise ClusterError if the cluster has too few GPUs for one actor of each kind that works at the same time."""
+    sampling = config.sampling
+    engine = engine_gpus(config) if sampling.samples else 0.0
+    scorer, embedder = (pool_gpus(config, pool) for pool in (sampling.scorers, sampling.rankers))
+    needed = max(engine, scorer + embedder) if sampling.in_phases else engine + scorer + embedder
+    if available < round(needed, 6):
         raise ClusterError(
-            f"the cluster has {available:g} GPUs; sampling needs {2 * each + engine:g}: scorer {each:g} + embedder {each:g} "
-            f"(cluster.gpus_per_worker) + engine {engine} (sampling.engine.tensor_parallel)"
+            f"the cluster has {available:g} GPUs; sampling needs {needed:g}: scorer {scorer:g} + embedder {embedder:g} "
+            f"(cluster.gpus_per_worker) {'after' if sampling.in_phases else '+'} engine {engine:g} "
+            "(sampling.engine.tensor_parallel). `cpo-ray validate` prints who gets what"
         )
 
 

@@ -5,7 +5,8 @@
 """
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,15 +20,16 @@ from cpo_ray.config import RunConfig
 from cpo_ray.inference.embedding import check_embedder
 from cpo_ray.records import GROUP_SCHEMA, SCORED_GROUP_SCHEMA
 from cpo_ray.sampling.actor_pools import SAMPLING_ACTOR, with_absolute_paths
-from cpo_ray.sampling.dataset import finished_units
+from cpo_ray.sampling.dataset import finished_units, read_in_tasks, with_scores
 from cpo_ray.sampling.negatives.registry import load_kinds
 from cpo_ray.sampling.negatives.unhelpful import add_unhelpful
+from cpo_ray.sampling.phases import DRAWN, sample_first
 from cpo_ray.sampling.reference_model import Reference, candidate_limits, read_reference
 from cpo_ray.sampling.responses import load_tokenizer
 from cpo_ray.sampling.selected_examples import write_selected
 from cpo_ray.sampling.selection import BatchPlan, Selection, select_rows
 from cpo_ray.sampling.stats import DrawCounts, count_candidates, equal_share, warnings, with_metadata
-from cpo_ray.sampling.units import Unit, draw_unit, read_units
+from cpo_ray.sampling.units import Unit, draw_unit, iterate_units
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -48,13 +50,29 @@ class GroupShard:
         return table.slice(self.start, self.stop - self.start)
 
 
+@dataclass(frozen=True)
+class PhaseHooks:
+    """For sampling in phases. on_rows(n): n more rows are sampled. then: called after the last, to wait for resources."""
+
+    on_rows: OnRows = lambda _: None
+    then: Callable[[], None] = lambda: None
+
+
 def make_groups(
-    config: RunConfig, data: Path, reference: Path, out: Path, on_rows: OnRows, *, split: str = "train"
+    config: RunConfig,
+    data: Path,
+    reference: Path,
+    out: Path,
+    on_rows: OnRows,
+    *,
+    split: str = "train",
+    phases: PhaseHooks = PhaseHooks(),
 ) -> Summary:
     """Write `out/part-*.parquet` (GROUP_SCHEMA, rows in the order of the split), `out/selected/` and `out/stats.json`.
 
     data: the data artifact; its split `split` is used. reference: a Hugging Face directory with a tokenizer. Finished shards
-    in `out` are kept. on_rows(n): called when n more rows are done. Ray must be initialised.
+    in `out` are kept. on_rows(n): called when n more rows are done. phases: used with `sampling.in_phases`. Ray must be
+    initialised.
 
     Raises DataError for a row that cannot become a group (see `select_rows`), ConfigError for a bad configuration, ClusterError
     for a cluster that is too small, ServiceError if the API of unhelpful negatives fails permanently.
@@ -70,7 +88,10 @@ def make_groups(
     if missing:
         starts = [row for shard in missing for row in range(shard.start, shard.stop, config.sampling.batch_rows)]
         schema = SCORED_GROUP_SCHEMA if config.data.has_answers else GROUP_SCHEMA
-        counts = write_shards(groups_dataset(config, selection, model, starts), missing, model.eos, on_rows, schema)
+        units = groups_dataset(config, selection, model, starts, out / DRAWN, phases)
+        counts = write_shards(units, missing, model.eos, on_rows, schema)
+    if (out / DRAWN).exists():
+        shutil.rmtree(out / DRAWN)
     write_selected(selection.table, out)
     return _summarize(config, selection, shards, out, counts, unhelpful)
 
@@ -108,9 +129,21 @@ def delete_stray_shards(out: Path, shards: set[Path]) -> None:
         stray.unlink()
 
 
-def groups_dataset(config: RunConfig, selection: Selection, reference: Reference, starts: Sequence[int]) -> "Dataset":
-    """The finished units that start at rows `starts`."""
-    return finished_units(config, reference, unit_drawer(config, selection, reference), starts)
+def groups_dataset(
+    config: RunConfig,
+    selection: Selection,
+    reference: Reference,
+    starts: Sequence[int],
+    drawn: Path,
+    phases: PhaseHooks,
+) -> "Dataset":
+    """The finished units that start at rows `starts`. drawn: folder of the units between two phases."""
+    draw = unit_drawer(config, selection, reference)
+    if not config.sampling.in_phases or not config.sampling.samples:
+        return finished_units(config, reference, draw, starts)
+    read = sample_first(config, reference, draw, starts, drawn, phases.on_rows)
+    phases.then()
+    return with_scores(read_in_tasks(read, starts), config, reference)
 
 
 def unit_drawer(config: RunConfig, selection: Selection, reference: Reference) -> Callable[[int], Unit]:
@@ -136,7 +169,7 @@ def write_shards(
     """
     unfinished: dict[GroupShard, list[Unit]] = {shard: [] for shard in shards}
     counts = DrawCounts()
-    with plain_errors(SAMPLING_ACTOR), contextlib.closing(_read_finished(units)) as finished:
+    with plain_errors(SAMPLING_ACTOR), contextlib.closing(iterate_units(units)) as finished:
         for unit in finished:
             counts.add(unit["work"])
             shard = next(shard for shard in unfinished if shard.start <= unit["start"] < shard.stop)
@@ -154,11 +187,6 @@ def _write_shard(shard: GroupShard, units: list[Unit], eos: int, schema: pa.Sche
     groups = [group for unit in sorted(units, key=lambda unit: unit["start"]) for group in unit["groups"]]
     table = pa.Table.from_pylist(groups, schema=schema)
     write_table(shard.path, with_metadata(table, counts.redraws, eos))
-
-
-def _read_finished(units: "Dataset") -> Generator[Unit, None, None]:
-    for batch in units.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
-        yield from read_units(batch)
 
 
 def is_finished(shard: Path, rows: pa.Table) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
+from cpo_ray.cluster.resources import pool_gpus
 from cpo_ray.config import RunConfig
 from cpo_ray.inference.embedding import embed_texts, load_embedder
 from cpo_ray.records import Group
@@ -44,7 +45,8 @@ class Ranker:
 
         torch.set_num_threads(config.cluster.threads_per_worker)
         self.tokenizer = AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
-        self.embedder = load_embedder(config.sampling.embedder, "cuda" if config.cluster.gpus_per_worker else "cpu")
+        device = config.cluster.device_of(pool_gpus(config, config.sampling.rankers))
+        self.embedder = load_embedder(config.sampling.embedder, device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rank the candidates of the batch's units, one unit after another."""

@@ -11,6 +11,7 @@ import ray
 
 from cpo_ray.artifacts import SELECTED, STATS, Artifact, Summary, read_table, write_json, write_table
 from cpo_ray.cluster.raydata import LOGICAL_CPUS, configure, plain_errors
+from cpo_ray.cluster.resources import pool_gpus
 from cpo_ray.config import RunConfig
 from cpo_ray.inference.embedding import check_embedder
 from cpo_ray.records import ANSWER, CANDIDATE_KINDS, GROUP_SCHEMA, SCORED_GROUP_SCHEMA, Group
@@ -61,7 +62,7 @@ def _ranked_units(config: RunConfig, shards: Sequence[Path], reference: Path) ->
     units = ray.data.from_items([{"shard": index} for index in range(len(shards))], override_num_blocks=len(shards))
     configure(units)
     units = units.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=LOGICAL_CPUS)
-    options = actor_options(config, config.sampling.rankers, config.cluster.gpus_per_worker)
+    options = actor_options(config, config.sampling.rankers, pool_gpus(config, config.sampling.rankers))
     return units.map_batches(Ranker, fn_constructor_args=(config, reference), batch_size=1, **options)
 
 

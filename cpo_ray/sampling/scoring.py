@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
+from cpo_ray.cluster.resources import pool_gpus
 from cpo_ray.config import RunConfig, SamplingConfig
 from cpo_ray.errors import TrainingError
 from cpo_ray.objective import pretrained
@@ -71,7 +72,7 @@ class Scorer:
 def load_model(folder: str | Path, config: RunConfig) -> PreTrainedModel:
     """The model in `folder` in the trainer's precision, so that its log-probs equal the trainer's."""
     model = pretrained.load_adapted(folder, config.training.precision)
-    model.to("cuda" if config.cluster.gpus_per_worker else "cpu")
+    model.to(config.cluster.device_of(pool_gpus(config, config.sampling.scorers)))
     use_tree_attention(model)  # as the trainer does, which also warns if it is not available
     return model
 

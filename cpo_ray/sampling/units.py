@@ -5,8 +5,8 @@ in which it is scored, therefore depend on the training split alone.
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any, TypedDict
+from collections.abc import Generator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import pyarrow as pa
 
@@ -15,6 +15,9 @@ from cpo_ray.records import ANSWER, CANDIDATE_KINDS, NEGATIVE_KINDS, SCORED_GROU
 from cpo_ray.sampling.negatives.batch import distinct
 from cpo_ray.sampling.negatives.context import NegativeContext
 from cpo_ray.sampling.negatives.registry import Draw, Limits, draw_kind
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 UNHELPFUL = "unhelpful"  # the kind, and the column of the selected rows with these negatives, which are made first
 UNHELPFUL_REDRAWS = "unhelpful_redraws"  # the column with the number of answers thrown away
@@ -64,6 +67,12 @@ def read_units(table: pa.Table) -> list[Unit]:
 def write_units(units: list[Unit]) -> pa.Table:
     """A batch of the Ray Dataset, UNIT_SCHEMA."""
     return pa.Table.from_pylist(units, schema=UNIT_SCHEMA)
+
+
+def iterate_units(units: "Dataset") -> Generator[Unit, None, None]:
+    """The units of a Ray Dataset, as they are finished. Its actors stop when the generator is closed."""
+    for batch in units.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
+        yield from read_units(batch)
 
 
 def windows(rows: int, batch_rows: int) -> Iterator[tuple[int, int, int]]:

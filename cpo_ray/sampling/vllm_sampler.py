@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cpo_ray.cluster.resources import engine_gpus
 from cpo_ray.config import KindDecoding, RunConfig
 from cpo_ray.inference.weight_switching import WeightSwitcher
 from cpo_ray.records import Group, Tokens
@@ -135,7 +136,10 @@ class VllmSampler:
 
 def engine_arguments(config: RunConfig, reference: Path) -> dict[str, Any]:
     """vLLM's engine arguments, for this actor and for the benchmark's baseline."""
-    engine, on_cpu = config.sampling.engine, config.cluster.gpus_per_worker == 0
+    engine, on_cpu = config.sampling.engine, not config.cluster.uses_cuda
+    shares_card = (
+        0 < engine_gpus(config) < 1
+    )  # then what is left of the card is known, and profiling would count the others too
     workers = 1 if on_cpu else engine.tensor_parallel
     return {
         "model": str(reference),
@@ -154,8 +158,8 @@ def engine_arguments(config: RunConfig, reference: Path) -> dict[str, Any]:
         "tensor_parallel_size": workers,
         "distributed_executor_backend": f"cpo_ray.inference.executors.{'OneWorker' if workers == 1 else 'SeveralWorkers'}",
         "worker_extension_cls": "cpo_ray.inference.vllm_worker.SwitchingWorker",
-        "kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30) if on_cpu else None,
-        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30) if on_cpu or shares_card else None,
+        "gpu_memory_utilization": engine.memory_share,
         "disable_log_stats": True,
     }
 

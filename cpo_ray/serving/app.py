@@ -58,7 +58,7 @@ def serve_models(
         raise ServiceError("no models to serve")
     key, control = choose_key(config.host, config.key_variable, config.key_file), secrets.token_urlsafe(32)
     port = choose_port(config.host, config.port)
-    deployments = {name: f"LLMServer:{part}" for name, part in name_deployments(models, config.in_place).items()}
+    deployments = {name: f"LLMServer:{part}" for name, part in name_deployments(models, bool(config.in_place)).items()}
     vocabularies = {name: read_vocabulary(path) for name, path in models.items()}
     settings = GatewaySettings(vocabularies, deployments, max_model_len, config.limits, config.no_repeat_ngram)
     for path in models.values():

@@ -45,7 +45,7 @@ def build_application(
     """Build the application for `serve.run`. With `config.in_place` the engine starts with the first of `models`."""
     from ray.serve.llm import build_openai_app
 
-    deployments = name_deployments(models, config.in_place)
+    deployments = name_deployments(models, bool(config.in_place))
     engines = dict(list(models.items())[:1]) if config.in_place else models
     configs = [
         _configure(name, path, deployments[name], models, config, max_model_len, gpus_per_engine)
@@ -87,7 +87,7 @@ def engine_options(model: Path, config: ServingConfig, max_model_len: int, gpus_
     if config.no_repeat_ngram:
         options["logits_processors"] = [NO_REPEAT_NGRAM]
     if gpus_per_engine:
-        return options | {"gpu_memory_utilization": config.engine.gpu_memory_utilization}
+        return options | {"gpu_memory_utilization": config.engine.memory_share}
     return options | {
         "enforce_eager": True,
         # vLLM 0.32 reverts a seeded draw if a prompt is split between two steps, which CPU generators cannot do.

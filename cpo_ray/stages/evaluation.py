@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from cpo_ray.artifacts import Artifact, Summary, hash_directories, read_jsonl, write_json
+from cpo_ray.cluster.resources import scorer_resources
 from cpo_ray.config import JudgeConfig, RunConfig
 from cpo_ray.errors import ArtifactError, ConfigError
 from cpo_ray.monitoring.console import say
@@ -48,7 +49,7 @@ def reward(stage: StageRun) -> None:
     def build(out: Path) -> Summary:
         from cpo_ray.evaluation.reward_pool import collect_responses, score_generations
 
-        stage.ray.ensure()
+        stage.ray.ensure(scorer_resources(config.cluster))
         rows = {
             name: {file.stem: read_jsonl(file) for file in answer_files(artifact)} for name, artifact in answers.items()
         }

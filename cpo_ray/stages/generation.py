@@ -52,7 +52,7 @@ def _serve(stage: StageRun, models: dict[str, Artifact]) -> Iterator[Any]:
     config = stage.config
     stage.ray.ensure(serving_resources(config, len(models)))
     window = config.data.max_prompt_tokens + config.data.max_response_tokens
-    gpus = config.serving.engine.tensor_parallel if config.cluster.gpus_per_worker else 0
+    gpus = config.serving.engine.tensor_parallel if config.cluster.uses_cuda else 0
     paths = {name: model.path for name, model in models.items()}
     bans = any(decoding.no_repeat_ngram for decoding in config.generation.decodings.values())
     serving = config.serving.model_copy(update={"no_repeat_ngram": bans or config.serving.no_repeat_ngram})

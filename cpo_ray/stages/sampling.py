@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ray.artifacts import SELECTED, Summary, hash_directories
-from cpo_ray.cluster.resources import sampling_resources
+from cpo_ray.cluster.resources import sampling_resources, scoring_resources
 from cpo_ray.config import RunConfig, SamplingConfig
 from cpo_ray.monitoring.console import say
 from cpo_ray.monitoring.prometheus import measured_bar
@@ -75,7 +75,7 @@ def make_split(
     config: the run's, with the seed of the draws. reference: the model that negatives are sampled from and scored under. also:
     what the groups depend on besides the run's configuration.
     """
-    from cpo_ray.sampling.groups import make_groups
+    from cpo_ray.sampling.groups import PhaseHooks, make_groups
     from cpo_ray.sampling.reranking import rerank
 
     examples, model = stage.read("data"), stage.read(reference)
@@ -90,11 +90,14 @@ def make_split(
 
     def build(out: Path) -> Summary:
         stage.ray.ensure(sampling_resources(config))
-        with measured_bar("sampling", rows, "rows") as progress:
+        phases = 2 if config.sampling.in_phases and config.sampling.samples else 1
+        total, unit = phases * rows, "rows" if phases == 1 else "rows, sampled and then scored"
+        with measured_bar("sampling", total, unit) as progress:
             if similar is not None:
                 say("  only ranks: the same groups exist under another embedder")
                 return rerank(config, similar, model.path, out, progress.advance)
-            return make_groups(config, examples.path, model.path, out, progress.advance, split=split)
+            hooks = PhaseHooks(progress.advance, lambda: stage.ray.ensure(scoring_resources(config)))
+            return make_groups(config, examples.path, model.path, out, progress.advance, split=split, phases=hooks)
 
     stage.make(name, build, also)
 

@@ -167,10 +167,10 @@ def _task(stage: StageRun, training: TrainingConfig, model: str, *, curve: str |
     shared = {"adapter": config.adapter, "continue_adapter": True}
     return Task(
         stage=name,
-        training=training,
+        training=training.on(0),  # as it is, where the placement has set the number of workers
         model=model,
         seed=config.seed,
-        cuda=config.cluster.gpus_per_worker > 0,
+        cuda=config.cluster.uses_cuda,
         threads=config.cluster.threads_per_worker,
         profile=stage.root / "profiles" / name if training.profile_steps else None,
         **shared | fields,

@@ -135,20 +135,20 @@ def _copy_result(result: Result, task: Task, out: Path, on_notice: Callable[[str
 
 
 def _trainer(task: Task, cluster: ClusterConfig, checkpoints: Path, mailbox: Any) -> TorchTrainer:
-    use_gpu = cluster.gpus_per_worker > 0
-    resources = {"CPU": 1.0} | ({"GPU": cluster.gpus_per_worker} if use_gpu else {})
+    use_gpu = cluster.worker_gpus > 0
+    resources = {"CPU": 1.0} | ({"GPU": cluster.worker_gpus} if use_gpu else {})
     keep: dict[str, Any] = {"num_to_keep": task.training.keep_checkpoints}
     if task.validation is not None:
         keep |= {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
     storage, name = storage_location(cluster, checkpoints)
-    environment = nccl_environment(os.environ) if use_gpu else {"DS_ACCELERATOR": "cpu"}
+    environment = nccl_environment(os.environ) if cluster.uses_cuda else {"DS_ACCELERATOR": "cpu"}
     environment |= gloo_environment(ray.util.get_node_ip_address(), os.environ)
     return TorchTrainer(
         train_worker,
         train_loop_config={"task": task, "mailbox": mailbox},
-        torch_config=Rendezvous(backend="nccl" if use_gpu else "gloo"),
+        torch_config=Rendezvous(backend="nccl" if cluster.uses_cuda else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=task.training.workers,
+            num_workers=task.training.worker_count,
             use_gpu=use_gpu,
             resources_per_worker=resources,
             placement_strategy=cluster.placement,

@@ -1,4 +1,11 @@
-from cpo_ray.cluster.resources import sampling_resources, serving_resources, streaming_resources, training_resources
+from cpo_ray.cluster.resources import (
+    sampling_resources,
+    scorer_resources,
+    scoring_resources,
+    serving_resources,
+    streaming_resources,
+    training_resources,
+)
 from cpo_ray.config.loading import parse_config
 
 
@@ -28,6 +35,21 @@ def test_resources_with_gpus():
     shared = config(cluster={"gpus_per_worker": 1}, serving={"in_place": True, "min_replicas": 2, "max_replicas": 3})
     assert serving_resources(shared, 5) == [{"GPU": 1}] * 2, "one engine serves all models"
     assert sampling_resources(config(cluster={"gpus_per_worker": 1})) == [{"GPU": 1}, {"GPU": 1}]
+
+
+def test_in_phases_the_engines_come_first():
+    pools = {"engines": {"minimum": 2}, "scorers": {"gpus": 0.75}, "rankers": {"gpus": 0.25}}
+    sampling = {"negatives": {"autoregressive": 4}, "in_phases": True} | pools
+    run = config(cluster={"gpus": 2}, sampling=sampling)
+    assert sampling_resources(run) == [{"GPU": 1}] * 2
+    assert scoring_resources(run) == [{"GPU": 0.75}, {"GPU": 0.25}]
+    assert sampling_resources(config(cluster={"gpus": 2}, sampling={"in_phases": True} | pools)) == scoring_resources(
+        run
+    )
+    at_once = config(cluster={"gpus": 1}, sampling={**sampling, "in_phases": False, "engines": {"gpus": 0.5}})
+    assert sampling_resources(at_once) == [{"GPU": 0.75}, {"GPU": 0.25}, {"GPU": 0.5}]
+    assert scorer_resources(run.cluster) == [{"GPU": 1}]
+    assert scorer_resources(config().cluster) == []
 
 
 def test_streaming_needs_trainers_actors_and_tasks_at_once():

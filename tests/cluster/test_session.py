@@ -8,7 +8,9 @@ import pytest
 from ray.exceptions import AuthenticationError
 
 from cpo_ray.cluster import session
+from cpo_ray.cluster.cards import CardMemory
 from cpo_ray.cluster.session import LazyRay
+from cpo_ray.cluster.waiting import FIXED
 from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import ClusterError
 
@@ -123,3 +125,20 @@ def test_the_loopback_switch_is_restored(monkeypatch):
             assert not ray_constants.ENABLE_RAY_CLUSTER
         assert os.environ.get(session.MULTI_NODE_VARIABLE) == before
         assert enabled == ray_constants.ENABLE_RAY_CLUSTER
+
+
+def test_a_stage_on_gpus_waits_until_the_stage_before_has_freed_the_cards(monkeypatch):
+    card = CardMemory(0, "GPU-aa11", "RTX 4090", 24.0, 1.0)
+    waited: list[object] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(session, "read_memory", lambda: [card])
+    monkeypatch.setattr(session, "wait_for", lambda bundles, *_, **options: waited.append(options["remedy"]))
+    monkeypatch.setattr(session, "wait_until_released", waited.append)
+    ray = LazyRay(ClusterConfig(gpus=1))
+    ray.joined = True
+    ray.ensure()
+    ray.ensure([{"CPU": 1.0}])
+    ray.ensure([{"CPU": 1.0, "GPU": 0.5}])
+    assert waited == [FIXED, FIXED, [card]]
+    assert LazyRay(ClusterConfig(gpus=1, device="cpu")).cards == []
+    assert LazyRay(ClusterConfig(gpus=1, address="head:6379")).cards == [], "they are on other machines"

@@ -1,5 +1,8 @@
 import json
 
+import pytest
+
+from cpo_ray.cluster.cards import Cards
 from cpo_ray.data.tokenization import train_tokenizer
 from tests.checks.test_model_fit import TEXTS, write_model
 from tests.commands.command_line import invoke
@@ -18,6 +21,37 @@ def test_validate_prints_what_follows_from_the_configuration_and_all_of_it_if_as
     assert "tokens per CPO step: at most 49,152" in result.stdout  # 64 * (192 + 9 * 64)
     assert "2 workers x 2 microbatches of 16 prompts" in result.stdout
     assert pipeline_calls == []
+
+
+def test_validate_and_run_print_who_gets_which_gpus(config, pipeline_calls, monkeypatch):
+    def found(self):
+        return Cards(1, 24.0, name="RTX 4090")
+
+    assert "GPUs: none. On the CPU: 2 training workers" in " ".join(invoke("validate", config).output.split())
+    monkeypatch.setattr("cpo_ray.commands.placement.find_cards", found)
+    sampled = ["--set", "sampling.negatives.autoregressive=3"]
+    for command in ("validate", "run"):
+        result = invoke(command, config, *sampled)
+        assert result.exit_code == 0, result.output
+        seen = " ".join(result.output.split())
+        assert "GPUs: 1 x RTX 4090, 24.0 GiB each" in seen
+        assert "sampling, all at once: an engine has" in seen
+        assert "generation: 1 engine for 5 models in turn" in seen
+    (call,) = pipeline_calls
+    assert (call["config"].training.workers, call["config"].cluster.gpus) == (1, 1)
+    result = invoke("validate", config, "--set", "training.workers=4")
+    assert result.exit_code == 2
+    assert "training.workers 4 x 1 GPU each = 4 GPUs, and this machine has 1 GPU" in " ".join(result.output.split())
+    assert invoke("run", config, "--set", "training.workers=4").exit_code == 2
+    assert len(pipeline_calls) == 1
+
+
+def test_validate_joins_no_cluster(config, monkeypatch):
+    monkeypatch.setattr("cpo_ray.commands.placement.find_cards", lambda _: pytest.fail("joined"))
+    result = invoke("validate", config, "--set", "cluster.address=head:6379")
+    assert "GPUs: counted when the run joins the cluster at head:6379" in " ".join(result.output.split())
+    result = invoke("validate", config, "--set", "cluster.address=head:6379", "--set", "cluster.gpus=16")
+    assert "cpo, mle: 16 training workers, 1 GPU each, 4 prompts at a time" in " ".join(result.output.split())
 
 
 def test_validate_compares_a_pretrained_model_with_its_tokenizer_and_the_lengths(config, tmp_path):

@@ -15,12 +15,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cpo_ray.artifacts import Artifact, Manifest, read_table, write_table
+from cpo_ray.cluster.cards import Cards
 from cpo_ray.cluster.session import ray_cluster
 from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import ConfigError, DataError
 from cpo_ray.inference import client
+from cpo_ray.planning.placement import place
 from cpo_ray.records import GROUP_SCHEMA, end_response, without_eos
-from cpo_ray.sampling.groups import make_groups
+from cpo_ray.sampling.groups import PhaseHooks, make_groups
+from cpo_ray.sampling.phases import DRAWN, read_drawn
 from cpo_ray.sampling.reranking import rerank
 from tests.engines import engine_processes
 from tests.flaky_server import KEY, serve_flaky
@@ -30,6 +33,7 @@ from tests.waiting import eventually
 
 pytestmark = pytest.mark.e2e
 
+ONE_GPU = {"gpus": 1, "device": "cpu"}
 ROUNDED = 1.1e-5  # similarities have five decimals: noise may change the last one
 USABLE = ROWS - 1  # one row has no truncation negative
 
@@ -58,7 +62,7 @@ def api():
 
 @pytest.fixture(scope="module")
 def ray(kind_module, api):
-    with ray_cluster(ClusterConfig(object_store_gib=0.3)) as cluster:
+    with ray_cluster(ClusterConfig(object_store_gib=0.3, **ONE_GPU)) as cluster:
         cluster.ensure()
         import ray
 
@@ -66,12 +70,31 @@ def ray(kind_module, api):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data, reference, ray):
-    out, progress = tmp_path_factory.mktemp("groups"), []
+def between():
+    """What was seen between the phases: the sampled rows, the engines' processes, and the GPUs that are free."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data, reference, ray, between):
+    """Groups that were made in phases on one GPU, which is counted only."""
+    out, progress, sampled = tmp_path_factory.mktemp("groups"), [], []
+    config = place(make_config().model_copy(update={"cluster": ClusterConfig(**ONE_GPU)}), Cards(1)).config
+
+    def look():
+        free = eventually(lambda: ray.available_resources().get("GPU") == 1)
+        drawn = sum(len(read_drawn(out / DRAWN, start)["groups"]) for start in range(0, USABLE, 16))
+        ended = eventually(lambda: engine_processes() == [])
+        between.update(rows=sum(sampled), drawn=drawn, ended=ended, free=free, shards=progress.copy())
+
     started = time.monotonic()
-    summary = make_groups(make_config(), data, reference, out, progress.append)
+    summary = make_groups(config, data, reference, out, progress.append, phases=PhaseHooks(sampled.append, look))
     print(f"\n{summary['rows']} rows in {time.monotonic() - started:.1f} s, engine start included: {summary}")
     return out, summary, progress
+
+
+def test_on_one_gpu_the_engine_has_ended_before_the_scorer_starts(finished, between):
+    assert between == {"rows": USABLE, "drawn": USABLE, "ended": True, "free": True, "shards": []}
 
 
 def test_groups_have_the_schema_the_order_and_the_configured_candidates(finished, data, tokenizer, api):
@@ -153,6 +176,7 @@ def test_greedy_negatives_are_the_references_greedy_answers(finished, reference,
 
 
 def test_a_rerun_makes_only_the_missing_shard_with_the_same_rows(finished, data, reference):
+    """With all actors at once, while the first run had phases."""
     out, _, _ = finished
     counted = json.loads((out / "stats.json").read_text())
     before, second = read_table(out), out / "part-00001.parquet"

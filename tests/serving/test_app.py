@@ -46,7 +46,7 @@ def test_engine_options_keep_the_stored_dtype(model: Path, tmp_path: Path) -> No
     assert options["kv_cache_memory_bytes"] == 2**28
     assert options["enforce_eager"]
     options = engine_options(model, CONFIG, max_model_len=256, gpus_per_engine=1)
-    assert options["gpu_memory_utilization"] == CONFIG.engine.gpu_memory_utilization
+    assert options["gpu_memory_utilization"] == CONFIG.engine.memory_share == 0.85
     assert "kv_cache_memory_bytes" not in options
     assert "logits_processors" not in options
     banning = CONFIG.model_copy(update={"no_repeat_ngram": True})

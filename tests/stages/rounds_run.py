@@ -28,7 +28,7 @@ class FakeRounds:
         """Nats per response."""
         return -self.nll.get(model, 4.0) * TOKENS / ROWS
 
-    def make_groups(self, config, data, reference, out, on_rows, *, split):
+    def make_groups(self, config, data, reference, out, on_rows, *, split, phases):
         self.sampled.append((split, reference.name, config.seed))
         gold = {"count": ROWS, "tokens": TOKENS, "mean_ref_logp": self.logp(reference.name)}
         write_json(out / "stats.json", {"gold": gold})

@@ -1,4 +1,7 @@
-"""Two rounds of CPO with real Ray Data and Ray Train: the first's policy is the second's start, sampler and scorer."""
+"""Two rounds of CPO with real Ray Data and Ray Train: the first's policy is the second's start, sampler and scorer.
+
+They have one GPU, which is counted only: scorer and trainer take it one after the other.
+"""
 
 import json
 from functools import partial
@@ -9,11 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from cpo_ray.artifacts import find_artifact, read_jsonl, read_table
+from cpo_ray.cluster.cards import Cards
 from cpo_ray.config.loading import load_config
 from cpo_ray.objective.logprobs import candidate_logps
 from cpo_ray.objective.packing import pack_groups
 from cpo_ray.objective.pretrained import load_model
 from cpo_ray.pipeline import run_pipeline
+from cpo_ray.planning.placement import place
 from cpo_ray.run_directory import open_run
 from cpo_ray.stages import perform
 from cpo_ray.training.models import initialize_model
@@ -22,15 +27,17 @@ pytestmark = pytest.mark.e2e
 
 STEPS = 4
 OVERRIDES = (
-    "rounds=2", f"training.steps={STEPS}", "training.validation_rows=8", "training.workers=1", "sampling.rows=48",
-    "sampling.negatives={batch: 1, meanfield: 2, truncation: 1}",
+    "rounds=2", f"training.steps={STEPS}", "training.validation_rows=8", "sampling.rows=48",
+    "sampling.negatives={batch: 1, meanfield: 2, truncation: 1}", "cluster.gpus=1", "cluster.device=cpu",
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["adapter=null", "adapter={rank: 4}"])
+# The second run takes as long again and shares no step with the first.
+@pytest.fixture(scope="module", params=["adapter=null", pytest.param("adapter={rank: 4}", marks=pytest.mark.chaos)])
 def config(request):
     """All weights, and an adapter that the second round goes on with."""
-    return load_config(Path(__file__).parents[1] / "tiny.yaml", (*OVERRIDES, request.param))
+    given = load_config(Path(__file__).parents[1] / "tiny.yaml", (*OVERRIDES, request.param))
+    return place(given, Cards(1)).config
 
 
 @pytest.fixture(scope="module")

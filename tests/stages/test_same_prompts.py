@@ -74,7 +74,7 @@ def without_actors(monkeypatch):
     reference = Reference(None, CONTEXT, eos=0, vocabulary=100)
     seen = {}
 
-    def units(config, selection, model, starts):
+    def units(config, selection, model, starts, *_):
         return [finished(draw(selection.table, start, config)) for start in starts]
 
     def train(task, cluster, checkpoints, out, *_):
@@ -85,7 +85,7 @@ def without_actors(monkeypatch):
     monkeypatch.setattr(groups, "read_reference", lambda _: reference)
     monkeypatch.setattr(groups, "check_embedder", lambda _: None)
     monkeypatch.setattr(groups, "groups_dataset", units)
-    monkeypatch.setattr(groups, "_read_finished", lambda units: (unit for unit in units))
+    monkeypatch.setattr(groups, "iterate_units", lambda units: (unit for unit in units))
     monkeypatch.setattr(ray, "put", lambda value: value)
     monkeypatch.setattr(ray, "get", lambda value: value)
     monkeypatch.setattr(trainer, "train_model", train)
