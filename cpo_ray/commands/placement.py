@@ -13,6 +13,9 @@ from cpo_ray.monitoring.console import say
 if TYPE_CHECKING:
     from cpo_ray.planning.placement import Placement
 
+PLACED = frozenset({"reference", "sampling", "cpo", "mle", "generation", "reward", "text_metrics"})
+"""The stages that start processes on GPUs where there are some. The others need neither a GPU nor a cluster."""
+
 UNKNOWN = (
     "GPUs: counted when the run joins the cluster at {address}. With a number in cluster.gpus this prints who gets them"
 )

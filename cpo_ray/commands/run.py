@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cpo_ray.commands.failures import command_tail, resumable
 from cpo_ray.commands.options import AcceptChanges, ConfigPath, FirstStage, LastStage, Overrides, RunDir
-from cpo_ray.commands.placement import place_run
+from cpo_ray.commands.placement import PLACED, place_run
 from cpo_ray.commands.recipe import warn_about_recipe
 from cpo_ray.config.loading import load_config
 from cpo_ray.pipeline import STAGES, check_stages, run_pipeline
@@ -58,6 +58,9 @@ def run_stages(
     root = run_directory(resolved.name, run_dir)
     command = command_tail(config, run_dir, overrides)
     names = list(STAGES)
-    if {"sampling", "cpo"} & set(names[names.index(first or names[0]) : names.index(last or names[-1]) + 1]):
+    chosen = set(names[names.index(first or names[0]) : names.index(last or names[-1]) + 1])
+    if {"sampling", "cpo"} & chosen:
         warn_about_recipe(resolved)
-    run_pipeline(place_run(resolved), root, first=first, last=last, accept_changes=accept_changes, command=command)
+    if chosen & PLACED:
+        resolved = place_run(resolved)
+    run_pipeline(resolved, root, first=first, last=last, accept_changes=accept_changes, command=command)

@@ -3,7 +3,9 @@ import json
 import pytest
 
 from cpo_ray.cluster.cards import Cards
+from cpo_ray.commands.placement import PLACED
 from cpo_ray.data.tokenization import train_tokenizer
+from cpo_ray.pipeline import STAGES
 from tests.checks.test_model_fit import TEXTS, write_model
 from tests.commands.command_line import invoke
 
@@ -44,6 +46,14 @@ def test_validate_and_run_print_who_gets_which_gpus(config, pipeline_calls, monk
     assert "training.workers 4 x 1 GPU each = 4 GPUs, and this machine has 1 GPU" in " ".join(result.output.split())
     assert invoke("run", config, "--set", "training.workers=4").exit_code == 2
     assert len(pipeline_calls) == 1
+
+
+def test_a_stage_that_needs_no_gpu_looks_for_none(config, pipeline_calls, monkeypatch):
+    monkeypatch.setattr("cpo_ray.commands.placement.find_cards", lambda _: pytest.fail("looked for GPUs"))
+    assert STAGES.keys() > PLACED
+    for stage in STAGES.keys() - PLACED - {"report"}:
+        assert invoke(stage, config).exit_code == 0
+    assert {call["first"] for call in pipeline_calls} == STAGES.keys() - PLACED - {"report"}
 
 
 def test_validate_joins_no_cluster(config, monkeypatch):
