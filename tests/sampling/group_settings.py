@@ -1,5 +1,8 @@
 """Configuration and the user's kinds of negatives for end-to-end tests of groups."""
 
+import pyarrow.compute
+import pytest
+
 from cpo_ray.config import RunConfig
 from tests.sampling.tiny_reference import CONTEXT, MAX_RESPONSE
 
@@ -14,6 +17,7 @@ KINDS = [
     "hot",
     "shouted",
 ]
+ROUNDED = 1.1e-5  # similarities have five decimals: noise may change the last one
 COUNTS = {kind: KINDS.count(kind) for kind in dict.fromkeys(KINDS[1:])}
 SAMPLED = ("autoregressive", "greedy", "hot")  # by vLLM: samples depend on the other requests of a batch
 HOT = {"temperature": 2.0, "top_k": 0}
@@ -57,3 +61,11 @@ def patient(context, rng):
         time.sleep(0.1)
     return shouted(context, rng)
 """
+
+
+def assert_same_groups(one, other):
+    drawn = ["id", "prompt_ids", "candidate_kind", "candidate_ids", "rank"]
+    assert one.select(drawn).equals(other.select(drawn))
+    for name, tolerance in (("ref_logps", 1e-5), ("similarity", ROUNDED)):
+        flat = [pyarrow.compute.list_flatten(table[name]).to_pylist() for table in (one, other)]
+        assert flat[0] == pytest.approx(flat[1], abs=tolerance)

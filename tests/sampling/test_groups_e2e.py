@@ -19,45 +19,27 @@ from cpo_ray.cluster.cards import Cards
 from cpo_ray.cluster.session import ray_cluster
 from cpo_ray.config import ClusterConfig
 from cpo_ray.errors import ConfigError, DataError
-from cpo_ray.inference import client
 from cpo_ray.planning.placement import place
 from cpo_ray.records import GROUP_SCHEMA, end_response, without_eos
 from cpo_ray.sampling.groups import PhaseHooks, make_groups
 from cpo_ray.sampling.phases import DRAWN, read_drawn
 from cpo_ray.sampling.reranking import rerank
 from tests.engines import engine_processes
-from tests.flaky_server import KEY, serve_flaky
-from tests.sampling.group_settings import API, HOT, KIND_MODULE, KINDS, SAMPLED, make_config
+from tests.sampling.group_settings import (
+    HOT,
+    KINDS,
+    ROUNDED,
+    SAMPLED,
+    assert_same_groups,
+    make_config,
+)
 from tests.sampling.tiny_reference import CONTEXT, MAX_RESPONSE, ROWS
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.e2e
 
 ONE_GPU = {"gpus": 1, "device": "cpu"}
-ROUNDED = 1.1e-5  # similarities have five decimals: noise may change the last one
 USABLE = ROWS - 1  # one row has no truncation negative
-
-
-@pytest.fixture(scope="module")
-def kind_module(tmp_path_factory):
-    """The user's kinds in a module on PYTHONPATH. The kind `patient` waits for the file `gate` at the last row."""
-    folder = tmp_path_factory.mktemp("packages")
-    (folder / "shouting_kinds.py").write_text(KIND_MODULE.format(last=f"{ROWS - 1:x}"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def api():
-    """An LLM with a fixed answer, which fails for some requests."""
-    answer = {"choices": [{"message": {"role": "assistant", "content": "the apples are a pear"}}]}
-    with serve_flaky(lambda _: answer, failing=0.1) as service, pytest.MonkeyPatch.context() as patch:
-        patch.setitem(API, "url", service.url)
-        patch.setenv("CPO_RAY_UNHELPFUL_KEY", KEY)
-        patch.setattr(client, "FIRST_WAIT_S", 0.002)
-        yield service
 
 
 @pytest.fixture(scope="module")
@@ -238,14 +220,6 @@ def make_mixed(data, reference, out, on_rows=lambda _: None, **sampling):
 @pytest.fixture(scope="module")
 def by_one_actor_each(data, reference, ray, tmp_path_factory):
     return make_mixed(data, reference, tmp_path_factory.mktemp("mixed") / "groups")
-
-
-def assert_same_groups(one, other):
-    drawn = ["id", "prompt_ids", "candidate_kind", "candidate_ids", "rank"]
-    assert one.select(drawn).equals(other.select(drawn))
-    for name, tolerance in (("ref_logps", 1e-5), ("similarity", ROUNDED)):
-        flat = [pa.compute.list_flatten(table[name]).to_pylist() for table in (one, other)]
-        assert flat[0] == pytest.approx(flat[1], abs=tolerance)
 
 
 def test_neither_the_number_of_actors_nor_an_interruption_changes_a_row(by_one_actor_each, data, reference, tmp_path):
