@@ -5,7 +5,7 @@ out of bounds are errors that name the key; nothing is rounded or guessed.
 """
 
 from cpo_ray.config.cluster import ClusterConfig
-from cpo_ray.config.data import ROW_SOURCES, DataConfig, PassagesConfig, TokenizerConfig
+from cpo_ray.config.data import ROW_SOURCES, ChatConfig, DataConfig, PassagesConfig, TokenizerConfig
 from cpo_ray.config.evaluation import (
     DecodingConfig,
     GenerationConfig,
@@ -36,6 +36,7 @@ from cpo_ray.config.training import (
 __all__ = [
     "EXECUTION",
     "ROW_SOURCES",
+    "ChatConfig",
     "ClusterConfig",
     "DataConfig",
     "DecodingConfig",
