@@ -20,6 +20,7 @@ RENAMED = 0.01
 """A share of the tokens may have other names than in the model's own tokenizer: models reserve ids that users rename."""
 
 OWN_TOKENIZER = "Leave out data.tokenizer.path to use the model's own tokenizer"
+BASE_MODEL = " For a base model, set data.chat.use=never: then data.template is used, and not a chat template."
 OWN_IS_WRONG = "This is the model's own tokenizer: set data.tokenizer.path to the one it was trained with"
 
 
@@ -118,6 +119,7 @@ def tokenizer_faults(name: str, tokenizer: Any, model: str, facts: ModelFacts, r
         yield (
             f"{name} ends a text with the token {eos} ({tokenizer.eos_token}), but {model} with {_list(facts.eos)} "
             f"(eos_token_id of config.json and generation_config.json). {remedy}, or correct eos_token_id where it is wrong."
+            f"{BASE_MODEL if tokenizer.chat_template else ''}"
         )
     # A BOS that the tokenizer does not put before a text is in no prompt, so it makes no difference.
     if bos is not None and facts.bos not in (None, bos) and tokenizer("x")["input_ids"][:1] == [bos]:

@@ -61,9 +61,9 @@ def _render_example(example: Mapping[str, Any], tokenizer: Any) -> RenderableTyp
     table.add_column("token by token", overflow="fold", ratio=1)
     for mask, ids, style in (("0", prompt, "dim"), ("1", response, "green")):
         table.add_row(mask, str(len(ids)), Text(_pieces(ids, tokenizer), style=style))
-    texts = Text(visible(example["prompt"], lines=True), style="dim").append(
-        visible(example["response"], lines=True), style="green"
-    )
+    between = "" if example["prompt"][-1:].isspace() else "\n"  # a chat template separates the two, not the prompt
+    texts = Text(visible(example["prompt"], lines=True) + between, style="dim")
+    texts.append(visible(example["response"], lines=True), style="green")
     labels = [example[name] for name in ("source", "category") if example[name]]
     title = Text(f"row {example['id']} ({', '.join(labels)})")
     return Stack(Panel(texts, title=title, title_align="left"), table)

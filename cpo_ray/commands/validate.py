@@ -58,9 +58,9 @@ def validate(
 def _check_fit(config: RunConfig) -> str | None:
     """Compare model, tokenizer and lengths, from what is on this machine. Returns a line about what is not."""
     from cpo_ray.checks.model_fit import check_model_fit
-    from cpo_ray.data.tokenization import load_tokenizer
+    from cpo_ray.data.chat_template import load_data_tokenizer
 
-    return check_model_fit(config, partial(load_tokenizer, local_only=True), local_only=True)
+    return check_model_fit(config, partial(load_data_tokenizer, config.data, local_only=True), local_only=True)
 
 
 def _check_adapter(config: RunConfig) -> str | None:

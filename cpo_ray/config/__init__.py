@@ -6,7 +6,7 @@ out of bounds are errors that name the key; nothing is rounded or guessed.
 
 from cpo_ray.config.adapter import AdapterConfig
 from cpo_ray.config.cluster import ClusterConfig
-from cpo_ray.config.data import ROW_SOURCES, DataConfig, PassagesConfig, TokenizerConfig
+from cpo_ray.config.data import ROW_SOURCES, ChatConfig, DataConfig, PassagesConfig, TokenizerConfig
 from cpo_ray.config.evaluation import (
     DecodingConfig,
     GenerationConfig,
@@ -38,6 +38,7 @@ __all__ = [
     "EXECUTION",
     "ROW_SOURCES",
     "AdapterConfig",
+    "ChatConfig",
     "ClusterConfig",
     "DataConfig",
     "DecodingConfig",

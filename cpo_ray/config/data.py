@@ -24,6 +24,20 @@ class TokenizerConfig(Section):
     """Size of the trained vocabulary. Not used with `path`."""
 
 
+class ChatConfig(Section):
+    """Prompts for chat models. See [Data](data.md#chat-models)."""
+
+    use: Literal["auto", "always", "never"] = "auto"
+    """Whether the tokenizer's chat template renders prompts and answers. `auto`: if it has one. `never`: `data.template` does;
+    this is the default if `data.template` is given."""
+    turns: Literal["last", "every"] = "last"
+    """Which answers of a conversation are responses: the last one, or every one, each in a row of its own with what precedes
+    it as the prompt. The rows of a conversation are in the same split."""
+    thinking: bool = False
+    """The switch `enable_thinking` of templates that have one (Qwen3). Off, the prompt has the empty thoughts that the template
+    writes there; on, the thoughts are part of the answer."""
+
+
 class PassagesConfig(Section):
     """How articles (`source: wikidump` or `text`) become prompts and continuations."""
 
@@ -88,7 +102,9 @@ class DataConfig(Section):
     test_rows: FilledSplitSize = 500
     """Rows, or a share, of the test split (the paper: 7506 of Dolly). A prompt is never in two splits."""
     template: str = "{instruction}\n{context}\n"
-    """The prompt, with `{instruction}` and `{context}`. For a row without context, the line with `{context}` is removed."""
+    """The prompt, with `{instruction}` and `{context}`. For a row without context, the line with `{context}` is removed. With a
+    chat template, this is the text of the user's message, without white space around it, for a row that has no messages."""
+    chat: ChatConfig = ChatConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     max_prompt_tokens: Annotated[int, Field(ge=4)] = 192
     """A longer prompt keeps the special tokens that it begins with (BOS) and the end of its text. Such rows are counted."""
@@ -151,13 +167,16 @@ class DataConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, keys: Any) -> Any:
-        """The source of a configuration with a path, and the sizes of a source of rows, unless they are given."""
+        """The source of a configuration with a path, the sizes of a source of rows, and `chat.use`, unless they are given."""
         if not isinstance(keys, dict):
             return keys
         if keys.get("source") is None and (keys.get("path") is not None or keys.get("sources")):
             keys = keys | {"source": "auto"}
         if keys.get("source") in ROW_SOURCES and not SHARES.keys() & keys.keys():
             keys = keys | SHARES
+        chat = keys.get("chat", {})
+        if keys.get("template") is not None and isinstance(chat, dict) and "use" not in chat:
+            keys = keys | {"chat": chat | {"use": "never"}}
         return keys
 
     @model_validator(mode="after")
@@ -165,6 +184,14 @@ class DataConfig(Section):
         if self.source not in EMBEDDED and not self.path and not self.sources:
             raise ValueError(
                 f"source: {self.source} needs data.path (for instance --set data.path=/data/{self._example})"
+            )
+        if self.chat.use == "always" and self.tokenizer.path is None:
+            raise ValueError(
+                "chat.use: always needs a tokenizer with a chat template: set data.tokenizer.path or model.path"
+            )
+        if self.chat.use == "always" and self.responses_go_on:
+            raise ValueError(
+                f"chat.use: always needs rows with answers, but source: {self.source} has passages of a text"
             )
         if "{instruction}" not in self.template:
             raise ValueError("template must contain {instruction}")

@@ -1,12 +1,15 @@
 """Rows that are conversations: `messages` with roles (OpenAI's format) or `conversations` with senders (ShareGPT's)."""
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 KEYS = ("messages", "conversations")
 ROLES = {
     "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system", "developer": "system",
 }  # fmt: skip
+THOUGHTS = "reasoning_content"
+TOOL_ROLES = {"tool": "tool", "function": "tool", "observation": "tool"}
 
 
 class ChatError(Exception):
@@ -16,8 +19,17 @@ class ChatError(Exception):
 class Turn(NamedTuple):
     """A message of a conversation."""
 
-    role: str  # a value of ROLES
+    role: str  # a value of ROLES or TOOL_ROLES
     text: str
+    calls: tuple[object, ...] = ()  # of tools
+    name: str = ""  # of the tool that answers
+    thoughts: str = ""  # before the text of an answer, in a field of their own
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The turn as a message for a chat template."""
+        fields = {"tool_calls": list(self.calls), "name": self.name, THOUGHTS: self.thoughts}
+        return {"role": self.role, "content": self.text, **{key: value for key, value in fields.items() if value}}
 
 
 class Conversation(NamedTuple):
@@ -27,6 +39,12 @@ class Conversation(NamedTuple):
     response: str
     is_multi_turn: bool
     unanswered: int  # messages after the response, which are left out
+    turns: tuple[Turn, ...]  # all of it, up to the response
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether it has tool calls or their results, which only a chat template can write."""
+        return any(turn.role == "tool" or turn.calls for turn in self.turns)
 
 
 def find_messages(record: Mapping[str, object]) -> str | None:
@@ -58,69 +76,123 @@ def join_completion(record: Mapping[str, object], prompt: str, completion: str) 
 def read_conversation(record: Mapping[str, object], key: str, *, strict: bool = False) -> Conversation:
     """The last assistant message as the response, and what precedes it as the instruction.
 
-    strict: user and assistant must alternate, beginning with the user and ending with the assistant, and none may be empty.
-
     An instruction of one user message is its text. Otherwise all messages follow each other, separated by blank lines, each
-    after its role: `user: ...`. A system message comes first, without a role. Raises ChatError.
+    after its role: `user: ...`. A system message comes first, without a role.
+
+    strict: user and assistant must alternate, beginning with the user and ending with the assistant, and none may be empty;
+    messages of tools and tool calls are read, too. Raises ChatError.
     """
+    return _answered(key, _read_turns(record, key, strict=strict))[-1]
+
+
+def read_every_answer(record: Mapping[str, object], key: str) -> list[Conversation]:
+    """Every assistant message as the response to what precedes it, in order. Strict, see `read_conversation`."""
+    return _answered(key, _read_turns(record, key, strict=True))
+
+
+def write_chat(messages: Sequence[Mapping[str, object]], tools: object) -> str:
+    """Messages, and the tools that they may use, as JSON for `InstructionRow.chat`."""
+    return json.dumps({"messages": [dict(message) for message in messages], "tools": tools}, ensure_ascii=False)
+
+
+def read_chat(chat: str) -> tuple[list[dict[str, Any]], list[Any] | None]:
+    """(messages, tools) of `write_chat`."""
+    content = json.loads(chat)
+    return content["messages"], content["tools"]
+
+
+def _read_turns(record: Mapping[str, object], key: str, *, strict: bool) -> list[Turn]:
     messages = record[key]
     if strict and not isinstance(messages, list):
         raise ChatError(f"{key} must be a list of messages, not {type(messages).__name__}")
-    turns = [_turn(f"{key}[{n}]", message) for n, message in enumerate(messages if isinstance(messages, list) else [])]
+    listed = messages if isinstance(messages, list) else []
+    turns = [_turn(f"{key}[{n}]", message, with_tools=strict) for n, message in enumerate(listed)]
     if strict:
         _check_order(key, turns)
-    last = max((n for n, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
-    before = turns[:last] if last >= 0 else []
-    if not any(turn.role == "user" for turn in before):
+    return turns
+
+
+def _answered(key: str, turns: Sequence[Turn]) -> list[Conversation]:
+    """A Conversation for each answer that follows a message of the user."""
+    found = []
+    for n, turn in enumerate(turns):
+        before = turns[:n]
+        if turn.role == "assistant" and any(other.role == "user" for other in before):
+            spoken = [other for other in before if other.role != "system"]
+            texts = [other.text for other in before if other.role == "system"]
+            texts += [spoken[0].text] if len(spoken) == 1 else [f"{other.role}: {other.text}" for other in spoken]
+            instruction, rest = "\n\n".join(filter(None, texts)), len(turns) - n - 1
+            response = turn.text or (json.dumps(turn.calls, ensure_ascii=False) if turn.calls else "")
+            found.append(Conversation(instruction, response, len(spoken) > 1, rest, tuple(turns[: n + 1])))
+    if not found:
         raise ChatError(f"{key} has no message of a user followed by one of the assistant; leave such rows out")
-    spoken = [turn for turn in before if turn.role != "system"]
-    texts = [turn.text for turn in before if turn.role == "system"]
-    texts += [spoken[0].text] if len(spoken) == 1 else [f"{turn.role}: {turn.text}" for turn in spoken]
-    return Conversation("\n\n".join(filter(None, texts)), turns[last].text, len(spoken) > 1, len(turns) - last - 1)
+    return found
 
 
 def _check_order(key: str, turns: Sequence[Turn]) -> None:
     """Raise ChatError for turns out of order, or empty ones."""
     before = "system"
     for n, turn in enumerate(turns):
+        place = f"{key}[{n}]"
         if turn.role == "system" and n > 0:
-            raise ChatError(f"{key}[{n}] is a system message, which must come first. Move it, or leave such rows out")
-        if turn.role == before != "system":
+            raise ChatError(f"{place} is a system message, which must come first. Move it, or leave such rows out")
+        if turn.role == before and turn.role in ("user", "assistant"):
             raise ChatError(
-                f"{key}[{n - 1}] and {key}[{n}] are both of the {turn.role}: user and assistant must alternate. Join them, or "
+                f"{key}[{n - 1}] and {place} are both of the {turn.role}: user and assistant must alternate. Join them, or "
                 "leave such rows out"
             )
         if turn.role == "assistant" and before == "system":
             raise ChatError(
-                f"{key}[{n}] is of the assistant, but a conversation begins with the user. Leave such rows out"
+                f"{place} is of the assistant, but a conversation begins with the user. Leave such rows out"
             )
-        if not turn.text and turn.role != "system":
-            raise ChatError(f"{key}[{n}], of the {turn.role}, is empty. Leave such rows out")
-        before = turn.role if turn.role != "system" else before
-    if turns and turns[-1].role == "user":
+        if turn.role == "tool" and before not in ("assistant", "tool"):
+            raise ChatError(
+                f"{place} is the answer of a tool, but follows no call of the assistant. Leave such rows out"
+            )
+        if not turn.text and not turn.calls and turn.role in ("user", "assistant"):
+            raise ChatError(f"{place}, of the {turn.role}, is empty. Leave such rows out")
+        before = turn.role
+    if turns and turns[-1].role != "assistant":
         raise ChatError(
-            f"{key} ends with a message of the user, {key}[{len(turns) - 1}], which has no answer. Remove it, or leave "
-            "such rows out"
+            f"{key} ends with a message of the {turns[-1].role}, {key}[{len(turns) - 1}], which has no answer. Remove it, or "
+            "leave such rows out"
         )
 
 
-def _turn(place: str, message: object) -> Turn:
+def _turn(place: str, message: object, *, with_tools: bool) -> Turn:
     if not isinstance(message, Mapping):
         raise ChatError(f"{place} must be an object with role and content, not {type(message).__name__}")
-    role = message.get("role") or message.get("from")
-    if not isinstance(role, str) or role not in ROLES:
-        raise ChatError(
-            f"{place} has the role {role!r}; only messages of user, assistant and system are read, no tool calls. Leave such "
-            "rows out"
-        )
+    role, calls = message.get("role") or message.get("from"), message.get("tool_calls")
+    roles = ROLES | TOOL_ROLES if with_tools else ROLES
+    if not isinstance(role, str) or role not in roles:
+        read = "user, assistant, system and tool" if with_tools else "user, assistant and system"
+        also = "" if with_tools else ", no tool calls"
+        raise ChatError(f"{place} has the role {role!r}; only messages of {read} are read{also}. Leave such rows out")
     content = message["content"] if "content" in message else message.get("value")
     if isinstance(content, list):
         content = _join_parts(place, content)
+    if content is None and calls and with_tools:
+        content = ""
     if not isinstance(content, str):
         raise ChatError(f"{place} has no text: its content is {type(content).__name__}. Leave such rows out")
-    if message.get("tool_calls"):
+    if calls and not with_tools:
         raise ChatError(f"{place} has tool calls, which are not read. Leave such rows out")
-    return Turn(ROLES[role], content.strip())
+    if calls and not isinstance(calls, list):
+        raise ChatError(f"{place} has tool calls that are not a list. Leave such rows out")
+    name, thoughts = (str(message.get(key) or "") for key in ("name", THOUGHTS))
+    return Turn(roles[role], content.strip(), tuple(map(_call, calls or ())), name, thoughts.strip())
+
+
+def _call(call: object) -> object:
+    """A tool call whose arguments are an object: OpenAI's are JSON as text, which templates would quote again."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping):
+        return call
+    try:
+        arguments = json.loads(function["arguments"]) if isinstance(function.get("arguments"), str) else None
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
 
 
 def _join_parts(place: str, parts: list[object]) -> str:

@@ -48,6 +48,7 @@ class TruncationCounts:
     responses: int = 0
     endings: int = 0  # responses that were cut and lost their EOS
     without_eos: int = 0  # cut, or a passage after which its article goes on
+    boundaries: int = 0  # conversations of which the chat template's own tokenization is another one
 
 
 def needs_ray(data: DataConfig) -> bool:
@@ -111,7 +112,8 @@ def _cut(
         if not example.prompt_ids or not example.response_ids:
             raise DataError(f"row {example.id} has a text without tokens: {example.prompt!r} -> {example.response!r}")
         response_ids = end_response(example.response_ids, eos, data.max_response_tokens, ends=example.ends)
-        truncated.prompts += len(example.prompt_ids) > data.max_prompt_tokens
+        truncated.prompts += len(example.prompt_ids) > data.max_prompt_tokens or example.is_shortened
+        truncated.boundaries += example.differs
         is_cut = len(example.response_ids) + example.ends > data.max_response_tokens
         truncated.responses += is_cut
         truncated.endings += is_cut and example.ends
@@ -165,6 +167,8 @@ def _summarize(
         "test_prompts_in_train_once_cut": sum(tuple(ids) in seen for ids in tables["test"]["prompt_ids"].to_pylist()),
         "vocabulary": len(source.tokenizer),
     }
+    if truncated.boundaries:
+        summary["other_chat_boundaries"] = truncated.boundaries
     for name, table in tables.items():
         if len(table):
             for column in ("prompt", "response"):
@@ -175,11 +179,16 @@ def _summarize(
 
 
 def _warnings(truncated: TruncationCounts, rows: int, max_response_tokens: int) -> list[str]:
-    if truncated.endings <= MANY_CUT * rows:
-        return []
-    warning = (
-        f"{truncated.endings:,} of {rows:,} responses ({truncated.endings / rows:.0%}) are cut to "
-        f"data.max_response_tokens {max_response_tokens} and have no EOS: from them the model does not learn where an answer "
-        "ends. Raise data.max_response_tokens."
-    )
-    return [warning]
+    warnings = []
+    if truncated.endings > MANY_CUT * rows:
+        warnings.append(
+            f"{truncated.endings:,} of {rows:,} responses ({truncated.endings / rows:.0%}) are cut to "
+            f"data.max_response_tokens {max_response_tokens} and have no EOS: from them the model does not learn where an "
+            "answer ends. Raise data.max_response_tokens."
+        )
+    if truncated.boundaries:
+        warnings.append(
+            f"of {truncated.boundaries:,} of {rows:,} conversations the chat template's own tokenization is another one: a "
+            "token joins the prompt and the answer. They are kept as they are generated, with a boundary between both."
+        )
+    return warnings

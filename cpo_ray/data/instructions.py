@@ -2,10 +2,20 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import IO, Any
 
 from cpo_ray.config import FieldsConfig
-from cpo_ray.data.chat import ChatError, find_messages, join_completion, read_conversation, with_system
+from cpo_ray.data.chat import (
+    ChatError,
+    Conversation,
+    find_messages,
+    join_completion,
+    read_conversation,
+    read_every_answer,
+    with_system,
+    write_chat,
+)
 from cpo_ray.data.layouts import RowLayout
 from cpo_ray.data.objects import FileObject, keys_of, read_objects
 from cpo_ray.data.rows import BadRow, FileFormat, InstructionRow, ReadingCounts
@@ -34,7 +44,10 @@ def read_rows(
     """
     rows = _Rows(layout)
     for found in read_objects(file, name):
-        yield rows.read(found) if isinstance(found, FileObject) else found
+        if isinstance(found, FileObject):
+            yield from rows.read(found)
+        else:
+            yield found
     yield ReadingCounts(dict(rows.counts), rows.keys)
 
 
@@ -46,22 +59,35 @@ class _Rows:
         self.counts: Counter[str] = Counter()
         self.keys: tuple[str, ...] = ()  # of the first row without a context
 
-    def read(self, found: FileObject) -> InstructionRow | BadRow:
+    def read(self, found: FileObject) -> Iterator[InstructionRow | BadRow]:
+        """The row, or one row per answer of a conversation, or why there is none."""
         try:
-            return self._row(found.value)
+            rows = list(self._rows(found.value))
         except (_RowError, ChatError) as error:
-            return found.bad(str(error))
+            yield found.bad(str(error))
+            return
+        yield from (replace(row, place=found.place) for row in rows)
 
-    def _row(self, record: object) -> InstructionRow:
-        """The record as a row. Raises an error with the reason if a field is missing, empty or not text."""
+    def _rows(self, record: object) -> Iterator[InstructionRow]:
         if not isinstance(record, dict):
             raise _RowError(f"a JSON object is expected, not {type(record).__name__}")
-        fields = self.fields
         messages = self._find_messages(record)
-        if messages is not None:
-            record = self._flatten(record, messages)
-        elif self.layout.is_conversation:
-            raise _RowError(f"missing key {fields.instruction}; found {keys_of(record)}")
+        if messages is None:
+            if self.layout.is_conversation:
+                raise _RowError(f"missing key {self.fields.instruction}; found {keys_of(record)}")
+            yield self._row(record)
+            return
+        conversations = self._conversations(record, messages)
+        key = conversations[0].instruction if self.layout.every_answer else ""
+        for conversation in conversations:
+            row = self._row(self._flatten(record, conversation))
+            # The template of a row with a context puts that into the user's message.
+            chat = "" if row.context else write_chat([turn.message for turn in conversation.turns], record.get("tools"))
+            yield replace(row, chat=chat, has_tools=conversation.has_tools, key=key)
+
+    def _row(self, record: Mapping[str, Any]) -> InstructionRow:
+        """The record as a row. Raises an error with the reason if a field is missing, empty or not text."""
+        fields = self.fields
         category = fields.category if self.layout.has_names or fields.category else _optional_category(record)
         required = [key for key in (fields.instruction, fields.response, category) if key is not None]
         missing = [key for key in required if key not in record]
@@ -99,22 +125,25 @@ class _Rows:
             return key if key in record else None
         return key if isinstance(record.get(key), list) else None
 
-    def _flatten(self, record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    def _conversations(self, record: Mapping[str, Any], key: str) -> list[Conversation]:
+        """The conversation up to its last answer, or up to each of its answers."""
         if not self.layout.has_names:
             record = with_system(record, key)
         if self.layout.name == "prompt_completion":
             record = join_completion(record, key, self.fields.response)
-        conversation = read_conversation(record, key, strict=not self.layout.has_names)
+        if self.layout.every_answer:
+            found = read_every_answer(record, key)
+        else:
+            found = [read_conversation(record, key, strict=not self.layout.has_names)]
         self.counts["conversations"] += 1
-        self.counts["multi_turn_conversations"] += conversation.is_multi_turn
-        self.counts["unanswered_messages"] += conversation.unanswered
-        flat: dict[str, Any] = {
-            self.fields.instruction: conversation.instruction,
-            self.fields.response: conversation.response,
-        }
-        if self.fields.context is not None:
-            flat[self.fields.context] = record.get(self.fields.context)
-        return {**record, **flat}
+        self.counts["multi_turn_conversations"] += found[-1].is_multi_turn
+        self.counts["unanswered_messages"] += found[-1].unanswered
+        return found
+
+    def _flatten(self, record: Mapping[str, Any], conversation: Conversation) -> dict[str, Any]:
+        flat = {self.fields.instruction: conversation.instruction, self.fields.response: conversation.response}
+        context = {} if self.fields.context is None else {self.fields.context: record.get(self.fields.context)}
+        return {**record, **flat, **context}
 
 
 def _optional_category(record: Mapping[str, Any]) -> str | None:

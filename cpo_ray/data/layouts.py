@@ -36,6 +36,7 @@ class RowLayout:
     fields: FieldsConfig
     source: str = ROWS_SOURCE
     has_names: bool = False
+    every_answer: bool = False  # whether every answer of a conversation makes a row, instead of the last
 
     @property
     def is_conversation(self) -> bool:

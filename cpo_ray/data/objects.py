@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cpo_ray.data.lines import decode_line, read_lines
-from cpo_ray.data.rows import BadRow, FileFormat
+from cpo_ray.data.rows import BadRow, FileFormat, Place
 from cpo_ray.data.tables import is_table, read_table_rows
 from cpo_ray.errors import DataError
 from cpo_ray.files.compression import ContentStream, DamagedFileError, open_stream
@@ -31,9 +31,14 @@ class FileObject:
     row: int | None
     value: object
 
+    @property
+    def place(self) -> Place:
+        """Where it stands."""
+        return Place(self.file, self.line, self.row)
+
     def bad(self, reason: str) -> BadRow:
         """A BadRow at this place."""
-        return BadRow(self.file, self.line, reason, row=self.row)
+        return self.place.bad(reason)
 
 
 def read_objects(file: IO[bytes], name: str) -> Iterator[FileFormat | FileObject | BadRow]:

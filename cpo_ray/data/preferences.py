@@ -9,25 +9,21 @@ from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from cpo_ray.data.answer_layouts import AnswersError, RatedPrompt, find_answers
-from cpo_ray.data.chat import ChatError, read_conversation
+from cpo_ray.data.chat import ChatError, Conversation, read_conversation, write_chat
 from cpo_ray.data.layouts import RowLayout
 from cpo_ray.data.objects import FileObject, read_objects
-from cpo_ray.data.rows import BadRow, FileFormat, InstructionRow, RatedAnswer, ReadingCounts, content_hash
+from cpo_ray.data.rows import BadRow, FileFormat, InstructionRow, Place, RatedAnswer, ReadingCounts, content_hash
 
 MESSAGES = "prompt"  # the key of a prompt's messages, in error messages
 
 
 @dataclass(frozen=True)
 class RatedRow:
-    """A row of a file with its answers as they stand there, and its place, for what is found wrong later."""
+    """A row of a file with its answers as they stand there."""
 
     row: InstructionRow
-    place: BadRow
+    place: Place
     is_single: bool  # one of several rows with the same prompt
-
-    def bad(self, reason: str) -> BadRow:
-        """A BadRow at this place."""
-        return replace(self.place, reason=reason)
 
 
 def read_preferences(
@@ -52,14 +48,14 @@ def _read(found: FileObject, layout: RowLayout, counts: Counter[str]) -> RatedRo
         return found.bad(f"a JSON object is expected, not {type(record).__name__}")
     try:
         rated = find_answers(record, layout.fields)
-        instruction, is_multi_turn = _instruction(rated)
+        instruction, conversation = _instruction(rated)
     except (AnswersError, ChatError) as error:
         return found.bad(str(error))
     category = record.get(layout.fields.category or "category")
     if not instruction.strip():
         return found.bad("empty prompt")
     counts["conversations"] += not isinstance(rated.prompt, str)
-    counts["multi_turn_conversations"] += is_multi_turn
+    counts["multi_turn_conversations"] += conversation is not None and conversation.is_multi_turn
     row = InstructionRow(
         source=layout.source,
         category=category.strip() if isinstance(category, str) else "",
@@ -68,17 +64,20 @@ def _read(found: FileObject, layout: RowLayout, counts: Counter[str]) -> RatedRo
         response="",
         answers=tuple(replace(answer, text=answer.text.strip()) for answer in rated.answers),
         is_prompt=rated.is_prompt,
+        chat=write_chat([turn.message for turn in conversation.turns], record.get("tools")) if conversation else "",
+        has_tools=conversation is not None and conversation.has_tools,
+        place=found.place,
     )
-    return RatedRow(row, found.bad(""), rated.is_single)
+    return RatedRow(row, found.place, rated.is_single)
 
 
-def _instruction(rated: RatedPrompt) -> tuple[str, bool]:
-    """The prompt as text, and whether it has several turns."""
+def _instruction(rated: RatedPrompt) -> tuple[str, Conversation | None]:
+    """The prompt as text; and, if it has turns, these before an answer that stands for all of them."""
     if isinstance(rated.prompt, str):
-        return rated.prompt, False
+        return rated.prompt, None
     turns: list[Any] = [*rated.prompt, {"role": "assistant", "content": "answer"}]
     conversation = read_conversation({MESSAGES: turns}, MESSAGES, strict=True)
-    return conversation.instruction, conversation.is_multi_turn
+    return conversation.instruction, conversation
 
 
 def arrange(
@@ -93,12 +92,12 @@ def arrange(
     for rated in _join(rows):
         answers = _distinct(rated.row.answers, counts)
         if len(answers) < 2:
-            yield rated.bad(f"{len(answers)} different answers, but at least two are needed to prefer one")
+            yield rated.place.bad(f"{len(answers)} different answers, but at least two are needed to prefer one")
             continue
         ranked = _rank(rated.row, answers, seed)
         if ranked[-1].rank == 0:
             score = "" if ranked[0].score is None else f" (score {ranked[0].score:g})"
-            yield rated.bad(f"all {len(ranked)} answers are equally good{score}, so none is preferred")
+            yield rated.place.bad(f"all {len(ranked)} answers are equally good{score}, so none is preferred")
             continue
         kept = rank_again([ranked[n] for n in evenly(len(ranked), max_answers)])
         counts["answers"] += len(kept)

@@ -25,6 +25,8 @@ class UncutExample(NamedTuple):
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]  # without EOS
     ends: bool = True  # False if the response is a part of a text that goes on
+    is_shortened: bool = False  # a prompt for a chat template, which was too long
+    differs: bool = False  # whether the chat template's own tokenization of the whole is another one
     answers: Sequence[RatedAnswer] = ()  # of preferences: the response and the other answers, best first
     answer_ids: Sequence[Sequence[int]] = ()  # of the other answers, as `response_ids`
 

@@ -2,9 +2,22 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cpo_ray.artifacts import canonical
+
+
+class Place(NamedTuple):
+    """Where a row stands: a line of JSON lines, otherwise a row; from 1."""
+
+    file: str
+    line: int | None
+    row: int | None
+
+    def bad(self, reason: str) -> "BadRow":
+        """A BadRow at this place."""
+        return BadRow(self.file, self.line, reason, row=self.row)
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,10 @@ class InstructionRow:
     ends: bool = True  # False if the response is a part of a text that goes on
     answers: tuple[RatedAnswer, ...] = ()  # of preferences: all answers, with the response first once they are arranged
     is_prompt: bool = False  # whether the instruction is a whole prompt, to which no template applies
+    chat: str = ""  # of a conversation: its messages, the response last, and tools, as JSON (`chat.write_chat`)
+    has_tools: bool = False  # whether the conversation has tool calls, which only a chat template can write
+    key: str = ""  # rows with the same key are in the same split; empty: rows with the same prompt
+    place: "Place | None" = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Stage `data`: read, split, cut and tokenize the examples."""
 
 import platform
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ RULES = {"EOS of cut responses": "none"}
 def prepare_data(stage: StageRun) -> None:
     """Read the source; write the splits and the tokenizer."""
     from cpo_ray.checks.model_fit import check_model_fit
+    from cpo_ray.data.chat_template import load_data_tokenizer
     from cpo_ray.data.examples import needs_ray, prepare_examples
-    from cpo_ray.data.tokenization import load_tokenizer
 
     config = stage.config.data
 
     def build(out: Path) -> Summary:
-        check_model_fit(stage.config, load_tokenizer)
+        check_model_fit(stage.config, partial(load_data_tokenizer, config))
         if needs_ray(config):
             stage.ray.ensure()
         return prepare_examples(stage.config, out)

@@ -10,6 +10,7 @@ from transformers import AutoConfig, GenerationConfig, LlamaConfig
 
 from cpo_ray.checks.model_fit import check_model_fit
 from cpo_ray.config import RunConfig
+from cpo_ray.data.chat_template import load_data_tokenizer
 from cpo_ray.data.tokenization import load_tokenizer, train_tokenizer
 from cpo_ray.errors import ConfigError, DataError
 
@@ -88,6 +89,21 @@ def test_another_end_of_text(tokenizer, tmp_path, config_eos, generation_eos):
         ConfigError, match=r"ends a text with the token 0 \(<\|endoftext\|>\), but .* with (5|5 or 6 or 7) \("
     ):
         check(tmp_path)
+
+
+def test_a_chat_template_that_ends_an_answer_in_another_way_than_the_model_is_for_another_model(tokenizer, tmp_path):
+    """A base model has often the tokenizer of the chat model that was made of it."""
+    tokenizer.save_pretrained(tmp_path)
+    chat = load_tokenizer(str(tmp_path))
+    chat.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    chat.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    model = write_model(tmp_path, chat, vocab_size=281)
+    config = RunConfig.model_validate({"name": "x", "model": {"path": str(model)}, "data": {"path": "x.jsonl"}})
+    with pytest.raises(
+        ConfigError, match=r"token 280 \(<\|im_end\|>\), but .* with 0 .*base model, set data\.chat\.use=never"
+    ):
+        check_model_fit(config, partial(load_data_tokenizer, config.data), local_only=True)
+    assert check(model, chat={"use": "never"}) is None
 
 
 def test_one_of_several_ends_of_text_is_enough(tokenizer, tmp_path):

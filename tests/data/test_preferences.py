@@ -13,7 +13,7 @@ from cpo_ray.config.loading import parse_config
 from cpo_ray.data.answer_layouts import common_prompt, dialogue
 from cpo_ray.data.examples import prepare_examples
 from cpo_ray.data.preferences import RatedRow, arrange, evenly
-from cpo_ray.data.rows import BadRow, InstructionRow, RatedAnswer
+from cpo_ray.data.rows import InstructionRow, Place, RatedAnswer
 from cpo_ray.errors import ConfigError, DataError
 from cpo_ray.records import EXAMPLE_SCHEMA, RANKED_EXAMPLE_SCHEMA
 from tests.data.test_layouts import content, write
@@ -216,7 +216,7 @@ def arranged(*answers: tuple[str, float], limit: int = 9) -> tuple[list[RatedAns
     rated_answers = tuple(RatedAnswer(text, score) for text, score in answers)
     row = InstructionRow("instructions", "", "Why?", "", "", answers=rated_answers)
     counts: Counter[str] = Counter()
-    (made,) = arrange([RatedRow(row, BadRow("f", 1, ""), is_single=False)], 17, limit, counts)
+    (made,) = arrange([RatedRow(row, Place("f", 1, None), is_single=False)], 17, limit, counts)
     assert isinstance(made, InstructionRow)
     assert made.response == made.answers[0].text
     return list(made.answers), counts
