@@ -38,7 +38,7 @@ def validate(
         placement = preview_placement(counted)
         lines = [*map(str, found), *remark, *describe_run(placement.config if placement else counted)]
         lines += placement.lines if placement else []
-        if resolved.adapter is not None and (lacking := _check_adapter(resolved)):
+        if resolved.adapter is not None and (lacking := _check_adapter(placement.config if placement else resolved)):
             lines.append(lacking)
         if resolved.model.path is not None and (missing := _check_fit(resolved)):
             lines.append(missing)

@@ -25,9 +25,9 @@ def check_adapter(config: RunConfig) -> str | None:
     if adapter is None:
         return None
     missing = adapter.quantize is not None and importlib.util.find_spec("bitsandbytes") is None
-    if missing and config.cluster.gpus_per_worker == 0:
+    if missing and 0 in (config.cluster.gpus, config.cluster.gpus_per_worker):
         raise ConfigError(
-            f"adapter.quantize {adapter.quantize} needs CUDA devices (cluster.gpus_per_worker is 0), or on CPUs the package "
+            f"adapter.quantize {adapter.quantize} needs CUDA devices (this run has none), or on CPUs the package "
             f"bitsandbytes, which is not in the CPU set: {REMEDY}"
         )
     model = _without_weights(config)

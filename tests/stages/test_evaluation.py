@@ -26,7 +26,7 @@ def test_the_reward_stage_scores_every_answer_of_every_model_once(tmp_path, monk
         return {"mle greedy": 0.5}
 
     monkeypatch.setattr(reward_pool, "score_generations", score)
-    monkeypatch.setattr(LazyRay, "ensure", lambda _: None)
+    monkeypatch.setattr(LazyRay, "ensure", lambda _, bundles=(): None)
     row = {"id": "1", "prompt": "p", "response": "a", "reference": "b", "tokens": 1, "finish_reason": "stop"}
 
     def answer(out):
@@ -54,7 +54,7 @@ def test_the_reward_stage_scores_every_answer_of_every_model_once(tmp_path, monk
 
 @pytest.mark.parametrize("stage", ["judging", "reward", "mauve"])
 def test_a_stage_that_finds_no_answers_says_so(stage, tmp_path, monkeypatch):
-    monkeypatch.setattr(LazyRay, "ensure", lambda _: None)
+    monkeypatch.setattr(LazyRay, "ensure", lambda _, bundles=(): None)
     monkeypatch.setattr("cpo_ray.evaluation.features.load_featurizer", lambda _: None)
     tree = {"name": "x", "generation": {"models": ["mle"]}, "reward": {"model": "some/model"}}
     tree["judge"] = {"url": "http://127.0.0.1:9/v1", "model": "some-judge"}
