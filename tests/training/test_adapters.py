@@ -127,3 +127,14 @@ def test_dropout_of_an_adapter_is_in_training_steps_alone(world, tmp_path):
     rows = TrainingRows.read(dropping.rows, dropping)
     assert validate(engine, rows, dropping) == validate(engine, rows, dropping)
     assert [name for name, module in engine.module.named_modules() if module.training and "lora_dropout" in name]
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_activations_that_are_computed_again_change_nothing(world, zero_stage):
+    """Frozen embeddings need no gradient, with dropout that is drawn again as it was."""
+    kept, again = (
+        adapter_task(world, {"dropout": 0.2}, zero_stage=zero_stage, activation_checkpointing=checkpointing)
+        for checkpointing in (False, True)
+    )
+    losses, _ = train(kept)
+    assert train(again)[0] == pytest.approx(losses, abs=1e-5)
