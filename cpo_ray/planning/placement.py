@@ -89,10 +89,11 @@ def _on_cpus(config: RunConfig, cards: Cards, gpus: int) -> Placement:
     placed = placed.model_copy(update={"sampling": sampling, "serving": serving, "cluster": cluster})
     found = "none" if not gpus else f"{gpus}, not used (cluster.gpus_per_worker 0)"
     models = len(config.evaluated_models)
-    workers = dict.fromkeys((placed.reference.worker_count, placed.training.worker_count))
+    numbers = sorted({placed.reference.worker_count, placed.training.worker_count})
+    workers = " or ".join((*map(str, numbers[:-1]), count(numbers[-1], "training worker")))
     phases = "after each other" if sampling.in_phases else "at once"
     line = (
-        f"GPUs: {found}. On the CPU: {' or '.join(count(number, 'training worker') for number in workers)}; engine, scorer and "
+        f"GPUs: {found}. On the CPU: {workers}; engine, scorer and "
         f"embedder {phases}; then {count(serving.engines(models), 'engine')} for {count(models, 'model')}"
     )
     if not cards.local and not gpus:

@@ -124,7 +124,7 @@ def with_layout(sampling: SamplingConfig, layout: SamplingLayout, space: CardSpa
 def describe_layout(sampling: SamplingConfig, streamed: bool) -> Iterator[str]:
     """A line per phase of a section without `auto`."""
     engine, scorer, ranker = (pool.gpus or 0.0 for pool in (sampling.engines, sampling.scorers, sampling.rankers))
-    last = f"a scorer has {amount(scorer)}, an embedder {amount(ranker) if ranker else 'the CPU'}"
+    last = f"a scorer has {amount(scorer)}, an embedder {amount(ranker) if ranker else 'none (it computes on the CPU)'}"
     stage = "sampling, during cpo" if streamed else "sampling"
     if not sampling.samples:
         yield f"{stage}: {last}"

@@ -1,6 +1,7 @@
 """Stage `sampling`: negatives for each prompt, their reference log-probs and ranks."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,14 @@ def make_split(
 
     def build(out: Path) -> Summary:
         stage.ray.ensure(sampling_resources(config))
-        phases = 2 if config.sampling.in_phases and config.sampling.samples else 1
-        total, unit = phases * rows, "rows" if phases == 1 else "rows, sampled and then scored"
-        with measured_bar("sampling", total, unit) as progress:
+        passes = 2 if config.sampling.in_phases and config.sampling.samples else 1  # in phases each row counts twice
+        with measured_bar("sampling", passes * rows, "rows") as progress:
             if similar is not None:
                 say("  only ranks: the same groups exist under another embedder")
                 return rerank(config, similar, model.path, out, progress.advance)
-            hooks = PhaseHooks(progress.advance, lambda: stage.ray.ensure(scoring_resources(config)))
+            hooks = PhaseHooks(
+                partial(progress.advance, note="sampled"), lambda: stage.ray.ensure(scoring_resources(config))
+            )
             return make_groups(config, examples.path, model.path, out, progress.advance, split=split, phases=hooks)
 
     stage.make(name, build, also)

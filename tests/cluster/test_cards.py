@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from cpo_ray.cluster.cards import (
@@ -7,6 +10,7 @@ from cpo_ray.cluster.cards import (
     local_cards,
     parse_holders,
     parse_memory,
+    read_memory,
     visible,
     wait_until_released,
 )
@@ -77,3 +81,22 @@ def test_a_smaller_or_busier_card_decides(monkeypatch):
     monkeypatch.setattr("cpo_ray.cluster.cards.count_local", lambda: 2)
     monkeypatch.setattr("cpo_ray.cluster.cards.read_memory", lambda: parse_memory(REPORT))
     assert str(local_cards()) == "2 x NVIDIA GeForce RTX 4090, 24.0 GiB each, of which other programs use 1.0"
+
+
+HOLD = "import sys, torch; held = torch.ones(2**29, device='cuda'); print('ready', flush=True); sys.stdin.read()"
+
+
+@pytest.mark.gpu
+def test_the_memory_of_another_process_is_seen_until_it_ends(monkeypatch):
+    """2 GiB, beside this process's own context if there is one."""
+    monkeypatch.setattr("cpo_ray.cluster.cards.POLL_S", 0.1)
+    before = read_memory()
+    assert len(before) == count_local() > 0
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "ready\n"
+        with pytest.raises(ClusterError, match="GiB in use, where at most"):
+            wait_until_released(before, 0)
+        holder.communicate("")
+    wait_until_released(before)
