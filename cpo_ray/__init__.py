@@ -87,7 +87,7 @@ def make_groups(rows: "Dataset | Iterable[Mapping[str, str]]", out: PathLike, co
     data = {key: value for key, value in tree.get("data", {}).items() if key not in SOURCES}
     tree["data"] = data | {"source": "instructions", "path": str(source), "fields": fields}
     run(parse_config(tree, "config"), root, last="sampling")
-    return ray.data.read_parquet(str(root / "groups" / "train"))
+    return ray.data.read_parquet([str(file) for file in sorted((root / "groups" / "train").glob("*.parquet"))])
 
 
 def merge(

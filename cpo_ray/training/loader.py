@@ -105,4 +105,4 @@ def _next_groups(stream: Iterator[tuple[int, list[Group]]], step: int) -> dict[s
         return str(error)
     if sampled_step != step:
         raise TrainingError(f"the stream returned the groups of step {sampled_step} instead of step {step}")
-    return {name: [group[name] for group in groups] for name in COLUMNS}  # type: ignore[literal-required]
+    return {name: [group.get(name) for group in groups] for name in COLUMNS}  # only answers of the data have a score
