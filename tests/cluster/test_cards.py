@@ -56,7 +56,9 @@ def reports(*used):
 
 def test_the_next_stage_waits_until_the_memory_is_free(monkeypatch):
     monkeypatch.setattr("cpo_ray.cluster.cards.POLL_S", 0)
-    wait_until_released([FIRST], 60, reports(14.0, 14.0, 1.5), lambda: pytest.fail("asked who holds it"))
+    read = reports(14.0, 14.0, 1.5)
+    wait_until_released([FIRST], 60, read, lambda: pytest.fail("asked who holds it"))
+    assert read()[0].used_gib == 1.5, "it asked until the memory was free"
     wait_until_released([], 60, list, list)
 
 
