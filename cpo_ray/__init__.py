@@ -5,6 +5,7 @@ one's own, see `cpo_ray.objective`, which needs neither Ray nor vLLM.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,9 +18,16 @@ __version__ = "0.1.0"
 __all__ = ["WinRate", "compare", "load_config", "make_groups", "merge", "run", "win_rate"]
 
 PathLike = str | Path
+PARTS = ("objective", "stages")  # sub-packages that `import cpo_ray` finds without loading them
 
 
 SOURCES = ("source", "path", "sources", "subset", "split", "revision", "fields")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PARTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.{name}")
 
 
 class WinRate(NamedTuple):
@@ -117,12 +125,13 @@ def compare(
 
     judge: keys of the section `judge` of a configuration, at least `url` and `model` of an OpenAI-compatible API. key: its
     API key. out: gets verdicts.jsonl, summary.json and the judge's answers, so that the same call repeats no request.
-    Raises DataError for rows that do not fit together, JudgeError if the judge fails.
+    Raises ConfigError for a key of `judge` that does not exist, DataError for rows that do not fit together, ServiceError if
+    the judge fails.
     """
-    from cpo_ray.config import JudgeConfig
+    from cpo_ray.commands.judge import judge_config
     from cpo_ray.evaluation.comparison import read_comparison
 
-    comparison = read_comparison(Path(candidates), Path(references), JudgeConfig(**judge), seed)
+    comparison = read_comparison(Path(candidates), Path(references), judge_config(**judge), seed)
     return comparison.run(key, Path(out), lambda: None)
 
 

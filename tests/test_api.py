@@ -94,6 +94,17 @@ def test_answers_are_compared_by_a_judge(tmp_path):
     assert (summary["n"], summary["ties"], summary["flip_rate"]) == (4, 4, 1.0), "always A: every pair flips"
 
 
+def test_a_mistake_in_the_judge_s_keys_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match="modell"):
+        cpo_ray.compare("a", "b", {"url": "http://x/v1", "modell": "m"}, tmp_path)
+
+
+def test_the_stages_are_found_without_an_import_of_their_own():
+    code = "import cpo_ray; print(*cpo_ray.stages.STAGES)"
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert seen.stdout.split()[:2] == ["data", "reference"]
+
+
 def test_a_win_rate_has_an_interval():
     rate = cpo_ray.win_rate(["win"] * 8 + ["loss"] * 2 + ["invalid"])
     assert rate.rate == 0.8

@@ -123,7 +123,7 @@ def judge(
 
     After an interruption, the same command continues, and repeats no request.
     """
-    config = _judge_config(
+    config = judge_config(
         url=judge_url,
         model=judge_model,
         key_variable=key_variable,
@@ -146,7 +146,8 @@ def judge(
     say(f"[bold]{escape(str(out / SUMMARY))}[/]")
 
 
-def _judge_config(**settings: Any) -> JudgeConfig:
+def judge_config(**settings: Any) -> JudgeConfig:
+    """The section `judge` of a configuration. Raises ConfigError, naming the key."""
     try:
         return JudgeConfig(**settings)
     except ValidationError as error:

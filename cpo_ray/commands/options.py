@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 from typer.core import TyperCommand
 
 from cpo_ray.commands.failures import exit_on_error
@@ -40,7 +41,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs in
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout, whatever the terminal."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_as_json))
+
+
+def _as_json(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
 
 
 class MultiNumberCommand(TyperCommand):

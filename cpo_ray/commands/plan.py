@@ -15,7 +15,7 @@ from cpo_ray.commands.failures import resumable
 from cpo_ray.commands.options import AsJson, ConfigPath, Overrides, RunDir, print_json
 from cpo_ray.config import RunConfig
 from cpo_ray.config.loading import load_config
-from cpo_ray.monitoring.console import say
+from cpo_ray.monitoring.console import say, set_quiet
 from cpo_ray.run_directory import run_directory
 
 SAMPLE_ROWS = 500  # of an embedded source, whose lengths are known once it is read
@@ -57,6 +57,8 @@ def plan(
     from cpo_ray.planning.tables import render_plan
 
     with resumable("plan", config, run_dir, overrides):
+        if as_json:
+            set_quiet(True)
         resolved = load_config(config, tuple(overrides or ()))
         root = run_directory(resolved.name, run_dir)
         resolved = with_row_counts(resolved, root)

@@ -14,7 +14,7 @@ from cpo_ray.commands.placement import preview_placement, refuse_faults
 from cpo_ray.commands.recipe import warn_about_recipe
 from cpo_ray.config import RunConfig
 from cpo_ray.config.loading import load_config
-from cpo_ray.monitoring.console import say
+from cpo_ray.monitoring.console import say, set_quiet
 
 
 def validate(
@@ -30,6 +30,8 @@ def validate(
     from cpo_ray.planning.tables import describe_run
 
     with resumable("validate", config, None, overrides):
+        if as_json:
+            set_quiet(True)
         resolved = load_config(config, tuple(overrides or ()))
         if show and not as_json:
             say(escape(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)))

@@ -1,3 +1,5 @@
+import json
+
 from tests.commands.command_line import invoke
 
 
@@ -7,6 +9,12 @@ def test_plan_prints_the_estimate(config):
     assert "16 x H100" in result.stdout
     assert "means of a sample drawn now" in result.stdout  # of the synthetic task
     assert "bottleneck" in result.stdout
+
+
+def test_plan_prints_nothing_but_json_if_asked(config):
+    found = json.loads(invoke("plan", config, "--json", "--gpu", "cpu").stdout)
+    assert found["config"]["objective"]["beta"] == 5.0
+    assert found["device"]
 
 
 def test_plan_asks_for_the_size_of_a_model_that_is_not_on_this_machine(config, monkeypatch):
